@@ -1,0 +1,27 @@
+"""Errors that a person can act on: each names the key, its value, what is allowed, and the mend."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for; nothing was computed or lost.
+
+    Args:
+        key: The configuration key, as typed on the command line (`trainer.gamma`).
+        value: What was given.
+        allowed: What is wrong with it, and what is allowed.
+        mend: What to do about it.
+    """
+
+    def __init__(self, key: str, value: object, allowed: str, mend: str = "") -> None:
+        super().__init__(key, value, allowed, mend)  # all arguments, so that it can be pickled
+        self.key, self.value, self.allowed, self.mend = key, value, allowed, mend
+
+    def __str__(self) -> str:
+        value = "null" if self.value is None else self.value
+        given = f"{self.key}={value}: {self.allowed}"
+        return f"{given}; {self.mend}" if self.mend else given
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; what it had recorded stays, and the message says where it is."""
