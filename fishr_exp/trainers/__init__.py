@@ -1,0 +1,1 @@
+"""One small file a method: a batch in, an objective out."""
