@@ -1,0 +1,50 @@
+# Every target sets itself up: it makes .venv when it is missing or the dependencies changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DIR    ?= outputs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-slow check format golden bench table
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## make .venv with the exact versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fishr-exp needs Python 3.10 or newer; pass PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data, its table and figure
+	$(BIN)/fishr-exp --multirun experiment=quickstart_erm
+	$(BIN)/fishr-exp --multirun experiment=quickstart
+	$(BIN)/fishr-table outputs/quickstart
+
+test: $(READY)  ## all tests that need no long run, server or GPU
+	$(BIN)/python -m pytest -n auto
+
+test-slow: $(READY)  ## the long ones too: servers, slow references, GPU where there is one
+	$(BIN)/python -m pytest -m ''
+
+check: $(READY)  ## ruff (lint and format), types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_rooms.py
+
+format: $(READY)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(READY)  ## rewrite the golden files; say why in the commit
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden
+
+bench: $(READY)  ## milliseconds a step and peak memory, ERM beside Fishr, as ratios
+	$(BIN)/python scripts/bench_step.py
+
+table: $(READY)  ## the table of the runs under DIR (outputs/quickstart)
+	$(BIN)/fishr-table $(DIR)
