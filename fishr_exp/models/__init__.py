@@ -1,0 +1,1 @@
+"""Featurizers and linear classifiers, one builder a file."""

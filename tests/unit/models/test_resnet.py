@@ -1,0 +1,229 @@
+"""Residual networks: frozen BatchNorm, weights from files and from the hub."""
+
+from __future__ import annotations
+
+import logging
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+from torch import nn
+
+from fishr_exp.errors import ConfigError
+from fishr_exp.models.resnet import resnet
+from fishr_exp.vision import torchvision
+
+HUB_NAME = "resnet18-f37072fd.pth"
+
+
+def build(**changes):
+    arguments = {
+        "input_shape": (3, 32, 32),
+        "num_classes": 7,
+        "depth": 18,
+        "pretrained": False,
+        "weights_file": None,
+        "freeze_bn": True,
+        "dropout": 0.0,
+    }
+    return resnet(**{**arguments, **changes})
+
+
+@pytest.fixture(scope="module")
+def plain_state():
+    """The weights of a torchvision ResNet-18 whose BatchNorm statistics are not the initial."""
+    torch.manual_seed(1)
+    network = torchvision.models.resnet18(weights=None)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return network.state_dict()
+
+
+def batch_norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize(("depth", "features", "head"), [(18, 512, 3591), (50, 2048, 14343)])
+def test_features_and_classifier_sizes(depth, features, head):
+    model = build(depth=depth)
+    x = torch.rand(2, 3, 32, 32)
+    assert model.featurizer(x).shape == (2, features)
+    assert model(x).shape == (2, 7)
+    assert sum(p.numel() for p in model.classifier.parameters()) == head
+
+
+def test_frozen_batchnorm_stays_in_evaluation_mode_and_trains_its_affine_weights():
+    model = build()
+    model.train()
+    assert model.featurizer.body.training
+    assert not any(module.training for module in batch_norms(model))
+    before = [module.running_mean.clone() for module in batch_norms(model)]
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    after = [module.running_mean for module in batch_norms(model)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(module.weight.grad is not None for module in batch_norms(model))
+    model.eval().train()
+    assert not any(module.training for module in batch_norms(model))
+
+
+def test_batchnorm_left_free_follows_the_mode_and_its_data():
+    model = build(freeze_bn=False).train()
+    assert all(module.training for module in batch_norms(model))
+    before = batch_norms(model)[0].running_mean.clone()
+    model(torch.rand(4, 3, 32, 32))
+    assert not torch.equal(before, batch_norms(model)[0].running_mean)
+
+
+def test_dropout_acts_on_the_features_in_training_only():
+    model = build(dropout=0.5).train()
+    x = torch.rand(2, 3, 32, 32)
+    dropped = (model.featurizer(x) == 0).float().mean()
+    assert 0.3 < dropped < 0.7
+    model.eval()
+    assert torch.equal(model.featurizer(x), model.featurizer.body(x))
+
+
+def test_random_weights_under_a_frozen_batchnorm_are_said_aloud(caplog):
+    with caplog.at_level(logging.WARNING):
+        build(freeze_bn=False)
+        assert not caplog.records
+        build(freeze_bn=True)
+    assert "model.freeze_bn=false" in caplog.text
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_torchvision_file_gives_the_features_of_its_network(
+    tmp_path, plain_state, wrapper, prefix
+):
+    state = {prefix + name: value for name, value in plain_state.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "weights.pt")
+    model = build(weights_file=str(tmp_path / "weights.pt")).eval()
+    network = torchvision.models.resnet18(weights=None)
+    network.load_state_dict(plain_state)
+    network.fc = nn.Identity()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model.featurizer(x), network.eval()(x))
+
+
+def test_a_file_of_our_own_model_gives_its_logits(tmp_path):
+    saved = build().eval()
+    torch.save({"model": saved.state_dict(), "step": 3}, tmp_path / "weights.pt")
+    loaded = build(weights_file=str(tmp_path / "weights.pt")).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(saved(x), loaded(x))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_other_channels_repeat_the_first_convolution(tmp_path, plain_state, channels):
+    torch.save(plain_state, tmp_path / "weights.pt")
+    model = build(input_shape=(channels, 32, 32), weights_file=str(tmp_path / "weights.pt"))
+    weight = model.featurizer.body.conv1.weight
+    assert weight.shape == (64, channels, 7, 7)
+    for channel in range(channels):
+        assert torch.equal(weight[:, channel], plain_state["conv1.weight"][:, channel % 3])
+    assert model(torch.rand(2, channels, 32, 32)).shape == (2, 7)
+
+
+def write_nothing(path):
+    pass
+
+
+def write_text(path):
+    path.write_text("not weights")
+
+
+def write_empty(path):
+    path.touch()
+
+
+def write_number(path):
+    torch.save(3, path)
+
+
+def write_whole_module(path):
+    torch.save(nn.Linear(2, 2), path)
+
+
+def write_other_names(path):
+    torch.save({"layer.weight": torch.zeros(3)}, path)
+
+
+def write_other_depth(path):
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), path)
+
+
+def write_other_classes(path):
+    torch.save(build(num_classes=5).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "fault"),
+    [
+        (write_nothing, "No such file"),
+        (write_text, "no file of tensors"),
+        (write_empty, "no file of tensors"),
+        (write_number, "no state dict"),
+        (write_whole_module, "no file of tensors"),
+        (write_other_names, "does not fit"),
+        (write_other_depth, "does not fit"),
+        (write_other_classes, "does not fit"),
+    ],
+)
+def test_a_bad_file_gets_one_line(tmp_path, write, fault):
+    path = tmp_path / "weights.pt"
+    write(path)
+    with pytest.raises(ConfigError, match=fault) as caught:
+        build(weights_file=str(path))
+    assert str(caught.value).startswith(f"model.weights_file={path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_as_a_file_gets_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.weights_file="):
+        build(weights_file=str(tmp_path))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty hub on a machine without a network."""
+
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+def test_without_a_network_the_mend_is_a_file(hub):
+    with pytest.raises(ConfigError) as caught:
+        build(pretrained=True)
+    line = str(caught.value)
+    assert line.startswith("model.pretrained=true: ")
+    assert HUB_NAME in line
+    assert "model.weights_file" in line
+    assert "\n" not in line
+
+
+def test_pretrained_takes_the_hub_s_v1_weights(hub, plain_state):
+    torch.save(plain_state, hub / HUB_NAME)
+    model = build(pretrained=True)
+    assert torch.equal(model.featurizer.body.conv1.weight, plain_state["conv1.weight"])
+
+
+def test_a_weights_file_is_taken_in_place_of_the_hub(hub, tmp_path, plain_state):
+    torch.save(plain_state, tmp_path / "weights.pt")
+    model = build(pretrained=True, weights_file=str(tmp_path / "weights.pt"))
+    assert torch.equal(model.featurizer.body.conv1.weight, plain_state["conv1.weight"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("depth", 34), ("dropout", 1.0), ("dropout", -0.1)])
+def test_values_out_of_range_name_their_key(key, value):
+    with pytest.raises(ConfigError, match=f"model.{key}={value}"):
+        build(**{key: value})
