@@ -1,0 +1,5 @@
+"""`python -m fishr_exp` is `fishr-exp`."""
+
+from fishr_exp.cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""From Hydra's configuration to the plain arguments of `run`, checked key by key.
+
+Beside `cli.py` the only file that knows Hydra. Every group's keys are the keywords of its
+`_target_`, and the root's keys those of `run`, so one signature serves as schema and as code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+from omegaconf import DictConfig, OmegaConf
+
+from fishr_exp.errors import ConfigError
+from fishr_exp.results.settings import settings
+
+GROUPS = ("dataset", "model", "trainer", "optimizer", "observer", "tracker")
+# Keywords that `run` gives to what it builds, and that no configuration holds.
+SUPPLIED = {"model": ("input_shape", "num_classes"), "optimizer": ("params",), "tracker": ("folder",)}
+# Root keys that say where a run is written; `run` gets the folder that they make.
+PLACES = ("output_dir", "sweep_name")
+# Arguments of `run` that the command line supplies.
+GIVEN_TO_RUN = ("folder", "labels", "config")
+
+
+def conf_dir() -> Path:
+    """Return the folder of the configuration: in the installed package, or beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def run_name(config: DictConfig, trainer: str) -> str:
+    """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    digest = hashlib.sha256(
+        json.dumps(settings(typing.cast(dict[str, Any], plain)), sort_keys=True).encode()
+    ).hexdigest()[:8]
+    gamma = (plain.get("trainer") or {}).get("gamma")
+    parts = [trainer, "" if gamma is None else f"gamma{gamma}", f"seed{plain.get('seed')}", digest]
+    return "-".join(part.replace("/", "_") for part in parts if part)
+
+
+def arguments(config: DictConfig) -> dict[str, Any]:
+    """Turn a composed configuration into keyword arguments of `run`.
+
+    Raises:
+        ConfigError: If a key is unknown or missing, or a value is of the wrong type.
+    """
+    from fishr_exp.run import run  # imports torch
+
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(key, "???", "must be given", f"add {key}=VALUE")
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    root = {key: value for key, value in plain.items() if key not in (*GROUPS, *PLACES)}
+    checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *PLACES))
+    parts = {group: part(plain.get(group), group) for group in GROUPS}
+    return {**checked, **parts, "config": plain}
+
+
+def part(node: object, group: str) -> Callable[..., Any] | None:
+    """Return what a group's node builds, ready to be called; None of an empty group."""
+    if node is None and group == "tracker":
+        return None
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
+    target = _target(node["_target_"], group)
+    keywords = {key: value for key, value in node.items() if key != "_target_"}
+    supplied = SUPPLIED.get(group, ())
+    return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
+
+
+def bind(
+    target: Callable[..., Any],
+    keywords: Mapping[str, Any],
+    prefix: str,
+    supplied: Iterable[str] = (),
+    also: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check keywords against the signature of `target`; return them as its annotations say.
+
+    Args:
+        target: What will be called.
+        keywords: What the configuration holds for it.
+        prefix: Of the keys in messages, e.g. `trainer.`.
+        supplied: Parameters that the configuration must not hold.
+        also: Further keys to name as allowed.
+
+    Raises:
+        ConfigError: If a keyword is unknown, missing or of the wrong type.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if name not in supplied
+    }
+    for name, value in keywords.items():
+        if name not in parameters:
+            raise unknown_key(f"{prefix}{name}", value, [*parameters, *also])
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in keywords:
+            raise ConfigError(f"{prefix}{name}", "???", "must be given", f"add {prefix}{name}=VALUE")
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    return {
+        name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
+        for name, value in keywords.items()
+    }
+
+
+def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
+    """Return the error for a key that nobody knows, with the nearest known one."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
+    prefix = key.rpartition(".")[0]
+    mend = f"did you mean {prefix}.{near[0]}?" if prefix and near else ""
+    if near and not prefix:
+        mend = f"did you mean {near[0]}?"
+    return ConfigError(key, value, f"no such key; known are {', '.join(allowed)}", mend)
+
+
+def _target(name: str, group: str) -> Callable[..., Any]:
+    try:
+        return hydra.utils.get_object(name)
+    except Exception as error:
+        raise ConfigError(
+            f"{group}._target_", name, f"cannot be imported ({error})", f"pass {group}=NAME"
+        ) from error
+
+
+def _convert(key: str, value: object, annotation: Any) -> Any:
+    """Return `value` as the annotation wants it; a number may be written as its text."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    lenient = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+    try:
+        return TypeAdapter(annotation, config=lenient).validate_python(value)
+    except ValidationError as error:
+        wanted = getattr(annotation, "__name__", None)
+        if wanted is None or typing.get_args(annotation):
+            wanted = str(annotation).replace("typing.", "").replace("torch.Tensor", "Tensor")
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(key, value, f"must be {wanted.replace('None', 'null')} ({reason})") from None

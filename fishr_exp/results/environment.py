@@ -1,0 +1,54 @@
+"""What a run ran on: versions, git commit, machine, command line."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fishr_exp
+
+_PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "backpack-for-pytorch", "numpy")
+
+
+def environment(device: str, threads: int) -> dict[str, Any]:
+    """Describe what the run runs on.
+
+    Args:
+        device: The device as people call it: `cpu`, or a GPU's name.
+        threads: Threads of one operation on the CPU; results are the same bits only at the same
+            number.
+    """
+    versions = {"fishr-exp": fishr_exp.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "versions": versions,
+        "git_commit": git_commit(Path(fishr_exp.__file__).parent.parent),
+        "device": device,
+        "threads": threads,
+        "platform": platform.platform(),
+        "command": sys.argv,
+    }
+
+
+def git_commit(checkout: Path) -> str | None:
+    """Return the commit of our own checkout, with `+changes` if files differ; None in a wheel."""
+    if not (checkout / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(checkout), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,160 @@
+"""The one loop that trains every method.
+
+    until the observer says stop, or the epochs are over:
+        for every step of the epoch:
+            make the optimizer anew, if the method wants it before this step
+            one minibatch of each training domain -> batch -> objective -> update
+        evaluate -> record -> observer -> what the caller does with both (write, save)
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from fishr_exp.contracts import Batch, Minibatch, Model
+from fishr_exp.training.checkpoint import random_state, restore_random_state
+from fishr_exp.training.observer import Observer, Verdict
+from fishr_exp.training.step import Method, as_module, optimizer_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """A training under way: all that a checkpoint holds."""
+
+    model: Model
+    method: Method
+    make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    observer: Observer
+    step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
+
+    def __post_init__(self) -> None:
+        self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Make the optimizer anew, without its history."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = self.make_optimizer(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next step depends on."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "method": as_module(self.method).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "observer": self.observer.state_dict(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was taken."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        as_module(self.method).load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.observer.load_state_dict(state["observer"])
+        restore_random_state(state["random"])
+
+
+def fit(
+    training: Training,
+    loaders: Iterable[Iterable[Minibatch]],
+    evaluate: Callable[[], dict[str, Any]],
+    on_evaluation: Callable[[dict[str, Any], Verdict], None],
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    device: torch.device,
+    title: str,
+) -> None:
+    """Train until the epochs are over or the observer stops.
+
+    Args:
+        training: What is trained; it may be in the middle, after a resume.
+        loaders: One a training domain, in a fixed order, each from the minibatch of the current
+            step on.
+        evaluate: Returns the accuracies of a record.
+        on_evaluation: Called after the observer with every record and its verdict.
+        epochs: At most so many evaluations.
+        steps_per_epoch: Updates between two evaluations.
+        device: Where the model lies.
+        title: What the progress bar calls the run.
+    """
+    model, method, observer = training.model, training.method, training.observer
+    batches = _batches(loaders, device)
+    total_steps = epochs * steps_per_epoch
+    model.train()
+    with (
+        tqdm(
+            total=total_steps,
+            initial=training.step,
+            desc=title,
+            unit="step",
+            disable=None,  # no bar where there is no terminal
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar,
+        logging_redirect_tqdm(),
+    ):
+        while training.step < total_steps and not observer.stop:
+            sums: dict[str, Tensor] = {}
+            started = time.perf_counter()
+            for _ in range(steps_per_epoch):
+                if training.step == getattr(method, "reset_optimizer_at", None):
+                    training.reset_optimizer()
+                logs = optimizer_step(
+                    method, model, training.optimizer, next(batches), training.step
+                )
+                training.step += 1
+                sums = {name: sums.get(name, 0) + value for name, value in logs.items()}
+                bar.update()
+            losses = {name: value.item() / steps_per_epoch for name, value in sums.items()}
+            seconds_per_step = (time.perf_counter() - started) / steps_per_epoch
+            record = {
+                "step": training.step,
+                "epoch": training.step // steps_per_epoch,
+                "seconds_per_step": seconds_per_step,
+                "learning_rate": training.optimizer.param_groups[0]["lr"],
+                "losses": losses,  # means over the epoch
+                **evaluate(),
+            }
+            verdict = observer.observe(record)
+            on_evaluation(record, verdict)
+            log.info(_line(record, epochs, verdict))
+    if observer.stop and training.step < total_steps:
+        log.info(
+            "stopped early: %s has not improved for %d evaluations",
+            observer.monitor,
+            observer.waited,
+        )
+
+
+def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> Iterator[Batch]:
+    """Join one minibatch of each domain, step by step, on the device."""
+    for minibatches in zip(*loaders, strict=True):
+        batch = Batch.join(minibatches)
+        yield Batch(
+            batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True), batch.sizes
+        )
+
+
+def _line(record: dict[str, Any], epochs: int, verdict: Verdict) -> str:
+    """One evaluation as a line for people."""
+    parts = [f"epoch {record['epoch']}/{epochs}", f"step {record['step']}"]
+    parts += [f"{name} {value:.4g}" for name, value in record["losses"].items()]
+    for part in ("train", "validation"):
+        mean = record[f"{part}_accuracy"]
+        if mean is not None:
+            parts.append(f"{part} {100 * mean:.1f} %")
+    return "  ".join(parts) + ("  (best)" if verdict.improved else "")
