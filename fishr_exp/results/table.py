@@ -1,0 +1,240 @@
+"""Tables of runs: a row for each method, gamma and setting, averaged over seeds and nothing else.
+
+Accuracies are in percent here, differences in percentage points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fishr_exp.results.run_folder import to_json
+from fishr_exp.results.runs import Run
+from fishr_exp.results.settings import settings
+from fishr_exp.results.statistics import Estimate, estimate
+
+BASELINE = "erm"
+
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ only in their seed."""
+
+    method: str
+    gamma: float | None
+    settings: Mapping[str, str]  # setting -> its value, for the settings that vary in the table
+    seeds: tuple[int, ...]
+    train: Estimate | None
+    validation: Estimate | None
+    test: Mapping[str, Estimate | None]  # test domain -> accuracy over all its samples
+    difference: Estimate | None  # to the baseline, in the first test domain, over shared seeds
+    chosen_by_test_domain: bool
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is a row of ERM."""
+        return self.method == BASELINE
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of one dataset with one choice of test domains."""
+
+    dataset: str
+    model: str | None  # None where it varies; it is then among the settings
+    test_domains: tuple[str, ...]
+    setting_names: tuple[str, ...]
+    rows: tuple[Row, ...]
+    repeats: tuple[Run, ...]  # runs whose row has their seed already; not counted
+
+    @property
+    def title(self) -> str:
+        """Dataset, test domains and model in a few words."""
+        domains = "test domain" if len(self.test_domains) == 1 else "test domains"
+        title = f"{self.dataset}; {domains} {', '.join(self.test_domains)}"
+        return title if self.model is None else f"{title}; model {self.model}"
+
+
+def build_tables(runs: Iterable[Run]) -> list[Table]:
+    """Make one table for each dataset and choice of test domains, in alphabetical order."""
+    parts = _partition(runs, lambda run: (run.dataset, tuple(sorted(run.test_domains))))
+    return [_build_table(part) for _, part in sorted(parts.items())]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs that differ only in their seed, one of each seed, in the order of their seeds."""
+
+    runs: tuple[Run, ...]
+    settings: Mapping[str, Any]  # flat; without seeds that follow the run's
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+
+def _build_table(runs: list[Run]) -> Table:
+    groups, repeats = _group(runs)
+    names = _varying(groups)
+    baselines = _partition((g for g in groups if g.first.method == BASELINE), _base)
+    test_domains = runs[0].test_domains
+    rows = []
+    for group in groups:
+        values = {_header(name): _show(name, _value(group, name)) for name in names}
+        same_base = baselines.get(_base(group), [])
+        # Two rows of the baseline with the same base leave open which one to compare with.
+        baseline = same_base[0] if len(same_base) == 1 else None
+        rows.append(_build_row(group, values, test_domains, baseline))
+    models = {run.model for run in runs}
+    return Table(
+        dataset=runs[0].dataset,
+        model=models.pop() if len(models) == 1 else None,
+        test_domains=test_domains,
+        setting_names=tuple(_header(name) for name in names),
+        rows=tuple(sorted(rows, key=_order)),
+        repeats=tuple(repeats),
+    )
+
+
+def _build_row(
+    group: _Group,
+    values: Mapping[str, str],
+    test_domains: Sequence[str],
+    baseline: _Group | None,
+) -> Row:
+    runs = group.runs
+    return Row(
+        method=group.first.method,
+        gamma=group.first.gamma,
+        settings=values,
+        seeds=tuple(run.seed for run in runs),
+        train=_percent(run.train_accuracy for run in runs),
+        validation=_percent(run.validation_accuracy for run in runs),
+        test={d: _percent(run.test_accuracy.get(d) for run in runs) for d in test_domains},
+        difference=_paired(runs, baseline.runs, test_domains) if baseline else None,
+        chosen_by_test_domain=any(run.chosen_by_test_domain for run in runs),
+    )
+
+
+def _paired(
+    runs: Sequence[Run], baselines: Sequence[Run], test_domains: Sequence[str]
+) -> Estimate | None:
+    """Estimate the difference over the seeds that both have: same splits, same noise."""
+    if runs[0].method == BASELINE or not test_domains:
+        return None
+    domain = test_domains[0]
+    there = {run.seed: run.test_accuracy.get(domain) for run in baselines}
+    pairs = [(run.test_accuracy.get(domain), there.get(run.seed)) for run in runs]
+    return _percent(a - b for a, b in pairs if a is not None and b is not None)
+
+
+def _percent(fractions: Iterable[float | None]) -> Estimate | None:
+    return estimate([100 * value for value in fractions if value is not None])
+
+
+def _group(runs: Iterable[Run]) -> tuple[list[_Group], list[Run]]:
+    """Group runs by all that they are but their seed; give back repeats of a seed apart."""
+    groups: list[_Group] = []
+    repeats: list[Run] = []
+    for alike in _partition(runs, lambda run: _identity(run, _without_seeds(run))).values():
+        # `dataset.seed: ${seed}` follows the run's seed; set by itself, it is a setting.
+        if all(seed == run.seed for run in alike for seed in _inner_seeds(run).values()):
+            parts = [(alike, _without_seeds(alike[0]))]
+        else:
+            pinned = _partition(alike, lambda run: to_json(_inner_seeds(run)))
+            parts = [(p, {**_without_seeds(p[0]), **_inner_seeds(p[0])}) for p in pinned.values()]
+        for part, values in parts:
+            by_seed = _partition(part, lambda run: run.seed)
+            groups.append(_Group(tuple(by_seed[seed][0] for seed in sorted(by_seed)), values))
+            repeats += [run for same in by_seed.values() for run in same[1:]]
+    return groups, repeats
+
+
+def _identity(run: Run, values: Mapping[str, Any]) -> str:
+    return to_json([run.method, run.model, sorted((k, to_json(v)) for k, v in values.items())])
+
+
+def _without_seeds(run: Run) -> dict[str, Any]:
+    values = settings(run.config)
+    apart = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one choice of test domains
+    return {key: value for key, value in values.items() if key not in apart}
+
+
+def _inner_seeds(run: Run) -> dict[str, Any]:
+    return {key: v for key, v in settings(run.config).items() if key.endswith(".seed")}
+
+
+def _base(group: _Group) -> str:
+    """Name what a method and its baseline have in common: all settings but the method's own."""
+    values = {k: v for k, v in group.settings.items() if not k.startswith("trainer.")}
+    return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
+
+
+def _varying(groups: Sequence[_Group]) -> list[str]:
+    """Name the settings that need a column, so that no two rows look alike.
+
+    A setting that follows from the method (`trainer.*`), the model's name (`model.*`) or the class
+    that a part of the configuration builds (`optimizer.*`) needs none.
+    """
+    names = ["model"] if len({group.first.model for group in groups}) > 1 else []
+    if all(_value(g, "trainer.gamma") in (g.first.gamma, _ABSENT) for g in groups):
+        apart = {"trainer.gamma"}  # has its own column
+    else:
+        apart = set()
+    for key in dict.fromkeys(key for group in groups for key in group.settings):
+        by_label = _partition(groups, lambda group, key=key: _label(group, key))  # type: ignore[misc]
+        varies = any(len({to_json(_value(g, key)) for g in part}) > 1 for part in by_label.values())
+        if varies and key not in apart:
+            names.append(key)
+    return names
+
+
+def _label(group: _Group, key: str) -> str:
+    """Name what the setting `key` may follow from, which the table shows already."""
+    part, _, rest = key.partition(".")
+    labels = {"trainer": group.first.method, "model": group.first.model}
+    if part in labels:
+        return labels[part]
+    return str(group.settings.get(f"{part}._target_")) if rest != "_target_" else ""
+
+
+_ABSENT = "–"
+
+
+def _value(group: _Group, name: str) -> Any:
+    return group.first.model if name == "model" else group.settings.get(name, _ABSENT)
+
+
+def _header(name: str) -> str:
+    # The class that `optimizer` builds is what it is; for the model, its name has that column.
+    return "optimizer" if name == "optimizer._target_" else name
+
+
+def _show(name: str, value: object) -> str:
+    """Write a setting's value as it is typed, a class by its last name."""
+    if isinstance(value, str):
+        return value.rpartition(".")[2] if name.endswith("_target_") else value
+    return to_json(value)
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    gamma = (0, 0.0) if row.gamma is None else (1, row.gamma)
+    return (not row.is_baseline, row.method, gamma, [_natural(v) for v in row.settings.values()])
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(text), text)
+    except ValueError:
+        return (1, 0.0, text)
+
+
+def _partition(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    parts: dict[K, list[T]] = {}
+    for item in items:
+        parts.setdefault(key(item), []).append(item)
+    return parts
