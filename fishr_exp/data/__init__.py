@@ -1,0 +1,1 @@
+"""Domains, their splits and minibatches; one file a family of datasets."""
