@@ -1,0 +1,201 @@
+"""Minibatches of one domain: endless for training, once through for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from fishr_exp.contracts import Domain, Minibatch
+from fishr_exp.data.tensors import TensorDomain
+from fishr_exp.errors import ConfigError, TrainingError
+from fishr_exp.seeding import generator
+
+_MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
+
+
+class Minibatches(Dataset[Minibatch]):
+    """The endless stream of minibatches of a domain's training part.
+
+    Minibatch k is a function of the seed, the domain's name and k alone: not of what was read
+    before, nor of the number of workers, nor of the other domains. So the step counter is all that
+    a checkpoint must keep. Each pass over the part has its own order, and leaves out what does not
+    fill a last minibatch.
+
+    Args:
+        domain: Where the samples are read.
+        indices: The training part [N], int64.
+        batch_size: Samples a minibatch, >= 2; None for the whole part at every step, in the order
+            of `indices`.
+        seed: The run's seed.
+
+    Attributes:
+        per_pass: Minibatches in a pass over the part.
+        constant: Whether every minibatch is the same, the whole part of a domain in memory. It is
+            read once then, and its tensors are the same objects at every step, so that a copy on
+            another device can be kept. Treat them as read-only.
+
+    Raises:
+        ConfigError: If a minibatch would have fewer than two samples, or more than the part has.
+    """
+
+    def __init__(self, domain: Domain, indices: Tensor, batch_size: int | None, seed: int) -> None:
+        _check_sizes(domain.name, len(indices), batch_size)
+        self.domain = domain
+        self.indices = indices
+        self.batch_size = batch_size
+        self.seed = seed
+        self.per_pass = 1 if batch_size is None else len(indices) // batch_size
+        self.constant = batch_size is None and isinstance(domain, TensorDomain)
+        self._whole = domain.read(indices) if self.constant else None
+        self._pass = -1
+        self._order = indices
+
+    def __getitem__(self, k: int) -> Minibatch:
+        """Return minibatch `k`, counted from the first step of the run."""
+        if self._whole is not None:
+            return self._whole
+        augment = generator(self.seed, "augment", self.domain.name, k)
+        return self.domain.read(self._indices_of(k), augment)
+
+    def _indices_of(self, k: int) -> Tensor:
+        if self.batch_size is None:
+            return self.indices
+        number, position = divmod(k, self.per_pass)
+        if number != self._pass:
+            stream = generator(self.seed, "minibatches", self.domain.name, number)
+            self._order = self.indices[torch.randperm(len(self.indices), generator=stream)]
+            self._pass = number
+        start = position * self.batch_size
+        return self._order[start : start + self.batch_size]
+
+
+def _check_sizes(name: str, samples: int, batch_size: int | None) -> None:
+    if batch_size is not None and batch_size < _MIN_SAMPLES:
+        raise ConfigError(
+            "batch_size",
+            batch_size,
+            "a variance needs at least 2 samples of each domain",
+            "choose 2 or more, or null for the whole domain",
+        )
+    if samples < _MIN_SAMPLES:
+        raise ConfigError(
+            "batch_size",
+            batch_size,
+            f"domain {name} has {samples} training sample{'s' * (samples != 1)}, and a variance "
+            "needs at least 2",
+            "lower holdout_fraction, or give the domain more samples",
+        )
+    if batch_size is not None and batch_size > samples:
+        raise ConfigError(
+            "batch_size",
+            batch_size,
+            f"domain {name} has {samples} training samples",
+            f"choose at most {samples}, or null for the whole domain",
+        )
+
+
+def loader(
+    minibatches: Minibatches,
+    start: int,
+    stop: int,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Minibatch]:
+    """Return a loader of the minibatches `start`, …, `stop` − 1, in this order.
+
+    Its position is the step counter: a loader from step k goes on exactly where another stopped.
+
+    Args:
+        minibatches: The stream.
+        start: The first step.
+        stop: The step after the last.
+        num_workers: Processes that read ahead; 0 reads in this process. The minibatches are the
+            same for any number. Constant minibatches are there already: no process reads them.
+        pin_memory: Put the minibatches into page-locked memory, for a copy to a CUDA device;
+            without effect on constant minibatches, for it would copy them at every step.
+    """
+    if minibatches.constant:
+        num_workers, pin_memory = 0, False
+    return _loader(minibatches, range(start, stop), num_workers, pin_memory)
+
+
+def chunks(
+    domain: Domain,
+    indices: Tensor,
+    size: int,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Minibatch]:
+    """Return a loader of the samples at `indices` for evaluation: in order, nothing augmented.
+
+    Args:
+        domain: Where the samples are read.
+        indices: The part [N], int64; with N = 0 there is no chunk.
+        size: Samples a chunk; the last may have fewer.
+        num_workers: Processes that read ahead; 0 reads in this process.
+        pin_memory: Put the chunks into page-locked memory, for a copy to a CUDA device.
+    """
+    dataset = _Chunks(domain, indices, size)
+    return _loader(dataset, range(len(dataset)), num_workers, pin_memory)
+
+
+class _Chunks(Dataset[Minibatch]):
+    def __init__(self, domain: Domain, indices: Tensor, size: int) -> None:
+        self.domain = domain
+        self.parts = indices.split(size) if len(indices) else ()
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, k: int) -> Minibatch:
+        return self.domain.read(self.parts[k])
+
+
+def _loader(
+    dataset: Dataset[Minibatch], items: range, num_workers: int, pin_memory: bool
+) -> DataLoader[Minibatch]:
+    return _Loader(
+        _Guarded(dataset),
+        batch_size=None,
+        sampler=items,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+        # Its own stream, as a loader draws a seed for its workers: the global one is not touched.
+        generator=torch.Generator(),
+    )
+
+
+def _as_it_is(item: Any) -> Any:  # the samples of a minibatch are together already
+    return item
+
+
+class _Guarded(Dataset[Any]):
+    """Hand an expected error of a worker back as a value, for PyTorch would rewrite its message."""
+
+    def __init__(self, dataset: Dataset[Minibatch]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, k: int) -> Minibatch | TrainingError:
+        try:
+            return self.dataset[k]
+        except TrainingError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+
+class _Loader(DataLoader[Minibatch]):
+    """A loader that raises the errors that its workers handed back."""
+
+    def __iter__(self) -> Iterator[Minibatch]:  # type: ignore[override]
+        for item in super().__iter__():
+            if isinstance(item, TrainingError):
+                raise item
+            yield item

@@ -1,0 +1,42 @@
+"""The split of a domain into a training and a validation part."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fishr_exp.contracts import Domain
+from fishr_exp.errors import ConfigError
+from fishr_exp.seeding import generator
+
+
+class Split(NamedTuple):
+    """Indices into a domain, ascending in each part; together they are all, and each once."""
+
+    train: Tensor  # [N - floor(fraction * N)], int64
+    validation: Tensor  # [floor(fraction * N)], int64
+
+
+def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
+    """Split a domain at random, by a stream that depends on `seed` and the domain's name only.
+
+    So every method and every gamma sees the same split, and another domain changes nothing here.
+
+    Args:
+        domain: The domain.
+        holdout_fraction: Fraction of the domain that is kept for validation, in [0, 1).
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: If `holdout_fraction` is outside [0, 1).
+    """
+    if not 0 <= holdout_fraction < 1:
+        raise ConfigError(
+            "holdout_fraction", holdout_fraction, "a fraction in [0, 1) of each domain is allowed"
+        )
+    count = int(holdout_fraction * len(domain))
+    order = torch.randperm(len(domain), generator=generator(seed, "split", domain.name))
+    # Ascending parts keep reads in the order of storage; minibatches are shuffled on their own.
+    return Split(order[count:].sort().values, order[:count].sort().values)

@@ -1,0 +1,168 @@
+"""The streams of minibatches: pure, resumable, the same for any number of workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+import torch
+
+from fishr_exp.contracts import Minibatch
+from fishr_exp.data.minibatches import Minibatches, chunks, loader
+from fishr_exp.data.tensors import TensorDomain
+from fishr_exp.errors import ConfigError, TrainingError
+
+
+class Noisy:
+    """A domain whose labels are the indices and whose images are the augmentation's draws."""
+
+    def __init__(self, name="noisy", count=23, broken_at=-1):
+        self.name, self.count, self.broken_at = name, count, broken_at
+
+    def __len__(self):
+        return self.count
+
+    def read(self, indices, augment=None):
+        if self.broken_at in indices.tolist():
+            raise TrainingError("pictures/seven.png: the image cannot be read")
+        x = (
+            torch.zeros(len(indices))
+            if augment is None
+            else torch.rand(len(indices), generator=augment)
+        )
+        return Minibatch(x, indices.clone())
+
+
+def in_memory(count=23):
+    x = torch.arange(count, dtype=torch.float32).reshape(count, 1, 1, 1)
+    return TensorDomain("memory", x, torch.arange(count))
+
+
+def stream(domain=None, batch_size=5, seed=0, count=23):
+    domain = domain or Noisy(count=count)
+    return Minibatches(domain, torch.arange(len(domain)), batch_size, seed)
+
+
+def same(ones, others):
+    ones, others = list(ones), list(others)
+    return len(ones) == len(others) and all(
+        torch.equal(a.x, b.x) and torch.equal(a.y, b.y) for a, b in zip(ones, others, strict=True)
+    )
+
+
+def test_a_pass_shows_each_sample_once_and_drops_the_rest():
+    minibatches = stream()
+    assert minibatches.per_pass == 4
+    for number in range(3):
+        shown = torch.cat([minibatches[4 * number + i].y for i in range(4)])
+        assert len(set(shown.tolist())) == 20
+
+
+def test_passes_have_orders_of_their_own():
+    minibatches = stream(batch_size=23)
+    assert not torch.equal(minibatches[0].y, minibatches[1].y)
+    assert sorted(minibatches[0].y.tolist()) == sorted(minibatches[1].y.tolist())
+
+
+def test_only_the_samples_of_the_part_are_shown():
+    minibatches = Minibatches(Noisy(), torch.tensor([3, 5, 7, 11]), 2, seed=0)
+    assert {i for k in range(6) for i in minibatches[k].y.tolist()} == {3, 5, 7, 11}
+
+
+def test_a_minibatch_depends_on_nothing_but_seed_name_and_number():
+    forward = [stream()[k] for k in range(9)]  # a fresh stream each
+    torch.rand(5)
+    minibatches = stream()
+    backward = [minibatches[k] for k in reversed(range(9))][::-1]
+    assert same(forward, backward)
+    assert not same(forward, [stream(seed=1)[k] for k in range(9)])
+    assert not same(forward, [stream(Noisy("another"))[k] for k in range(9)])
+
+
+def test_augmentation_is_drawn_anew_for_each_minibatch():
+    minibatches = stream(batch_size=23)
+    assert not torch.equal(minibatches[0].x, minibatches[1].x)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("domain", [Noisy(), in_memory()])
+def test_a_loader_gives_the_same_from_any_start_with_any_number_of_workers(domain, num_workers):
+    reference = [stream(domain)[k] for k in range(9)]
+    assert same(loader(stream(domain), 0, 9, num_workers=num_workers), reference)
+    assert same(loader(stream(domain), 6, 9, num_workers=num_workers), reference[6:])
+
+
+def test_loaders_leave_the_global_stream_alone():
+    before = torch.get_rng_state()
+    list(loader(stream(), 0, 5))
+    list(loader(stream(), 0, 5, num_workers=1))
+    list(chunks(Noisy(), torch.arange(5), 2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loader_of_an_endless_run_starts_at_once():
+    endless = iter(loader(stream(), 0, 10**15))
+    assert torch.equal(next(endless).y, stream()[0].y)
+
+
+def test_the_whole_part_comes_in_order_and_is_augmented_anew():
+    minibatches = stream(batch_size=None)
+    assert minibatches.per_pass == 1
+    assert not minibatches.constant
+    assert torch.equal(minibatches[0].y, torch.arange(23))
+    assert torch.equal(minibatches[1].y, torch.arange(23))
+    assert not torch.equal(minibatches[0].x, minibatches[1].x)
+
+
+def test_the_whole_part_of_a_domain_in_memory_is_read_once():
+    domain = in_memory()
+    minibatches = Minibatches(domain, torch.arange(2, 20), None, seed=0)
+    assert minibatches.constant
+    read = list(loader(minibatches, 0, 3, num_workers=2, pin_memory=True))
+    assert len({m.x.data_ptr() for m in read}) == 1
+    assert read[0].y.tolist() == list(range(2, 20))
+    assert not stream(domain).constant
+
+
+def test_no_worker_is_started_for_what_is_there_already():
+    iterator = iter(loader(Minibatches(in_memory(), torch.arange(9), None, 0), 0, 2, num_workers=2))
+    next(iterator)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_expected_error_of_a_worker_stays_one_line(num_workers):
+    minibatches = stream(Noisy(broken_at=7))
+    with pytest.raises(TrainingError) as caught:
+        list(loader(minibatches, 0, 20, num_workers=num_workers))
+    assert str(caught.value) == "pictures/seven.png: the image cannot be read"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_chunks_read_a_part_once_in_order_without_augmentation(num_workers):
+    indices = torch.tensor([9, 2, 4, 4, 0])
+    read = list(chunks(Noisy(), indices, 2, num_workers=num_workers))
+    assert [len(m.y) for m in read] == [2, 2, 1]
+    assert torch.equal(torch.cat([m.y for m in read]), indices)
+    assert not torch.cat([m.x for m in read]).any()
+
+
+def test_an_empty_part_has_no_chunk():
+    read = chunks(Noisy(), torch.arange(0), 2)
+    assert len(read) == 0
+    assert list(read) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [
+        (23, 1, r"batch_size=1: .*at least 2"),
+        (23, 0, r"batch_size=0: .*at least 2"),
+        (1, None, r"batch_size=null: domain noisy has 1 training sample, .*holdout_fraction"),
+        (0, 8, r"batch_size=8: domain noisy has 0 training samples, .*at least 2"),
+        (23, 24, r"batch_size=24: domain noisy has 23 training samples; choose at most 23"),
+    ],
+)
+def test_sizes_that_cannot_be_name_the_domain_and_the_mend(count, batch_size, expected):
+    with pytest.raises(ConfigError, match=expected):
+        stream(count=count, batch_size=batch_size)
