@@ -1,0 +1,20 @@
+"""Exact, differentiable variance of per-sample gradients within each domain (Ramé et al. 2022).
+
+Imports torch and nothing else of this package, so that it can be used in any training loop:
+
+    variance = gradient_variance(model, inputs, targets, sizes)
+    loss = variance.losses.mean() + gamma * penalty(variance.variances)
+    loss.backward()
+
+Shapes, in all files here: D domains, n samples of one domain, N samples of all domains, C classes,
+P entries of a parameter, T positions at which a layer uses its parameter on one sample (pixels,
+tokens), R and K rows and columns of a parameter seen as a matrix.
+"""
+
+from __future__ import annotations
+
+from .losses import per_sample_losses
+from .penalty import penalty
+from .variance import GradientVariance, gradient_variance
+
+__all__ = ["GradientVariance", "gradient_variance", "penalty", "per_sample_losses"]

@@ -1,0 +1,138 @@
+"""The reference engine: per-sample gradients by BackPACK (Dangel et al. 2020).
+
+The only file that knows BackPACK. It works on a twin of the model that shares parameters and
+buffers, so that the user's modules never carry BackPACK's hooks, and nothing outlives the call.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .moments import Moments, moments_of_gradients
+
+
+def moments_by_backpack(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    sizes: Sequence[int],
+    parameters: Mapping[str, nn.Parameter],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    create_graph: bool,
+) -> tuple[Tensor, Tensor, dict[str, Moments]]:
+    """Moments of the per-sample gradients of `parameters`; see `gradient_variance`.
+
+    Keeps all per-sample gradients in memory.
+
+    Returns:
+        Logits [N, C], losses [N], and the moments by parameter name.
+
+    Raises:
+        ValueError: If BackPACK cannot do a module, or the model uses a parameter in a way that
+            BackPACK does not see.
+
+    Source: Dangel, Kunstner, Hennig 2020, "BackPACK: Packing more into backprop", `BatchGrad`.
+    """
+    from backpack import backpack, extend
+    from backpack.context import CTX
+    from backpack.extensions import BatchGrad
+
+    twin, handles = _twin(model), len(CTX.hook_handles)
+    features: list[Tensor] = []
+    for name, module in _owners(twin, parameters):
+        _refuse(name, module)
+        # BackPACK's hooks fire only if gradients at the modules' inputs are asked for, too.
+        module.register_forward_pre_hook(lambda _, args: features.extend(args))
+        extend(module)
+    wanted = list(parameters.values())
+    try:
+        logits = twin(inputs)
+        losses = loss(logits, targets)
+        at = wanted + [x for x in features if isinstance(x, Tensor) and x.requires_grad]
+        with backpack(BatchGrad()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            totals = torch.autograd.grad(
+                losses.sum(), at, create_graph=create_graph, retain_graph=True, allow_unused=True
+            )
+        gradients = {
+            name: _collect(name, parameter, total, len(inputs))
+            for (name, parameter), total in zip(parameters.items(), totals, strict=False)
+        }
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        if type(error) is RuntimeError and "BackwardHookFunction" not in str(error):
+            raise
+        raise ValueError(
+            f"engine='backpack': BackPACK cannot do this model ({error}); engine='native' can"
+        ) from error
+    finally:
+        features.clear()  # they lead to the graph, which leads to the hooks that hold them
+        _forget(twin, wanted, handles)
+    if not create_graph:
+        gradients = {name: g.detach() for name, g in gradients.items()}
+    return logits, losses, {n: moments_of_gradients(g, sizes) for n, g in gradients.items()}
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Copy the modules of `model`, but none of its parameters and buffers."""
+    shared = [*model.parameters(), *model.buffers()]
+    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    for module in twin.modules():
+        if getattr(module, "inplace", False):  # which BackPACK's hooks do not stand
+            module.inplace = False  # type: ignore[assignment]
+    return twin
+
+
+def _forget(twin: nn.Module, parameters: Sequence[nn.Parameter], handles: int) -> None:
+    """Take away what BackPACK leaves on modules, on parameters and in its global list of hooks."""
+    from backpack import memory_cleanup
+    from backpack.context import CTX
+
+    for module in twin.modules():
+        memory_cleanup(module)
+    for parameter in parameters:
+        if hasattr(parameter, "grad_batch"):
+            del parameter.grad_batch
+    for handle in CTX.hook_handles[handles:]:
+        handle.remove()
+    del CTX.hook_handles[handles:]
+
+
+def _owners(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that hold a selected parameter themselves."""
+    selected = {id(parameter) for parameter in parameters.values()}
+    for name, module in model.named_modules():
+        if any(id(parameter) in selected for parameter in module.parameters(recurse=False)):
+            yield name, module
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        raise ValueError(
+            f"engine='backpack': {name} is BatchNorm in training mode, where a sample has no "
+            "gradient of its own; put it into evaluation mode"
+        )
+
+
+def _collect(name: str, parameter: nn.Parameter, total: Tensor | None, count: int) -> Tensor:
+    """Return the gradients [N, *shape] that BackPACK left, which must add up to the total."""
+    if total is None:
+        return parameter.new_zeros(count, *parameter.shape)
+    gradients = getattr(parameter, "grad_batch", None)
+    tolerance = 1e-3 * total.detach().abs().max()
+    if (
+        gradients is None
+        or len(gradients) != count
+        or (gradients.sum(0) - total).abs().max() > tolerance
+    ):
+        raise ValueError(
+            f"engine='backpack': BackPACK does not see every use of {name} "
+            "(a module used twice, a function called by hand); engine='native' does"
+        )
+    return gradients

@@ -1,0 +1,47 @@
+"""The penalty: how far the domains' variances lie from their mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def penalty(
+    variances: Mapping[str, Tensor],
+    *,
+    over_parameters: Literal["sum", "mean"] = "sum",
+    over_domains: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Squared distance of the domains' variances to their mean over the domains.
+
+    penalty = mean_e sum_p (v_e[p] - mean_e v_e[p])^2
+
+    Args:
+        variances: By parameter, [D, *shape of the parameter].
+        over_parameters: `"sum"`, the squared norm of the paper; `"mean"`, divided by the number
+            of all parameters, as DomainBed does.
+        over_domains: `"mean"`, as in the paper; `"sum"`, as the paper's Colored MNIST script does.
+
+    Returns:
+        A scalar; 0 for one domain.
+
+    Raises:
+        ValueError: If there are no variances, or a convention is unknown.
+
+    Source: Ramé et al. 2022 (arXiv:2109.02934), the Fishr penalty, with the defaults.
+    """
+    if not variances:
+        raise ValueError("variances: empty; a penalty needs at least one parameter")
+    if over_parameters not in ("sum", "mean"):
+        raise ValueError(f"over_parameters={over_parameters!r}: expected 'sum' or 'mean'")
+    if over_domains not in ("mean", "sum"):
+        raise ValueError(f"over_domains={over_domains!r}: expected 'mean' or 'sum'")
+    distances = [(v - v.mean(0)).square().sum() for v in variances.values()]
+    total = torch.stack(distances).sum()
+    first = next(iter(variances.values()))
+    if over_parameters == "mean":
+        total = total / sum(v[0].numel() for v in variances.values())
+    return total / len(first) if over_domains == "mean" else total

@@ -1,0 +1,61 @@
+"""Which parameters of a model the variance is taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str, nn.Parameter]:
+    """Select the trainable parameters that `scope` names.
+
+    A pattern selects a parameter if it matches its full name (`*`, `?` and `[...]` as in file
+    names), or matches a module that contains it: `"classifier"` selects `classifier.weight` and
+    `classifier.bias`.
+
+    Args:
+        model: The model.
+        scope: `"all"`, one pattern, or several.
+
+    Returns:
+        Parameters by full name, in the model's order; a shared parameter once, by the first of
+        its names that is selected. Frozen parameters have no gradient and are left out.
+
+    Raises:
+        ValueError: If a pattern selects no trainable parameter.
+    """
+    patterns = [scope] if isinstance(scope, str) else list(scope)
+    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    chosen = set(names) if patterns == ["all"] else set()
+    for pattern in patterns if not chosen else []:
+        found = {name for name in names if _matches(name, pattern)}
+        if not found:
+            raise ValueError(
+                f"scope={pattern!r} selects no trainable parameter; there are {_brief(names)}"
+            )
+        chosen |= found
+    if not chosen:
+        raise ValueError(f"scope={scope!r}: the model has no trainable parameter")
+    selected: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in chosen and id(parameter) not in seen:
+            seen.add(id(parameter))
+            selected[name] = parameter
+    return selected
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    prefixes = (".".join(parts[:i]) for i in range(1, len(parts) + 1))
+    return any(fnmatchcase(prefix, pattern) for prefix in prefixes)
+
+
+def _brief(names: list[str], most: int = 8) -> str:
+    if not names:
+        return "none at all"
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 2])}, ... ({len(names)}), {', '.join(names[-2:])}"
