@@ -82,7 +82,7 @@ def _make_table(folder: Path, out: Path, printed: str) -> None:
         )
     tables = build_tables(runs.done)
     files = _write(tables, out)
-    sys.stdout.write(FORMATS[printed](tables).rstrip("\n") + "\n")
+    sys.stdout.write(FORMATS[printed](tables))
     sys.stdout.flush()
     # What is said about a table goes elsewhere when the table may be read by a program.
     said = sys.stdout if printed == "text" else sys.stderr

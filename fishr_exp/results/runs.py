@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fishr_exp.errors import ConfigError
 from fishr_exp.results.run_folder import CONFIG, RECORDS, RESULT, RunFolder
 
 
@@ -66,8 +67,8 @@ def read_runs(root: str | Path) -> Runs:
                 runs.unfinished.append(folder)
         except _UnreadableError as error:
             runs.broken[folder] = str(error)
-        except (OSError, ValueError) as error:
-            runs.broken[folder] = f"{RESULT} cannot be read ({error})"
+        except ConfigError as error:  # from the folder, which speaks to who wants to run in it
+            runs.broken[folder] = error.allowed
     return runs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,11 @@ from fishr_exp.results.table import Row, Table
 
 def to_text(tables: Sequence[Table]) -> str:
     """Write `tables` for a terminal."""
-    return "\n\n".join(
+    parts = (
         "\n".join([table.title, "", _lay_out(_plain_grid(table), "simple"), "", *_notes(table)])
         for table in tables
     )
+    return "\n\n".join(parts) + "\n"
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -82,11 +84,17 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Make `text` mean itself in LaTeX, for pdflatex with its default fonts."""
-    return "".join(_LATEX.get(c, c if ord(c) < _LATIN_END else f"[U+{ord(c):04X}]") for c in text)
+    """Make `text` mean itself in LaTeX, for pdflatex with its default fonts.
+
+    A letter that those fonts lack is shown by its number: `[U+7D20]`.
+    """
+    return "".join(
+        _LATEX.get(c, c if _KNOWN.fullmatch(c) else f"[U+{ord(c):04X}]")
+        for c in unicodedata.normalize("NFC", text)
+    )
 
 
-_LATIN_END = 0x180  # pdflatex's default encoding knows no letters from here on
+_KNOWN = re.compile("[ -~À-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ]")
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -95,7 +103,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "±": r"$\pm$",
     "Δ": r"$\Delta$",
     "–": "--",
