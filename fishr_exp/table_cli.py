@@ -122,7 +122,7 @@ def _figure_name(table: Table, number: int, of: int) -> str:
 
 def _count(runs: Runs) -> str:
     return (
-        f"{len(runs)} runs: {len(runs.done)} done, {len(runs.failed)} failed,"
+        f"{len(runs)} run{'s' * (len(runs) != 1)}: {len(runs.done)} done, {len(runs.failed)} failed,"
         f" {len(runs.unfinished)} unfinished, {len(runs.broken)} unreadable"
     )
 

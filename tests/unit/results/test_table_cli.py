@@ -41,7 +41,7 @@ def test_other_formats_are_alone_on_standard_output(factory, tmp_path, capsys):
     (line,) = csv.DictReader(io.StringIO(out))
     assert line["method"] == "erm"
     assert out == (out_folder / "table.csv").read_text()
-    assert "Read 1 runs: 1 done" in err
+    assert "Read 1 run: 1 done" in err
     assert "Gamma does not vary in colored_digits" in err
     assert not (factory.root / "table").exists()
 
@@ -59,7 +59,7 @@ def test_no_runs(factory, capsys):
     assert main([str(factory.root)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "no run under it is done (1 runs: 0 done, 0 failed, 1 unfinished" in err
+    assert "no run under it is done (1 run: 0 done, 0 failed, 1 unfinished" in err
     assert len(err.splitlines()) == 1
     assert not (factory.root / "table").exists()
 
