@@ -121,8 +121,9 @@ def _figure_name(table: Table, number: int, of: int) -> str:
 
 
 def _count(runs: Runs) -> str:
+    plural = "" if len(runs) == 1 else "s"
     return (
-        f"{len(runs)} run{'s' * (len(runs) != 1)}: {len(runs.done)} done, {len(runs.failed)} failed,"
+        f"{len(runs)} run{plural}: {len(runs.done)} done, {len(runs.failed)} failed,"
         f" {len(runs.unfinished)} unfinished, {len(runs.broken)} unreadable"
     )
 
