@@ -24,7 +24,11 @@ from fishr_exp.results.settings import settings
 
 GROUPS = ("dataset", "model", "trainer", "optimizer", "observer", "tracker")
 # Keywords that `run` gives to what it builds, and that no configuration holds.
-SUPPLIED = {"model": ("input_shape", "num_classes"), "optimizer": ("params",), "tracker": ("folder",)}
+SUPPLIED = {
+    "model": ("input_shape", "num_classes"),
+    "optimizer": ("params",),
+    "tracker": ("folder",),
+}
 # Root keys that say where a run is written; `run` gets the folder that they make.
 PLACES = ("output_dir", "sweep_name")
 # Arguments of `run` that the command line supplies.
@@ -108,7 +112,9 @@ def bind(
             raise unknown_key(f"{prefix}{name}", value, [*parameters, *also])
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in keywords:
-            raise ConfigError(f"{prefix}{name}", "???", "must be given", f"add {prefix}{name}=VALUE")
+            raise ConfigError(
+                f"{prefix}{name}", "???", "must be given", f"add {prefix}{name}=VALUE"
+            )
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     return {
         name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
@@ -148,4 +154,6 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
         if wanted is None or typing.get_args(annotation):
             wanted = str(annotation).replace("typing.", "").replace("torch.Tensor", "Tensor")
         reason = error.errors()[0]["msg"]
-        raise ConfigError(key, value, f"must be {wanted.replace('None', 'null')} ({reason})") from None
+        raise ConfigError(
+            key, value, f"must be {wanted.replace('None', 'null')} ({reason})"
+        ) from None

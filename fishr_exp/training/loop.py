@@ -142,13 +142,20 @@ def fit(
 
 def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> Iterator[Batch]:
     """Join one minibatch of each domain, step by step, on the device."""
+    before: tuple[Minibatch, ...] = ()
     for minibatches in zip(*loaders, strict=True):
-        batch = Batch.join(minibatches)
-        yield Batch(
-            batch.x.to(device, non_blocking=True),
-            batch.y.to(device, non_blocking=True),
-            batch.sizes,
-        )
+        # A domain taken whole comes as the same tensors every step: joined and moved once.
+        if not before or any(
+            new.x is not old.x for new, old in zip(minibatches, before, strict=True)
+        ):
+            batch = Batch.join(minibatches)
+            batch = Batch(
+                batch.x.to(device, non_blocking=True),
+                batch.y.to(device, non_blocking=True),
+                batch.sizes,
+            )
+            before = minibatches
+        yield batch
 
 
 def _line(record: dict[str, Any], epochs: int, best: bool) -> str:

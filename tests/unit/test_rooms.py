@@ -26,7 +26,7 @@ HOMES = {
     "torchvision": {"vision.py"},
 }
 # Imported inside functions, never when a module is loaded: the command line must answer at once.
-LAZY = {"mlflow", "matplotlib", "sklearn", "backpack"}
+LAZY = {"mlflow", "matplotlib", "backpack"}
 
 
 def modules() -> list[Path]:

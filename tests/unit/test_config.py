@@ -1,0 +1,132 @@
+"""Every YAML is bound to what it builds; every method to its YAML."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fishr_exp.config import (
+    GIVEN_TO_RUN,
+    GROUPS,
+    PLACES,
+    SUPPLIED,
+    arguments,
+    bind,
+    conf_dir,
+    part,
+    run_name,
+)
+from fishr_exp.errors import ConfigError
+from fishr_exp.run import run
+
+YAMLS = sorted(p for group in GROUPS for p in (conf_dir() / group).glob("*.yaml"))
+EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
+ROOT = "dataset.root=somewhere"
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", [*overrides, "sweep_name=test"])
+
+
+def node(path: Path):
+    group = path.parent.name
+    return composed(f"{group}={path.stem}").get(group)
+
+
+def test_the_root_holds_the_arguments_of_run() -> None:
+    keys = set(composed()) - set(PLACES)
+    assert keys == set(inspect.signature(run).parameters) - set(GIVEN_TO_RUN)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
+    group = path.parent.name
+    config = node(path)
+    if path.stem == "none":
+        assert config is None
+        return
+    target = part({"_target_": config["_target_"]}, group) if group == "nothing" else None
+    import hydra.utils
+
+    target = hydra.utils.get_object(config["_target_"])
+    keys = set(config) - {"_target_"}
+    parameters = set(inspect.signature(target).parameters) - set(SUPPLIED.get(group, ()))
+    if config["_target_"].startswith("fishr_exp."):
+        assert keys == parameters
+    else:  # a library's own defaults hold for the rest
+        assert keys <= parameters
+    values = OmegaConf.to_container(config, resolve=False)
+    known = {k: v for k, v in values.items() if v != "???" and not str(v).startswith("${")}
+    for key in ("seed", "root", "sweep"):  # mandatory or interpolated
+        if key in keys - set(known):
+            known[key] = 0 if key == "seed" else "text"
+    known.pop("_target_")
+    assert set(bind(target, known, f"{group}.", SUPPLIED.get(group, ()))) == keys
+
+
+def test_every_yaml_was_found() -> None:
+    found = set((conf_dir()).rglob("*.yaml")) - {conf_dir() / "config.yaml"}
+    assert found == set(YAMLS) | set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiment_binds(path: Path) -> None:
+    config = composed(f"experiment={path.stem}")
+    if OmegaConf.is_missing(config.dataset, "root") if "root" in config.dataset else False:
+        config.dataset.root = "somewhere"
+    assert callable(arguments(config)["trainer"])
+
+
+def test_every_method_has_its_yaml() -> None:
+    package = Path(inspect.getfile(run)).parent / "trainers"
+    methods = {p.stem for p in package.glob("*.py") if not p.stem.startswith("_")}
+    for method in methods:
+        target = node(conf_dir() / "trainer" / f"{method}.yaml")["_target_"]
+        assert target.startswith(f"fishr_exp.trainers.{method}.")
+    for yaml in (conf_dir() / "trainer").glob("*.yaml"):
+        assert node(yaml)["_target_"].split(".")[2] in methods
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.gamma=abc", ["trainer.gamma=abc", "must be float"]),
+        ("epochs=many", ["epochs=many", "must be int"]),
+        ("batch_size=[1]", ["batch_size=[1]", "int | null"]),
+        ("test_domains=minus90", ["test_domains=minus90", "list[str]"]),
+        ("+trainer.stps=3", ["trainer.stps=3", "no such key", "gamma"]),
+        ("+trainer.gama=3", ["trainer.gama=3", "did you mean trainer.gamma?"]),
+        ("+sede=3", ["sede=3", "did you mean seed?"]),
+        ("trainer._target_=fishr_exp.nowhere.Nothing", ["trainer._target_", "cannot be imported"]),
+        ("test_domains=???", ["test_domains=???", "must be given"]),
+        ("dataset=pacs", ["dataset.root=???", "must be given", "dataset.root=VALUE"]),
+        ("model=null", ["model=null", "pass model=NAME"]),
+    ],
+)
+def test_a_mistake_names_key_value_and_what_is_allowed(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments(composed(override))
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_text_becomes_the_annotated_type() -> None:
+    checked = arguments(composed("trainer.gamma='1e3'", "test_domains=[75]"))
+    assert checked["trainer"]().gamma == 1000.0
+    assert checked["test_domains"] == ["75"]
+
+
+def test_the_run_name_follows_the_settings_alone() -> None:
+    def name(*overrides: str) -> str:
+        return run_name(composed(*overrides), "fishr")
+
+    assert name() == name("device=cpu", "tracker=none", "resume=false", "output_dir=elsewhere")
+    assert name().startswith("fishr-gamma1.0-seed0-")
+    assert len({name(), name("seed=1"), name("trainer.l2=1"), name("epochs=2")}) == 4
