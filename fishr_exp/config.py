@@ -137,8 +137,9 @@ def _target(name: str, group: str) -> Callable[..., Any]:
     try:
         return hydra.utils.get_object(name)
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{group}._target_", name, f"cannot be imported ({error})", f"pass {group}=NAME"
+            f"{group}._target_", name, f"cannot be imported ({reason:.200})", f"pass {group}=NAME"
         ) from error
 
 

@@ -117,15 +117,19 @@ class Fishr(nn.Module):
         convention = CONVENTIONS[self.convention]
         annealed = step >= self.anneal_steps or self.gamma == 0
         weight = self.gamma if annealed else convention.weight_before
-        _, losses, variances = gradient_variance(
-            model,
-            batch.x,
-            batch.y,
-            batch.sizes,
-            scope=self.scope,
-            engine=self.engine,
-            create_graph=weight > 0,
-        )
+        try:
+            _, losses, variances = gradient_variance(
+                model,
+                batch.x,
+                batch.y,
+                batch.sizes,
+                scope=self.scope,
+                engine=self.engine,
+                create_graph=weight > 0,
+            )
+        except ValueError as error:  # the heart refuses a scope, or an engine its network
+            key = f"trainer.engine={self.engine} trainer.scope"
+            raise ConfigError(key, self.scope, str(error)) from error
         variances = self._smooth(variances)
         distance = penalty(
             variances,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import hydra.utils
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -17,7 +18,6 @@ from fishr_exp.config import (
     arguments,
     bind,
     conf_dir,
-    part,
     run_name,
 )
 from fishr_exp.errors import ConfigError
@@ -25,7 +25,6 @@ from fishr_exp.run import run
 
 YAMLS = sorted(p for group in GROUPS for p in (conf_dir() / group).glob("*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
-ROOT = "dataset.root=somewhere"
 
 
 def composed(*overrides: str):
@@ -50,9 +49,6 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
     if path.stem == "none":
         assert config is None
         return
-    target = part({"_target_": config["_target_"]}, group) if group == "nothing" else None
-    import hydra.utils
-
     target = hydra.utils.get_object(config["_target_"])
     keys = set(config) - {"_target_"}
     parameters = set(inspect.signature(target).parameters) - set(SUPPLIED.get(group, ()))
@@ -77,9 +73,10 @@ def test_every_yaml_was_found() -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_binds(path: Path) -> None:
     config = composed(f"experiment={path.stem}")
-    if OmegaConf.is_missing(config.dataset, "root") if "root" in config.dataset else False:
-        config.dataset.root = "somewhere"
-    assert callable(arguments(config)["trainer"])
+    for key in OmegaConf.missing_keys(config):
+        assert key == "dataset.root"
+        OmegaConf.update(config, key, "somewhere")
+    assert arguments(config)["trainer"]().min_domains >= 1
 
 
 def test_every_method_has_its_yaml() -> None:
@@ -105,7 +102,6 @@ def test_every_method_has_its_yaml() -> None:
         ("trainer._target_=fishr_exp.nowhere.Nothing", ["trainer._target_", "cannot be imported"]),
         ("test_domains=???", ["test_domains=???", "must be given"]),
         ("dataset=pacs", ["dataset.root=???", "must be given", "dataset.root=VALUE"]),
-        ("model=null", ["model=null", "pass model=NAME"]),
     ],
 )
 def test_a_mistake_names_key_value_and_what_is_allowed(override: str, words: list[str]) -> None:
