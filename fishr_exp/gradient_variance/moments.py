@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .outer import outer_moments
-from .rules import Direct, Outer, Term
+from .uses import Outer, Term
 
 
 class Moments(NamedTuple):
@@ -22,7 +22,7 @@ class Moments(NamedTuple):
 def moments_of_terms(
     terms: Sequence[Term], shape: torch.Size, sizes: Sequence[int], limit: int
 ) -> Moments:
-    """Moments of the sum of `terms`, the uses of one parameter of the given shape.
+    """Moments of the sum of `terms`, one for each use of a parameter.
 
     Args:
         terms: At least one.
@@ -31,10 +31,11 @@ def moments_of_terms(
         limit: Most entries of a temporary tensor.
     """
     outers = [term for term in terms if isinstance(term, Outer)]
-    if len(outers) == len(terms):
-        return _moments_of_outers(outers, shape, sizes, limit)
-    gradients = [t.gradients if isinstance(t, Direct) else _materialise(t, shape) for t in terms]
-    return moments_of_gradients(torch.stack(gradients).sum(0) if terms[1:] else gradients[0], sizes)
+    if len(outers) < len(terms):
+        return moments_of_gradients(gradients_of_terms(terms, shape), sizes)
+    joined = _joined(outers)
+    mean, variance = outer_moments(joined.factors, sizes, limit, *joined.tensors)
+    return Moments(mean.reshape(-1, *shape), variance.reshape(-1, *shape))
 
 
 def moments_of_gradients(gradients: Tensor, sizes: Sequence[int]) -> Moments:
@@ -47,9 +48,31 @@ def moments_of_gradients(gradients: Tensor, sizes: Sequence[int]) -> Moments:
     return Moments(torch.stack(means), torch.stack(variances))
 
 
-def _moments_of_outers(
-    outers: Sequence[Outer], shape: torch.Size, sizes: Sequence[int], limit: int
-) -> Moments:
+def gradients_of_terms(terms: Sequence[Term], shape: torch.Size) -> Tensor:
+    """Per-sample gradients [N, *shape], added up over the terms."""
+    gradients = [_materialise(t, shape) if isinstance(t, Outer) else t.gradients for t in terms]
+    return torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
+
+
+def first_samples(terms: Sequence[Term], count: int) -> list[Term]:
+    """Restrict terms to the first `count` samples."""
+    return [
+        Outer(t.factors, tuple(x[:count] for x in t.tensors))
+        if isinstance(t, Outer)
+        else type(t)(t.gradients[:count])
+        for t in terms
+    ]
+
+
+def _materialise(outer: Outer, shape: torch.Size) -> Tensor:
+    left, right = outer.factors(*outer.tensors)
+    return (left @ right.transpose(-1, -2)).reshape(-1, *shape)
+
+
+def _joined(outers: Sequence[Outer]) -> Outer:
+    """Several uses of one parameter as one: they add up as positions do."""
+    if len(outers) == 1:
+        return outers[0]
     counts = [len(outer.tensors) for outer in outers]
 
     def factors(*tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,16 +80,7 @@ def _moments_of_outers(
         for outer, count in zip(outers, counts, strict=True):
             parts.append(outer.factors(*tensors[start : start + count]))
             start += count
-        if len(parts) == 1:
-            return parts[0]
         lefts, rights = zip(*parts, strict=True)
-        return torch.cat(lefts, -1), torch.cat(rights, -1)  # uses add up as positions do
+        return torch.cat(lefts, -1), torch.cat(rights, -1)
 
-    tensors = [tensor for outer in outers for tensor in outer.tensors]
-    mean, variance = outer_moments(factors, sizes, limit, *tensors)
-    return Moments(mean.reshape(-1, *shape), variance.reshape(-1, *shape))
-
-
-def _materialise(outer: Outer, shape: torch.Size) -> Tensor:
-    left, right = outer.factors(*outer.tensors)
-    return (left @ right.transpose(-1, -2)).reshape(-1, *shape)
+    return Outer(factors, tuple(tensor for outer in outers for tensor in outer.tensors))

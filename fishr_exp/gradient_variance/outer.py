@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 Factors = Callable[..., tuple[Tensor, Tensor]]
 """Maps tensors [b, ...] of b samples to left [b, G, R, T] and right [b, G, K, T], G groups."""
 
-CACHE_BLOCK = 2**17
-"""Per-sample gradient entries worked on at a time on a CPU: what its second-level cache holds."""
+VECTOR_BLOCK, MATRIX_BLOCK = 2**17, 2**20
+"""Per-sample gradient entries worked on at a time on a CPU, for T = 1 and for T > 1, by trial: what
+its caches hold."""
 
 
 def outer_moments(
@@ -173,7 +174,7 @@ def _chunks(
     one_sample = max(left.numel(), right.numel())
     length = max(1, min(n, limit // one_sample))
     if domain[0].device.type == "cpu" and right[-1] == 1:
-        length = max(1, min(length, CACHE_BLOCK // (right[1] * right[2])))
+        length = max(1, min(length, VECTOR_BLOCK // (right[1] * right[2])))
     return zip(*(t.split(length) for t in domain), strict=True)
 
 
@@ -185,7 +186,7 @@ def _meta_factors(factors: Factors, domain: tuple[Tensor, ...]) -> tuple[Tensor,
 def _row_blocks(left: Tensor, right: Tensor, limit: int) -> Iterator[slice]:
     """Cut the rows of the gradients into blocks that keep the limit, and on a CPU the cache."""
     if left.device.type == "cpu":
-        limit = min(limit, CACHE_BLOCK)
+        limit = min(limit, VECTOR_BLOCK if left.shape[3] == 1 else MATRIX_BLOCK)
     rows = left.shape[2]
     step = max(1, min(rows, limit // (right.shape[0] * right.shape[1] * right.shape[2])))
     return (slice(start, start + step) for start in range(0, rows, step))

@@ -2,65 +2,149 @@
 
 A use is a torch function that takes a selected parameter and returns a tensor with a graph. Seen
 at this level, a module called twice, a weight that two modules share and a parameter given to a
-function by hand are all the same, and nothing a module does to a result later (in-place
+function by hand are all the same, and nothing that a module does to a result later (in-place
 activations, residual additions, branches) matters: the gradient edge of the result is taken at
 once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .uses import Use, flatten
 
-@dataclass
-class Use:
-    """One call of a torch function with selected parameters."""
+ELEMENTWISE = frozenset(
+    variant
+    for name in ("add", "sub", "mul", "div", "truediv")
+    for variant in (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__")
+) | {"rsub", "true_divide", "multiply", "subtract", "divide", "expand", "expand_as"}
+"""Names of functions whose parameters may be copied for each sample, see `_copy_bare`."""
 
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Tensor  # as returned; later in-place code may have changed its data
-    edge: GradientEdge  # where the gradient at the output, as returned, arrives
+
+def give_copies(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Give each of shape[0] samples its own copy of `parameter`, which has none of that size."""
+    aligned = (1,) * (len(shape) - parameter.ndim) + tuple(parameter.shape)
+    return parameter.reshape(aligned).expand(shape[0], *aligned[1:])
 
 
 class Recorder(TorchFunctionMode):
     """While active, records the uses of `parameters` in the order of the calls.
 
     Args:
-        parameters: The selected parameters by name.
+        parameters: The selected parameters.
+        count: N, the number of samples in the forward pass.
+        allow_batch_statistics: Whether BatchNorm may be in training mode.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], count: int, allow_batch_statistics: bool = False
+    ) -> None:
         super().__init__()
-        self.names = {id(parameter): name for name, parameter in parameters.items()}
+        self.selected = {id(parameter) for parameter in parameters}
+        self.count = count
+        self.allow_batch_statistics = allow_batch_statistics
         self.uses: list[Use] = []
-
-    def name_of(self, value: object) -> str | None:
-        """Return the name of `value` if it is a selected parameter."""
-        return self.names.get(id(value))
+        self._in_attention = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward and self._sees_inside(args, kwargs):
+            return self._attention(args, kwargs)
+        used = any(id(value) in self.selected for value in flatten((*args, *kwargs.values())))
+        if func is F.batch_norm:
+            self._refuse_batch_statistics(used, args, kwargs)
+        if not used:
+            return func(*args, **kwargs)
+        if getattr(func, "__name__", "") in ELEMENTWISE:
+            args = self._copy_bare(func, args)
         result = func(*args, **kwargs)
-        if any(id(value) in self.names for value in _flatten((*args, *kwargs.values()))):
-            for output in _flatten((result,)):
-                if isinstance(output, Tensor) and output.requires_grad:
-                    edge = get_gradient_edge(output)
-                    self.uses.append(Use(func, args, kwargs, output, edge))
+        if any(id(value) in self.selected for value in flatten((*args, *kwargs.values()))):
+            for output in flatten((result,)):
+                self._record(func, args, kwargs, output)
         return result
 
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:  # not a shape, not `.data`
+            edge = get_gradient_edge(output)
+            self.uses.append(Use(func, args, kwargs, output, edge, self._in_attention))
 
-def _flatten(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _flatten(value)
-        else:
-            yield value
+    def _copy_bare(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Give each sample its own copy of a parameter that is broadcast over the samples.
+
+        The gradient at the copies [N, ...] is then the per-sample gradient, whatever the function
+        is. Possible where the result's first dimension is N and the parameter's is 1 or absent.
+        """
+        shape = _shape_of_result(func, args)
+        if self._in_attention or not shape or shape[0] != self.count:
+            return args
+        return tuple(self._copy(arg, shape) if id(arg) in self.selected else arg for arg in args)
+
+    def _copy(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if parameter.ndim == len(shape) and len(parameter) != 1:
+            return parameter
+        copies = give_copies(parameter, shape)
+        self._record(give_copies, (parameter, shape), {}, copies)
+        return copies
+
+    def _sees_inside(self, args: tuple[Any, ...], kwargs: Any) -> bool:
+        query = args[0] if args else kwargs["query"]
+        return query.ndim == 3 and query.shape[1] == self.count and not self._in_attention
+
+    def _attention(self, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run attention with its projections in sight; it has the positions before the samples."""
+        self._in_attention = True
+        try:
+            with self:
+                return _open_attention(*args, **kwargs)
+        finally:
+            self._in_attention = False
+
+    def _refuse_batch_statistics(self, used: bool, args: tuple[Any, ...], kwargs: Any) -> None:
+        training = kwargs.get("training", args[5] if len(args) > 5 else False)
+        if training and (used or self.uses) and not self.allow_batch_statistics:
+            raise ValueError(
+                "BatchNorm in training mode between the selected parameters and the loss: its "
+                "batch statistics couple the samples, so that none has a gradient of its own; put "
+                "it into evaluation mode, choose a scope behind it, or ask for "
+                "batch_statistics='constant'"
+            )
+
+
+def _shape_of_result(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Shape of an element-wise function's result; empty if it has none."""
+    if func is Tensor.expand:
+        sizes = args[1] if isinstance(args[1], list | tuple) else args[1:]
+        own = (1,) * (len(sizes) - args[0].ndim) + tuple(args[0].shape)
+        return tuple(o if s == -1 else s for s, o in zip(sizes, own, strict=True))
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    try:
+        return tuple(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
+    except RuntimeError:
+        return ()  # the function itself will say what is wrong
+
+
+def _opened(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Copy a function of `torch.nn.functional` that does not ask the mode before it starts.
+
+    The mode sees such a function as a whole; the copy lets it see the functions inside.
+    """
+    assert isinstance(function, FunctionType)
+    names = {**function.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_open_attention = _opened(F.multi_head_attention_forward)

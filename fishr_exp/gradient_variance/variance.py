@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from .losses import gradient_at_logits, per_sample_losses
-from .moments import Moments, moments_of_terms
-from .recorder import Recorder, Use
-from .rules import RULES, Term
+from .losses import per_sample_losses
+from .native import native_moments
 from .scope import select_parameters
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -75,8 +72,16 @@ def gradient_variance(
             model, inputs, targets, sizes, parameters, loss, create_graph
         )
     elif engine == "native":
-        logits, losses, moments = _native_moments(
-            model, inputs, targets, sizes, parameters, loss, create_graph
+        logits, losses, moments = native_moments(
+            model,
+            inputs,
+            targets,
+            sizes,
+            parameters,
+            loss,
+            create_graph=create_graph,
+            memory_limit=MEMORY_LIMIT,
+            allow_batch_statistics=False,
         )
     else:
         raise ValueError(f"engine={engine!r}: expected 'native' or 'backpack'")
@@ -93,59 +98,3 @@ def _checked_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     if not sizes or sum(sizes) != count:
         raise ValueError(f"sizes={sizes} add up to {sum(sizes)}, but there are {count} inputs")
     return sizes
-
-
-def _native_moments(
-    model: nn.Module,
-    inputs: Tensor,
-    targets: Tensor,
-    sizes: tuple[int, ...],
-    parameters: Mapping[str, nn.Parameter],
-    loss: Loss,
-    create_graph: bool,
-) -> tuple[Tensor, Tensor, dict[str, Moments]]:
-    recorder = Recorder(parameters)
-    with recorder:
-        logits = model(inputs)
-    losses = loss(logits, targets)
-    uses = recorder.uses
-    for use in uses:
-        if use.function not in RULES:
-            raise ValueError(f"no rule for {use.function} yet")
-    deltas = _gradients_at_outputs(uses, logits, losses, targets, loss, create_graph)
-    terms: dict[str, list[Term]] = {name: [] for name in parameters}
-    with torch.set_grad_enabled(create_graph):
-        for use, delta in zip(uses, deltas, strict=True):
-            for name, term in RULES[use.function](use, delta, recorder.name_of).items():
-                terms[name].append(term)
-        moments = {}
-        for name, parameter in parameters.items():
-            if terms[name]:
-                moments[name] = moments_of_terms(terms[name], parameter.shape, sizes, MEMORY_LIMIT)
-            else:
-                zeros = parameter.new_zeros(len(sizes), *parameter.shape)
-                moments[name] = Moments(zeros, zeros)
-    return logits, losses, moments
-
-
-def _gradients_at_outputs(
-    uses: Sequence[Use],
-    logits: Tensor,
-    losses: Tensor,
-    targets: Tensor,
-    loss: Loss,
-    create_graph: bool,
-) -> list[Tensor]:
-    """Gradient of the summed losses at the output of each use, [N, ...] each."""
-    if loss is per_sample_losses and len(uses) == 1 and uses[0].output is logits:
-        return [gradient_at_logits(logits if create_graph else logits.detach(), targets)]
-    edges = [use.edge for use in uses]
-    if not edges:
-        return []
-    found = torch.autograd.grad(
-        losses.sum(), edges, create_graph=create_graph, retain_graph=True, allow_unused=True
-    )
-    return [
-        torch.zeros_like(use.output) if delta is None else delta
-        for use, delta in zip(uses, found, strict=True)
-    ]

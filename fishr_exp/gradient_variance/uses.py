@@ -1,0 +1,79 @@
+"""Uses of parameters in a forward pass, and the per-sample gradients that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from .outer import Factors
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a torch function with selected parameters."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor  # the result; later in-place code may have changed its data
+    edge: GradientEdge  # where the gradient at the result arrives, whatever happens to it later
+    positions_first: bool = False  # [T, N, ...] or [T * N, ...], as attention works inside
+
+    def bind(self, *names: str) -> list[Any]:
+        """Return the arguments of these names, in the order of the function's signature.
+
+        None stands for those that were not given.
+        """
+        given = list(self.args) + [None] * len(names)
+        return [self.kwargs.get(name, given[i]) for i, name in enumerate(names)]
+
+    def names(self, known: dict[int, str]) -> set[str]:
+        """Return the names of the parameters among the arguments, given those by identity."""
+        values = flatten((*self.args, *self.kwargs.values()))
+        return {known[id(value)] for value in values if id(value) in known}
+
+    def samples_first(self, x: Tensor, count: int) -> Tensor:
+        """Bring an argument or a gradient into the layout [N, ...], in float32 at least."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        if self.positions_first:
+            return x.reshape(-1, count, x.shape[-1]).transpose(0, 1)
+        return x
+
+
+class Direct(NamedTuple):
+    """A per-sample gradient small enough to be kept."""
+
+    gradients: Tensor  # [N, *shape of the parameter]
+
+
+class Outer(NamedTuple):
+    """A per-sample gradient that is a product of two factors, and is never kept."""
+
+    factors: Factors
+    tensors: tuple[Tensor, ...]  # [N, ...] each
+
+
+Term = Direct | Outer
+MakeTerm = Callable[[Tensor], Term]
+"""Maps the gradient at the output of a use to a term."""
+
+Rule = Callable[[Use, int], "list[tuple[Any, MakeTerm]] | None"]
+"""Maps a use, and the number of samples N, to the arguments that have a rule, each with its term.
+
+None if the rule does not hold for this call, for instance because the first dimension is not N.
+"""
+
+
+def flatten(values: Any) -> Iterator[Any]:
+    """Yield the values in nested lists and tuples."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from flatten(value)
+        else:
+            yield value
