@@ -82,7 +82,7 @@ class Fishr(nn.Module):
     ) -> None:
         super().__init__()
         if not (math.isfinite(gamma) and gamma >= 0):
-            raise ConfigError("trainer.gamma", gamma, "must be finite and 0 or more")
+            raise ConfigError("trainer.gamma", gamma, "must be finite and not negative", "0 is ERM")
         if convention not in CONVENTIONS:
             raise ConfigError("trainer.convention", convention, f"choose of {_list(CONVENTIONS)}")
         if engine not in ENGINES:
