@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from fishr_exp.config import arguments, conf_dir, run_name, unknown_key
-from fishr_exp.errors import ConfigError, TrainingError
+from fishr_exp.config import arguments, conf_dir, run_name
+from fishr_exp.errors import TrainingError
+from fishr_exp.mistakes import before_the_run, one_line
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except KeyboardInterrupt:
         sys.exit(_say("stopped; the same command goes on from the last checkpoint", 130))
-    except (ConfigError, TrainingError, HydraException, OmegaConfBaseException, OSError) as error:
-        message = None if FULL_ERROR else one_line(error)
-        if message is None:
+    except Exception as error:
+        if FULL_ERROR:
             raise
-        status = _status(error)
-        sys.exit(status if getattr(error, "logged", False) else _say(message, status))
+        if hasattr(error, "status"):  # from a job of a sweep, which has said it
+            sys.exit(error.status)
+        sys.exit(_say(one_line(error) or before_the_run(error), 2))
 
 
 def job(config: DictConfig) -> float | None:
@@ -46,72 +46,41 @@ def job(config: DictConfig) -> float | None:
     from fishr_exp.run import run  # imports torch
 
     context = HydraConfig.get()
-    choices = context.runtime.choices
     try:
+        checked = arguments(config)
+        choices = context.runtime.choices
         result = run(
-            **arguments(config),
+            **checked,
             folder=Path(context.runtime.output_dir),
             labels={group: choices[group] for group in ("dataset", "model", "trainer")},
         )
-    except (ConfigError, TrainingError) as error:
-        # Hydra tells of a sweep's first failure only, and not in the run's own log.
-        log.error("fishr-exp: %s", error)
-        error.logged = True  # type: ignore[union-attr]
+    except Exception as error:
+        # Said here: Hydra tells of a sweep's first failure only, and not in the run's own log.
+        message = one_line(error)
+        if message is None:
+            log.exception("fishr-exp: the run failed")
+        else:
+            log.error("fishr-exp: %s", message)
+        status = 1 if message is None or isinstance(error, TrainingError) else 2
         if context.mode is RunMode.RUN and not FULL_ERROR:
-            raise SystemExit(_status(error)) from error  # else Hydra adds a line of its own
-        raise
-    except Exception:
-        log.exception("the run failed")
+            raise SystemExit(status) from error  # else Hydra adds a line of its own
+        error.status = status  # type: ignore[attr-defined]
         raise
     return result["validation_accuracy"]
 
 
-def one_line(error: Exception) -> str | None:
-    """Return a user's mistake in one line: key, value, what is allowed, how to mend it.
+class ShareSweepName(Callback):
+    """Resolve `sweep_name` before a sweep's jobs, which Hydra gives all that is resolved then."""
 
-    Returns:
-        None if the error is not one that a user can be expected to make.
-    """
-    if isinstance(error, ConfigError | TrainingError):
-        return str(error)
-    if isinstance(error, OSError):
-        if error.filename is None:
-            return None
-        return f"output_dir: {error.filename} cannot be written ({error.strerror}); choose another"
-    text = str(error)
-    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if option:
-        group, name = option.groups()
-        known = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
-        return f"{group}={name}: no such option; choose of {known}"
-    key = re.search(r"Key '[^']+' is not in struct\s+full_key: (\S+)", text)
-    if key:
-        return str(_unknown(key.group(1)))
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def _unknown(key: str) -> ConfigError:
-    """Explain an unknown key, with the keys that its group has on this command line."""
-    overrides = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    value = next((w.split("=", 1)[1] for w in overrides if w.split("=", 1)[0] == key), "")
-    choices = [w for w in overrides if "." not in w.split("=", 1)[0] and not w.startswith("hydra")]
-    try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = hydra.compose("config", [c for c in choices if c.split("=", 1)[0] != key])
-        parent = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-        known = [str(name) for name in parent if name != "_target_"]
-    except (HydraException, OmegaConfBaseException, TypeError):
-        known = []
-    return unknown_key(key, value, known)
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read the name once: each job would else take the time of its own start."""
+        del kwargs
+        OmegaConf.select(config, "sweep_name")
 
 
 def _run_name(*, _root_: DictConfig) -> str:
     config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    return run_name(config, str(_root_.hydra.runtime.choices.trainer))
-
-
-def _status(error: Exception) -> int:
-    return 1 if isinstance(error, TrainingError) else 2
+    return run_name(config, str(_root_.hydra.runtime.choices.get("trainer")))
 
 
 def _say(message: str, status: int) -> int:

@@ -1,7 +1,7 @@
 """From Hydra's configuration to the plain arguments of `run`, checked key by key.
 
-Beside `cli.py` the only file that knows Hydra. Every group's keys are the keywords of its
-`_target_`, and the root's keys those of `run`, so one signature serves as schema and as code.
+Every group's keys are the keywords of its `_target_`, and the root's keys those of `run`, so one
+signature serves as schema and as code.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import typing
@@ -16,7 +17,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.errors import ConfigError
@@ -44,14 +44,20 @@ def conf_dir() -> Path:
 
 def run_name(config: DictConfig, trainer: str) -> str:
     """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    digest = hashlib.sha256(
-        json.dumps(settings(typing.cast(dict[str, Any], plain)), sort_keys=True).encode()
-    ).hexdigest()[:8]
+    plain = _whole_numbers_as_int(OmegaConf.to_container(config, resolve=True))
+    digest = hashlib.sha256(json.dumps(settings(plain), sort_keys=True).encode()).hexdigest()[:8]
     gamma = (plain.get("trainer") or {}).get("gamma")
     parts = [trainer, "" if gamma is None else f"gamma{gamma}", f"seed{plain.get('seed')}", digest]
     return "-".join(part.replace("/", "_") for part in parts if part)
+
+
+def _whole_numbers_as_int(value: Any) -> Any:
+    """Write 1.0 as 1, so that `trainer.gamma=1` and `trainer.gamma=1.0` are one run."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers_as_int(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers_as_int(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def arguments(config: DictConfig) -> dict[str, Any]:
@@ -130,16 +136,17 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
     mend = f"did you mean {prefix}.{near[0]}?" if prefix and near else ""
     if near and not prefix:
         mend = f"did you mean {near[0]}?"
-    return ConfigError(key, value, f"no such key; known are {', '.join(allowed)}", mend)
+    known = f"; known are {', '.join(allowed)}" if allowed else ""
+    return ConfigError(key, value, f"no such key{known}", mend)
 
 
 def _target(name: str, group: str) -> Callable[..., Any]:
+    module, _, attribute = name.rpartition(".")
     try:
-        return hydra.utils.get_object(name)
-    except Exception as error:
-        reason = " ".join(str(error).split())
+        return getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{group}._target_", name, f"cannot be imported ({reason:.200})", f"pass {group}=NAME"
+            f"{group}._target_", name, f"cannot be imported ({error})", f"pass {group}=NAME"
         ) from error
 
 
@@ -155,6 +162,7 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
         if wanted is None or typing.get_args(annotation):
             wanted = str(annotation).replace("typing.", "").replace("torch.Tensor", "Tensor")
         reason = error.errors()[0]["msg"]
+        mend = f"write {key}=[{value}]" if wanted.startswith("list") and type(value) is str else ""
         raise ConfigError(
-            key, value, f"must be {wanted.replace('None', 'null')} ({reason})"
+            key, value, f"must be {wanted.replace('None', 'null')} ({reason})", mend
         ) from None

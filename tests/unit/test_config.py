@@ -124,5 +124,6 @@ def test_the_run_name_follows_the_settings_alone() -> None:
         return run_name(composed(*overrides), "fishr")
 
     assert name() == name("device=cpu", "tracker=none", "resume=false", "output_dir=elsewhere")
-    assert name().startswith("fishr-gamma1.0-seed0-")
+    assert name().startswith("fishr-gamma1-seed0-")
+    assert name() == name("trainer.gamma=1")
     assert len({name(), name("seed=1"), name("trainer.l2=1"), name("epochs=2")}) == 4

@@ -1,0 +1,99 @@
+"""What is wrong with a command line, in one line: key, value, what is allowed, how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fishr_exp.config import GROUPS, conf_dir, unknown_key
+from fishr_exp.errors import ConfigError, TrainingError
+
+
+def one_line(error: Exception) -> str | None:
+    """Explain an error that a user can be expected to make; None of any other."""
+    if isinstance(error, ConfigError | TrainingError):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return str(_no_option(group, name))
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        unknown = re.match(r"Could not override '(.+)'", str(error))
+        return str(_unknown(unknown.group(1))) if unknown else _flat(error)
+    return None
+
+
+def before_the_run(error: Exception) -> str:
+    """Explain any error that Hydra met before it called us: it is about the command line."""
+    overrides = _overrides()
+    if isinstance(error, OSError) and error.filename is not None:  # Hydra makes the run's folder
+        key = "hydra.run.dir" if "hydra.run.dir" in overrides else "output_dir"
+        reason = f"this folder cannot be written ({error.strerror})"
+        return str(ConfigError(key, error.filename, reason, f"choose another {key}"))
+    for group in set(GROUPS) & set(overrides):  # Hydra wants text there, and does not say where
+        if not overrides[group][:1].isalpha() or overrides[group] == "null":
+            return str(_no_option(group, overrides[group]))
+    return f"{_flat(error)}; HYDRA_FULL_ERROR=1 shows where"
+
+
+def _overrides() -> dict[str, str]:
+    """Return what the command line sets, by key without the `+` in front."""
+    words = [word.partition("=") for word in sys.argv[1:] if not word.startswith(("-", "~"))]
+    return {key.lstrip("+"): value for key, equals, value in words if equals}
+
+
+def _no_option(group: str, name: str) -> ConfigError:
+    known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=1)
+    mend = f"did you mean {group}={near[0]}?" if near else ""
+    return ConfigError(group, name, f"no such option; choose of {', '.join(known)}", mend)
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """Explain an override that does not follow Hydra's grammar."""
+    said = [line.strip() for line in str(error.message).splitlines()]
+    reason = [line for line in said if line and not line.startswith(("Error parsing", "See "))]
+    return (
+        f"{error.override}: cannot be read as KEY=VALUE ({', '.join(reason)}); "
+        "put quotes around a value with special characters: 'KEY=\"VALUE\"'"
+    )
+
+
+def _unknown(key: str) -> ConfigError:
+    """Explain an unknown key, with the keys that are there on this command line."""
+    overrides = _overrides()
+    choices = [f"{group}={value}" for group, value in overrides.items() if _is_group(group)]
+    node: DictConfig = OmegaConf.create()
+    if not key.startswith("hydra."):
+        try:
+            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                node = hydra.compose("config", choices)
+        except (HydraException, OmegaConfBaseException):
+            pass  # of a sweep over a group, the keys depend on the job
+    place = ""
+    for name in key.split("."):
+        inner = node.get(name)
+        if not isinstance(inner, DictConfig):
+            break
+        node, place = inner, f"{place}{name}."
+    error = unknown_key(f"{place}{name}", "", [str(known) for known in node if known != "_target_"])
+    return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
+
+
+def _is_group(name: str) -> bool:
+    return name in (*GROUPS, "experiment")
+
+
+def _flat(error: Exception) -> str:
+    """Return the first line of an error and of its cause, with the key that it is about."""
+    key = getattr(error, "full_key", None)
+    said = f"{key}: " if key else ""
+    said += next(iter(str(error).splitlines()), type(error).__name__).strip()
+    return f"{said} ({_flat(error.__cause__)})" if isinstance(error.__cause__, Exception) else said
