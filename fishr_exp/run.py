@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -34,6 +35,8 @@ class Mirror(Protocol):
     """A tracker: it mirrors the run folder."""
 
     def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
 
     def sync(self) -> None: ...
 
@@ -83,9 +86,8 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     where = _device(device)
     record_folder = RunFolder(folder)
     if resume and record_folder.state == "done":
-        result = record_folder.result()
+        result = _done(record_folder, tracker, config, labels)
         if result is not None:
-            log.info("done already: %s (resume=false runs it anew)", folder)
             return result
     method = trainer()
     watcher = observer()
@@ -107,7 +109,10 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     seeding.seed_global_streams(seed, "model")
     network = model(input_shape=domains.input_shape, num_classes=domains.num_classes).to(where)
     seeding.seed_global_streams(seed, "training")
-    training = Training(network, method, optimizer, watcher)
+    try:
+        training = Training(network, method, optimizer, watcher)
+    except ValueError as error:  # from PyTorch: a rate below 0, say
+        raise ConfigError("optimizer", _given(config["optimizer"]), str(error)) from error
 
     evaluate = functools.partial(
         _evaluate, network, domains, parts, training_domains, evaluation_batch_size, where
@@ -176,10 +181,11 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             if not stopped:
-                record_folder.fail(f"{type(error).__name__}: {error}", outline)
+                with contextlib.suppress(OSError):  # a full disk may be why the run failed
+                    record_folder.fail(f"{type(error).__name__}: {error}", outline)
             if mirror:
                 mirror.finish("KILLED" if stopped else "FAILED")
-            if isinstance(error, TrainingError):
+            if isinstance(error, TrainingError | OSError):
                 raise TrainingError(f"{error}; records and checkpoints are in {folder}") from error
             raise
 
@@ -208,6 +214,23 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     log.info("%s", _line(result))
     log.info("%s", folder)
     return result
+
+
+def _done(
+    folder: RunFolder,
+    tracker: Callable[[RunFolder], Mirror] | None,
+    config: Mapping[str, Any],
+    labels: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """Return the result of a run that is done, and bring its mirror up to date."""
+    with folder:
+        folder.open(config)  # refuses other settings
+        result = folder.result()
+        if result is not None:
+            log.info("done already: %s (resume=false runs it anew)", folder.path)
+            if tracker:
+                tracker(folder).catch_up(config, labels)
+        return result
 
 
 def _check_counts(
@@ -280,6 +303,11 @@ def _device(name: str) -> torch.device:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
     return device
+
+
+def _given(node: Mapping[str, Any]) -> str:
+    """What a group of the configuration holds, as the command line would write it."""
+    return f"{{{', '.join(f'{k}: {v}' for k, v in node.items() if k != '_target_')}}}"
 
 
 def _device_name(device: torch.device) -> str:

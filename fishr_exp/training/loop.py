@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from fishr_exp.contracts import Batch, Minibatch, Model
 from fishr_exp.training.checkpoint import random_state, restore_random_state
 from fishr_exp.training.observer import Observer, Verdict
-from fishr_exp.training.step import Method, as_module, optimizer_step
+from fishr_exp.training.step import Method, as_module, check_weights, optimizer_step
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,9 @@ def fit(
         steps_per_epoch: Updates between two evaluations.
         device: Where the model lies.
         title: What the progress bar calls the run.
+
+    Raises:
+        TrainingError: If the objective or the weights become NaN or infinite.
     """
     model, method, observer = training.model, training.method, training.observer
     batches = _batches(loaders, device)
@@ -121,6 +124,7 @@ def fit(
                 bar.update()
             losses = {name: value.item() / steps_per_epoch for name, value in sums.items()}
             seconds_per_step = (time.perf_counter() - started) / steps_per_epoch
+            check_weights(model, training.step)  # before they could be saved as good ones
             record = {
                 "step": training.step,
                 "epoch": training.step // steps_per_epoch,

@@ -84,7 +84,9 @@ class Observer:
         value = known.get(self.monitor)
         if value is None:
             raise ConfigError(
-                "observer.monitor", self.monitor, f"this run records {', '.join(known)}"
+                "observer.monitor",
+                self.monitor,
+                f"no evaluation gives it; choose of {', '.join(known)}",
             )
         return value
 

@@ -43,6 +43,17 @@ def optimizer_step(
     return {name: value.detach() for name, value in objective.logs.items()}
 
 
+def check_weights(model: nn.Module, step: int) -> None:
+    """Refuse NaN and infinities in the model's state, which a finite objective may leave behind.
+
+    Raises:
+        TrainingError: If there is one, after `step` updates.
+    """
+    state = [value for value in model.state_dict().values() if value.is_floating_point()]
+    if not torch.stack([value.isfinite().all() for value in state]).all():
+        raise TrainingError(f"the model's weights are not finite after step {step}")
+
+
 def as_module(method: Method) -> nn.Module:
     """Return the method as the module that it is."""
     assert isinstance(method, nn.Module)
