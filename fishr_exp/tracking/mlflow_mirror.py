@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from fishr_exp.results.run_folder import TRACKING, RunFolder, write_atomically
+from fishr_exp.results.settings import flatten
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +27,15 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
+_SQLITE = "sqlite:///"
+_ERROR = "error"  # the tag of a failed run
 
 
 class MlflowMirror:
     """Send a run folder's configuration, records and result to MLflow.
 
-    The folder is the truth. When MLflow fails, one warning is logged, the run goes on, and the
-    next call of `finish` sends all that is missing.
+    The folder is the truth. When MLflow fails, one warning is logged and the run goes on; the end
+    of the run, and `catch_up`, send all that is missing.
 
     Args:
         folder: The run folder.
@@ -43,16 +47,26 @@ class MlflowMirror:
 
     def __init__(self, folder: RunFolder, tracking_uri: str, experiment: str, sweep: str) -> None:
         self.folder = folder
-        self.tracking_uri = tracking_uri
+        self._database = _sqlite_file(tracking_uri)
+        self.tracking_uri = f"{_SQLITE}{self._database}" if self._database else tracking_uri
         self.experiment = experiment
         self.sweep = sweep
-        self._state_file = folder.path / TRACKING  # which run, how many records it has
+        self._state_file = folder.path / TRACKING
+        self._client: Any = None
+        self._run_id = ""
+        self._sent_step = -1  # MLflow has the records up to this one
         self._down = False
 
     def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-        """Make MLflow's run, or find the one of an earlier start, and send what is there."""
+        """Make MLflow's run, or take up the one of an earlier start, and send what it lacks."""
         self._config, self._labels = config, labels
         self._guarded(self._send_records)
+
+    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        """Send what MLflow lacks of a run that is done; does not import MLflow if it has all."""
+        if self._known().get("ended") != "FINISHED":
+            self.start(config, labels)
+            self.finish("FINISHED")
 
     def sync(self) -> None:
         """Send the records that MLflow lacks; does nothing after a failure."""
@@ -74,7 +88,8 @@ class MlflowMirror:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             if not self._down:
                 log.warning(
-                    "MLflow at %s failed (%s: %.200s); the run goes on, its records are in %s",
+                    "MLflow at %s failed (%s: %.200s); the run goes on, its records are in %s; "
+                    "the same command, given again, sends what MLflow lacks",
                     self.tracking_uri,
                     type(error).__name__,
                     first_line,
@@ -82,93 +97,99 @@ class MlflowMirror:
                 )
             self._down = True
 
-    def _client(self) -> Any:
+    def _connect(self) -> Any:
+        """Return the client; the first call opens MLflow's run."""
+        if self._client is None:
+            client, experiment_id = self._open_experiment()
+            known = self._known()
+            if known:
+                self._run_id = known["run_id"]
+                client.update_run(self._run_id, status="RUNNING")
+            else:
+                run = client.create_run(
+                    experiment_id,
+                    run_name=self.folder.path.name,
+                    tags={"sweep": self.sweep, "folder": str(self.folder.path), **self._labels},
+                )
+                self._run_id = run.info.run_id
+            self._save("RUNNING")
+            run = client.get_run(self._run_id)
+            if _ERROR in run.data.tags:
+                client.delete_tag(self._run_id, _ERROR)
+            self._send_parameters(client, run.data.params)
+            history = client.get_metric_history(self._run_id, "epoch")
+            self._sent_step = max((metric.step for metric in history), default=-1)
+            self._client = client
+        return self._client
+
+    def _open_experiment(self) -> tuple[Any, str]:
+        """Return a client and the identity of the experiment, which is made where missing."""
         from mlflow import MlflowClient  # 1.5 s; only a run that tracks pays
 
-        return MlflowClient(tracking_uri=self.tracking_uri)
-
-    def _state(self, client: Any) -> dict[str, Any]:
-        """Return which MLflow run mirrors this folder and how many records it has."""
-        if self._state_file.exists():
-            state = json.loads(self._state_file.read_text())
-            if state["tracking_uri"] == self.tracking_uri:
-                return state
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # and of every try
+        # The client makes the database, and two processes that make one at once break it for good.
         with self._creation_lock():
+            client = MlflowClient(tracking_uri=self.tracking_uri)
             found = client.get_experiment_by_name(self.experiment)
-            experiment_id = (
-                found.experiment_id
-                if found
-                else client.create_experiment(self.experiment, self._artifact_location())
-            )
-        run = client.create_run(
-            experiment_id,
-            run_name=self.folder.path.name,
-            tags={"sweep": self.sweep, "folder": str(self.folder.path), **self._labels},
-        )
-        self._send_parameters(client, run.info.run_id)
-        state = {"tracking_uri": self.tracking_uri, "run_id": run.info.run_id, "sent": 0}
-        self._save(state)
-        return state
+            if found:
+                return client, found.experiment_id
+            return client, client.create_experiment(self.experiment, self._artifact_location())
 
-    def _save(self, state: dict[str, Any]) -> None:
+    def _known(self) -> dict[str, Any]:
+        """Return which MLflow run mirrors this folder, and how far it is; empty if none does."""
+        if not self._state_file.exists() or (self._database and not self._database.exists()):
+            return {}
+        state: dict[str, Any] = json.loads(self._state_file.read_text())
+        return state if state["tracking_uri"] == self.tracking_uri else {}
+
+    def _save(self, ended: str) -> None:
+        state = {"tracking_uri": self.tracking_uri, "run_id": self._run_id, "ended": ended}
         write_atomically(self._state_file, json.dumps(state))
 
-    def _sqlite_file(self) -> Path | None:
-        prefix = "sqlite:///"
-        if not self.tracking_uri.startswith(prefix):
-            return None
-        return Path(self.tracking_uri.removeprefix(prefix)).absolute()
-
-    def _creation_lock(self) -> Any:
-        """Two processes that create the same SQLite database at once would break it for good."""
-        database = self._sqlite_file()
-        if database is None:
-            return FileLock(str(self.folder.path / ".mlflow.lock"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{database}.lock")
+    def _creation_lock(self) -> contextlib.AbstractContextManager[Any]:
+        if self._database is None:
+            return contextlib.nullcontext()
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self._database}.lock")
 
     def _artifact_location(self) -> str | None:
-        database = self._sqlite_file()  # beside it, instead of in the current folder
-        return None if database is None else (database.parent / "mlflow_artifacts").as_uri()
+        # Beside the database, instead of in the current folder.
+        if self._database is None:
+            return None
+        return (self._database.parent / "mlflow_artifacts").as_uri()
 
-    def _send_parameters(self, client: Any, run_id: str) -> None:
+    def _send_parameters(self, client: Any, there: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        flat = {**self._labels, **dict(flatten(self._config))}
-        parameters = [Param(_name(k), str(v)[:_PARAMETER_LENGTH]) for k, v in flat.items()]
-        for first in range(0, len(parameters), 100):  # MLflow takes 100 a call
-            client.log_batch(run_id, params=parameters[first : first + 100])
+        flat = {_name(k): str(v) for k, v in {**self._labels, **flatten(self._config)}.items()}
+        missing = [Param(k, v[:_PARAMETER_LENGTH]) for k, v in flat.items() if k not in there]
+        for first in range(0, len(missing), 100):  # MLflow takes 100 a call
+            client.log_batch(self._run_id, params=missing[first : first + 100])
 
     def _send_records(self) -> None:
-        client = self._client()
-        state = self._state(client)
-        records = self.folder.records()
-        for record in records[state["sent"] :]:
-            client.log_batch(state["run_id"], metrics=_metrics(record))
-            state["sent"] += 1
-            self._save(state)
+        client = self._connect()
+        for record in self.folder.records():
+            if record["step"] > self._sent_step:
+                client.log_batch(self._run_id, metrics=_metrics(record))
+                self._sent_step = record["step"]
 
     def _send_end(self, status: str) -> None:
         self._send_records()
-        client = self._client()
-        state = self._state(client)
-        run_id = state["run_id"]
         result = self.folder.result()
         if result:
-            _log_result(client, run_id, result)
+            _log_result(self._client, self._run_id, result)
         for name in ("config.json", "environment.json", "records.jsonl", "result.json"):
             if (self.folder.path / name).exists():
-                client.log_artifact(run_id, str(self.folder.path / name))
-        client.set_terminated(run_id, status)
+                self._client.log_artifact(self._run_id, str(self.folder.path / name))
+        self._client.set_terminated(self._run_id, status)
+        self._save(status)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flatten nested mappings into dotted names: `trainer.gamma`."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    if not tracking_uri.startswith(_SQLITE):
+        return None
+    return Path(tracking_uri.removeprefix(_SQLITE)).absolute()
 
 
 def _name(name: str) -> str:
@@ -201,7 +222,7 @@ def _log_result(client: Any, run_id: str, result: Mapping[str, Any]) -> None:
     from mlflow.entities import Metric, RunTag
 
     if result["status"] == "failed":
-        client.log_batch(run_id, tags=[RunTag("error", str(result.get("error", ""))[:5000])])
+        client.log_batch(run_id, tags=[RunTag(_ERROR, str(result.get("error", ""))[:5000])])
         return
     step = result["selected"]["step"]
     numbers = {f"test_accuracy/{name}": value for name, value in result["test_accuracy"].items()}
