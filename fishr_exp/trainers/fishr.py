@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class Fishr(nn.Module):
         self.gamma = gamma
         self.convention = convention
         self.scope = scope if isinstance(scope, str) else tuple(scope)
-        self.engine = engine
+        self.engine = cast(Literal["native", "backpack"], engine)
         self.anneal_steps = anneal_steps
         self.ema_decay = ema_decay
         self.l2 = l2

@@ -47,9 +47,10 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module is not None
-            found += [(f"{node.module}.{alias.name}", id(node) in top) for alias in node.names]
+            here = ["fishr_exp", *path.relative_to(PACKAGE).parts]
+            package = ".".join(here[: len(here) - node.level]) if node.level else ""
+            module = ".".join(part for part in (package, node.module) if part)
+            found += [(f"{module}.{alias.name}", id(node) in top) for alias in node.names]
     return found
 
 
