@@ -1,0 +1,102 @@
+"""The benchmark's tables: their shape and their arithmetic, never the times in them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_step.py"
+NATIVE, BACKPACK = "fishr classifier native", "fishr classifier backpack"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_step", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_step"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_writes_one_table_a_workload_with_erm_as_the_unit(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    files = {kind: tmp_path / f"bench.{kind}" for kind in ("json", "markdown")}
+    options = [f"--{kind}={path}" for kind, path in files.items()]
+    try:
+        bench.main(["mlp", "--scale", "0.001", "--rounds", "2", *options, "--contenders", NATIVE])
+    finally:
+        torch.set_num_threads(threads)
+
+    printed = capsys.readouterr().out
+    assert "2 × 25 samples of 2×14×14" in printed
+    assert "threads: 1" in printed
+    assert f"torch {torch.__version__}" in printed
+
+    rows = json.loads(files["json"].read_text())["workloads"]["mlp"]["contenders"]
+    assert list(rows) == ["erm", NATIVE]
+    assert rows["erm"]["ratio"] == rows["erm"]["time"] == 1
+    assert all(len(row["milliseconds"]) == 2 for row in rows.values())
+    if sys.platform == "linux":
+        assert rows["erm"]["memory"] == 1
+        assert rows[NATIVE]["peak"] > 0
+
+    page = files["markdown"].read_text()
+    table = [line for line in page.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(rows)
+    assert "time ≤ 1.1" in table[3]
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_ratios_are_paired_by_round(bench: ModuleType) -> None:
+    times = {
+        "erm": {0: 1.0, 1: 10.0, 2: 2.0},
+        NATIVE: {0: 1.5, 1: 15.0, 2: 3.0},
+        BACKPACK: {0: 4.5, 2: 9.0},
+    }
+    rows = bench.summarise(times, {"erm": 100, NATIVE: 150, BACKPACK: None})
+    assert [rows[name]["time"] for name in times] == [1, 1.5, 4.5]
+    assert rows[NATIVE]["ratio"] == 3.0 / 2.0
+    assert rows[NATIVE]["speed-up"] == 3
+    assert rows[BACKPACK]["speed-up"] is None
+    assert rows[NATIVE]["memory"] == 1.5
+    assert rows[BACKPACK]["memory"] is None
+
+
+def test_bars_bound_time_and_memory_above_and_the_speed_up_below(bench: ModuleType) -> None:
+    bars = {f"{NATIVE} time": 1.1, f"{NATIVE} memory": 2.0, f"{NATIVE} speed-up": 4.0}
+    row = {"time": 1.2, "memory": 2.0, "speed-up": 4.5}
+    verdict = "time ≤ 1.1 not met, memory ≤ 2 met, speed-up ≥ 4 met"
+    assert bench.judge(NATIVE, row, bars) == verdict
+    assert bench.judge("erm", row, bars) == ""
+    assert bench.judge(NATIVE, row | {"memory": None}, bars).count("met") == 2
+
+
+def test_a_contender_that_refuses_is_a_line_with_its_reason(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.os, "sysconf", lambda _: 1)  # one byte of free memory
+    workload = bench.replace(bench.WORKLOADS["mlp"], samples=2)
+    names = ["erm", "fishr all backpack"]
+    times, refusals = bench.measure_times(workload, names, 2, "cpu")
+    assert list(times) == ["erm"]
+    page = bench.render(bench.summarise(times, {"erm": 1}), refusals, {}, "github")
+    assert "| fishr all backpack" in page
+    assert "fishr all backpack refuses: per-sample gradients" in page
+
+
+def test_every_bar_belongs_to_a_contender(bench: ModuleType) -> None:
+    for workload in bench.WORKLOADS.values():
+        for bar in workload.bars:
+            name, _, quantity = bar.rpartition(" ")
+            assert name in bench.CONTENDERS
+            assert quantity in ("time", "memory", "speed-up")
