@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .outer import outer_moments
-from .uses import Outer, Term
+from .single import Single, single_moments
+from .uses import Direct, Outer, Term
 
 
 class Moments(NamedTuple):
@@ -22,7 +24,7 @@ class Moments(NamedTuple):
 def moments_of_terms(
     terms: Sequence[Term], shape: torch.Size, sizes: Sequence[int], limit: int
 ) -> Moments:
-    """Moments of the sum of `terms`, one for each use of a parameter.
+    """Moments of the sum of `terms`, one for each use of a parameter, all of one kind.
 
     Args:
         terms: At least one.
@@ -30,10 +32,13 @@ def moments_of_terms(
         sizes: The D sizes.
         limit: Most entries of a temporary tensor.
     """
-    outers = [term for term in terms if isinstance(term, Outer)]
-    if len(outers) < len(terms):
-        return moments_of_gradients(gradients_of_terms(terms, shape), sizes)
-    joined = _joined(outers)
+    singles = [term for term in terms if isinstance(term, Single)]
+    if singles:
+        return Moments(*single_moments(singles, sizes))
+    direct = [term.gradients for term in terms if isinstance(term, Direct)]
+    if direct:
+        return moments_of_gradients(functools.reduce(torch.add, direct), sizes)
+    joined = _joined([term for term in terms if isinstance(term, Outer)])
     mean, variance = outer_moments(joined.factors, sizes, limit, *joined.tensors)
     return Moments(mean.reshape(-1, *shape), variance.reshape(-1, *shape))
 
@@ -48,25 +53,14 @@ def moments_of_gradients(gradients: Tensor, sizes: Sequence[int]) -> Moments:
     return Moments(torch.stack(means), torch.stack(variances))
 
 
-def gradients_of_terms(terms: Sequence[Term], shape: torch.Size) -> Tensor:
-    """Per-sample gradients [N, *shape], added up over the terms."""
-    gradients = [_materialise(t, shape) if isinstance(t, Outer) else t.gradients for t in terms]
-    return torch.stack(gradients).sum(0) if len(gradients) > 1 else gradients[0]
-
-
-def first_samples(terms: Sequence[Term], count: int) -> list[Term]:
-    """Restrict terms to the first `count` samples."""
-    return [
-        Outer(t.factors, tuple(x[:count] for x in t.tensors))
-        if isinstance(t, Outer)
-        else type(t)(t.gradients[:count])
-        for t in terms
-    ]
-
-
-def _materialise(outer: Outer, shape: torch.Size) -> Tensor:
-    left, right = outer.factors(*outer.tensors)
-    return (left @ right.transpose(-1, -2)).reshape(-1, *shape)
+def gradient_of_first_sample(term: Term, shape: torch.Size) -> Tensor:
+    """Gradient of sample 0, [*shape]."""
+    if isinstance(term, Direct):
+        return term.gradients[0]
+    if isinstance(term, Single):
+        return term.gradient(term.delta[:1], term.x[:1])
+    left, right = term.factors(*(tensor[:1] for tensor in term.tensors))
+    return (left @ right.transpose(-1, -2)).reshape(shape)
 
 
 def _joined(outers: Sequence[Outer]) -> Outer:

@@ -19,6 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .twice import TWICE_DIFFERENTIABLE
 from .uses import Use, flatten
 
 ELEMENTWISE = frozenset(
@@ -61,6 +62,8 @@ class Recorder(TorchFunctionMode):
         if func is F.multi_head_attention_forward and self._sees_inside(args, kwargs):
             return self._attention(args, kwargs)
         used = any(id(value) in self.selected for value in flatten((*args, *kwargs.values())))
+        if self.uses:  # only what lies between a use and the loss is differentiated twice
+            func = TWICE_DIFFERENTIABLE.get(func, func)
         if func is F.batch_norm:
             self._refuse_batch_statistics(used, args, kwargs)
         if not used:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .convolution import convolution
+from .convolution import convolution, transposed_convolution
 from .embedding import embedding
 from .linear import linear, matmul
 from .normalization import batch_norm, group_norm, instance_norm, layer_norm
@@ -35,6 +35,9 @@ RULES: dict[Callable[..., Any], Rule] = {
     torch.conv1d: convolution,
     torch.conv2d: convolution,
     torch.conv3d: convolution,
+    torch.conv_transpose1d: transposed_convolution,
+    torch.conv_transpose2d: transposed_convolution,
+    torch.conv_transpose3d: transposed_convolution,
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,
     F.instance_norm: instance_norm,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from .outer import Factors
+from .single import Single
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Outer(NamedTuple):
     tensors: tuple[Tensor, ...]  # [N, ...] each
 
 
-Term = Direct | Outer
+Term = Direct | Outer | Single
 MakeTerm = Callable[[Tensor], Term]
 """Maps the gradient at the output of a use to a term."""
 

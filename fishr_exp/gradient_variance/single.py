@@ -1,0 +1,97 @@
+"""Moments of per-sample gradients that are built one sample at a time, without keeping them.
+
+On a CPU the library's own convolution kernels, called for one sample, beat any product of unfolded
+inputs: they need no unfolding, and the sample's gradient stays in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Single(NamedTuple):
+    """The per-sample gradient of one use of a parameter, from two tensors of that sample."""
+
+    delta: Tensor  # [N, ...], the gradient at the output
+    x: Tensor  # [N, ...], the input
+    gradient: Callable[[Tensor, Tensor], Tensor]  # of delta [1, ...] and x [1, ...]
+    pull_back: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
+    """Of the gradient's gradient, delta and x, the gradients at delta and, if asked, at x."""
+
+
+def single_moments(terms: Sequence[Single], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and variance, within each domain, of the per-sample gradients added up over `terms`.
+
+    Returns:
+        Mean and biased variance, [D, *shape of the parameter] each; differentiable once.
+    """
+    tensors = [tensor for term in terms for tensor in (term.delta, term.x)]
+    kernels = [(term.gradient, term.pull_back) for term in terms]
+    return _SingleMoments.apply(kernels, tuple(sizes), *tensors)
+
+
+class _SingleMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, kernels: list[tuple[Any, Any]], sizes: tuple[int, ...], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        means, variances, start = [], [], 0
+        for n in sizes:
+            # Sums of deviations from the first sample keep their digits where the mean is large.
+            first = _gradient(kernels, tensors, start)
+            total, squares = torch.zeros_like(first), torch.zeros_like(first)
+            for i in range(start + 1, start + n):
+                deviation = _gradient(kernels, tensors, i).sub_(first)
+                total += deviation
+                squares.addcmul_(deviation, deviation)
+            total /= n
+            means.append(first.add_(total))
+            variances.append(squares.div_(n).addcmul_(total, total, value=-1).clamp_(min=0))
+            start += n
+        mean, variance = torch.stack(means), torch.stack(variances)
+        ctx.save_for_backward(mean, *tensors)
+        ctx.kernels, ctx.sizes = kernels, sizes
+        ctx.set_materialize_grads(False)
+        return mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        mean, *tensors = ctx.saved_tensors
+        grad_mean, grad_variance = grads
+        needed = ctx.needs_input_grad[2:]
+        found = [
+            torch.empty_like(t) if need else None for t, need in zip(tensors, needed, strict=True)
+        ]
+        start = 0
+        for d, n in enumerate(ctx.sizes):
+            scale = None if grad_variance is None else grad_variance[d] * (2 / n)
+            shift = None if grad_mean is None else grad_mean[d] / n
+            for i in range(start, start + n):
+                if scale is None:
+                    grad = shift
+                else:
+                    grad = _gradient(ctx.kernels, tensors, i).sub_(mean[d]).mul_(scale)
+                    grad = grad if shift is None else grad.add_(shift)
+                for k, (_, pull_back) in enumerate(ctx.kernels):
+                    delta, x = tensors[2 * k][i : i + 1], tensors[2 * k + 1][i : i + 1]
+                    parts = pull_back(grad, delta, x, needed[2 * k + 1])
+                    for whole, part in zip(found[2 * k : 2 * k + 2], parts, strict=True):
+                        if whole is not None:
+                            whole[i : i + 1] = part
+            start += n
+        return None, None, *found
+
+
+def _gradient(kernels: list[tuple[Any, Any]], tensors: Sequence[Tensor], i: int) -> Tensor:
+    """Gradient of sample i, a new tensor."""
+    parts = [
+        gradient(tensors[2 * k][i : i + 1], tensors[2 * k + 1][i : i + 1])
+        for k, (gradient, _) in enumerate(kernels)
+    ]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
