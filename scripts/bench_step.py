@@ -282,8 +282,9 @@ def header(device: str, threads: int) -> str:
     if device == "cuda":
         machine = f"{torch.cuda.get_device_name()}, {machine}"
     versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
+    commit = known["git_commit"] or "unknown"
     return (
-        f"Measured {datetime.date.today()} at commit {known['git_commit'] or 'unknown'} on {machine}, "
+        f"Measured {datetime.date.today()} at commit {commit} on {machine}, "
         f"threads: {threads}, float32; {versions}."
     )
 
