@@ -57,7 +57,8 @@ def _whole_numbers_as_int(value: Any) -> Any:
         return {key: _whole_numbers_as_int(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_whole_numbers_as_int(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return int(value) if whole else value  # 1e300 stays as short as it is
 
 
 def arguments(config: DictConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,7 +154,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             "training_domains": training_domains,
             "test_domains": test_domains,
         }
-        try:
+        with _failure_recorded(record_folder, mirror, outline):
             fit(
                 training,
                 [
@@ -178,37 +178,30 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 network.load_state_dict(checkpoint.load(best, where)["model"])
             chosen_step = watcher.best_step if watcher.keep == "best" else training.step
             chosen = evaluate(PARTS)
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            if not stopped:
-                with contextlib.suppress(OSError):  # a full disk may be why the run failed
-                    record_folder.fail(f"{type(error).__name__}: {error}", outline)
-            if mirror:
-                mirror.finish("KILLED" if stopped else "FAILED")
-            if isinstance(error, TrainingError | OSError):
-                raise TrainingError(f"{error}; records and checkpoints are in {folder}") from error
-            raise
 
-        # --- record ----------------------------------------------------------------------------
-        counts = {name: {p: len(parts[name][p]) for p in PARTS} for name in parts}
-        result = {
-            "status": "done",
-            **outline,
-            "selected": {
-                "step": chosen_step,
-                "epoch": chosen_step // steps,
-                "monitor": watcher.monitor if watcher.keep == "best" else "last step",
-                "uses_test_domain": watcher.keep == "best" and watcher.watches(test_domains),
-            },
-            **chosen,
-            "counts": counts,
-            "last": {"step": training.step, "accuracy": record_folder.records()[-1]["accuracy"]},
-            "test_accuracy": {
-                name: _whole(chosen["accuracy"][name], counts[name]) for name in test_domains
-            },
-            "seconds": seconds_before + time.perf_counter() - started,
-        }
-        record_folder.finish(result)
+            # --- record ------------------------------------------------------------------------
+            counts = {name: {p: len(parts[name][p]) for p in PARTS} for name in parts}
+            result = {
+                "status": "done",
+                **outline,
+                "selected": {
+                    "step": chosen_step,
+                    "epoch": chosen_step // steps,
+                    "monitor": watcher.monitor if watcher.keep == "best" else "last step",
+                    "uses_test_domain": watcher.keep == "best" and watcher.watches(test_domains),
+                },
+                **chosen,
+                "counts": counts,
+                "last": {
+                    "step": training.step,
+                    "accuracy": record_folder.records()[-1]["accuracy"],
+                },
+                "test_accuracy": {
+                    name: _whole(chosen["accuracy"][name], counts[name]) for name in test_domains
+                },
+                "seconds": seconds_before + time.perf_counter() - started,
+            }
+            record_folder.finish(result)
         if mirror:
             mirror.finish("FINISHED")
     log.info("%s", _line(result))
@@ -231,6 +224,25 @@ def _done(
             if tracker:
                 tracker(folder).catch_up(config, labels)
         return result
+
+
+@contextlib.contextmanager
+def _failure_recorded(
+    folder: RunFolder, mirror: Mirror | None, outline: Mapping[str, Any]
+) -> Iterator[None]:
+    """Mark a run that fails as failed, in its folder and in the mirror; its records stay."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        if not stopped:
+            with contextlib.suppress(OSError):  # a full disk may be why the run failed
+                folder.fail(f"{type(error).__name__}: {error}", outline)
+        if mirror:
+            mirror.finish("KILLED" if stopped else "FAILED")
+        if isinstance(error, TrainingError | OSError):
+            raise TrainingError(f"{error}; records and checkpoints are in {folder.path}") from error
+        raise
 
 
 def _check_counts(

@@ -126,8 +126,9 @@ class MlflowMirror:
         """Return a client and the identity of the experiment, which is made where missing."""
         from mlflow import MlflowClient  # 1.5 s; only a run that tracks pays
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # and of every try
+        # They tell of every table, every try, and with a traceback of what is raised anyway.
+        for library in ("mlflow", "urllib3"):
+            logging.getLogger(library).setLevel(logging.CRITICAL)
         # The client makes the database, and two processes that make one at once break it for good.
         with self._creation_lock():
             client = MlflowClient(tracking_uri=self.tracking_uri)
