@@ -1,0 +1,279 @@
+"""A person's mistake: one line that says what is wrong, what is allowed and how to mend it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from fishr_exp.results.run_folder import RunFolder
+
+from .conftest import Command, Outcome, process
+
+FOLDER = ("dataset=image_folder", "dataset.image_size=8", "batch_size=2", "test_domains=[sketch]")
+
+BLOW_UP = ("optimizer=sgd", "optimizer.weight_decay=1e10", "steps_per_epoch=1")
+
+# What is typed, and what the one line must hold.
+MISTAKES = {
+    "option": (["dataset=colored_digit"], ["dataset=colored_digit: no such option", "choose of",
+        "rotated_digits", "did you mean dataset=colored_digits?"]),
+    "option of a sweep": (["-m", "trainer=erm,fish"], ["trainer=fish: no such option", "erm"]),
+    "experiment": (["experiment=table9"], ["experiment=table9: no such option", "quickstart"]),
+    "no option": (["trainer=null"], ["trainer=null: no such option", "choose of erm, fishr"]),
+    "option as number": (["model=3"], ["model=3: no such option", "choose of mlp"]),
+    "group": (["traner=fishr"], ["traner=fishr: no such key", "known are", "mean trainer?"]),
+    "key": (["trainer.gama=3"], ["trainer.gama=3: no such key", "known are gamma, convention",
+        "did you mean trainer.gamma?"]),
+    "key with +": (["+trainer.gama=3"], ["trainer.gama=3: no such key", "mean trainer.gamma?"]),
+    "key in unknown group": (["treiner.gamma=3"], ["treiner.gamma=3: no such key", "trainer?"]),
+    "key of another option": (["trainer=erm", "trainer.gamma=3"], ["trainer.gamma=3: no such key",
+        "known are l2"]),
+    "key of a swept group": (["-m", "trainer=erm,fishr", "trainer.gama=3"], ["trainer.gama=3"]),
+    "hydra's key": (["hydra.run.dri=x"], ["hydra.run.dri=x: no such key"]),
+    "type": (["epochs=many"], ["epochs=many: must be int"]),
+    "fraction for a count": (["epochs=2.5"], ["epochs=2.5: must be int"]),
+    "name for a list": (["test_domains=minus90"], ["test_domains=minus90: must be list[str]",
+        "write test_domains=[minus90]"]),
+    "no dataset.root": (["dataset=pacs", "test_domains=[sketch]"], ["dataset.root=???",
+        "add dataset.root=VALUE"]),
+    "removed key": (["~trainer.gamma"], ["trainer.gamma=???: must be given"]),
+    "removed group": (["~trainer"], ["trainer=null", "pass trainer=NAME"]),
+    "target": (["trainer._target_=fishr_exp.trainers.no.No"], ["trainer._target_=fishr_exp.train",
+        "cannot be imported (No module named 'fishr_exp.trainers.no')", "pass trainer=NAME"]),
+    "two equals signs": (["trainer.gamma=1=2"], ["trainer.gamma=1=2: cannot be read as KEY=VALUE",
+        "put quotes"]),
+    "no equals sign": (["trainer.gamma"], ["trainer.gamma: cannot be read as KEY=VALUE"]),
+    "open bracket": (["test_domains=[minus90"], ["test_domains=[minus90: cannot be read"]),
+    "no key": (["=3"], ["HYDRA_FULL_ERROR=1 shows where"]),
+    "interpolation": (["trainer.gamma=${nowhere}"], ["trainer.gamma: ", "'nowhere' not found"]),
+    "negative gamma": (["trainer.gamma=-1"], ["trainer.gamma=-1.0: must be finite and not neg"]),
+    "gamma not a number": (["trainer.gamma=nan"], ["trainer.gamma=nan: must be finite"]),
+    "learning rate": (["optimizer.lr=-1"], ["optimizer={lr: -1, weight_decay: 0.0}",
+        "Invalid learning rate: -1.0"]),
+    "no such domain": (["test_domains=[mars]"], ["test_domains=[mars]: colored_digits has no "
+        "domain mars", "choose of plus90, plus80, minus90"]),
+    "all domains held out": (["trainer=erm", "test_domains=[plus90,plus80,minus90]"],
+        ["leaves 0 of 3 domains of colored_digits", "trainer=erm needs 1", "choose at most 2"]),
+    "one domain for Fishr": (["test_domains=[plus90,minus90]"], ["test_domains=[plus90, minus90]",
+        "leaves 1 of 3", "trainer=fishr needs 2", "choose at most 1"]),
+    "batch of one": (["batch_size=1"], ["batch_size=1", "at least 2 samples", "choose 2 or more"]),
+    "batch over the domain": (["batch_size=9999"], ["batch_size=9999", "480 training samples",
+        "choose at most 480"]),
+    "no epochs": (["epochs=0"], ["epochs=0: must be 1 or more"]),
+    "holdout": (["holdout_fraction=1.5"], ["holdout_fraction=1.5", "[0, 1)"]),
+    "device": (["device=tpu9"], ["device=tpu9: is not a device of this machine", "auto or cpu"]),
+    "monitor": (["observer.monitor=luck"], ["observer.monitor=luck: no evaluation gives it",
+        "choose of risk, penalty, objective", "validation_accuracy"]),
+    "monitor without validation": (["holdout_fraction=0"], ["observer.monitor=validation_accuracy",
+        "no evaluation gives it", "train_accuracy", "holdout_fraction=0.2"]),
+    "monitor of no domain": (["observer.monitor=accuracy/mars/train"], ["accuracy/mars/train: no",
+        "accuracy/plus90/train"]),
+    "root that is absent": ([*FOLDER, "dataset.root=nowhere/at/all"],
+        ["dataset.root=nowhere/at/all: does not exist", "pass the folder"]),
+}  # fmt: skip
+
+
+def assert_one_line(outcome: Outcome, words: list[str], status: int = 2) -> None:
+    assert outcome.status == status, outcome.err
+    lines = [line for line in outcome.err.splitlines() if "UserWarning" not in line]
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("fishr-exp: ")
+    for word in words:
+        assert word in lines[0]
+    assert "Traceback" not in outcome.err + outcome.out
+
+
+@pytest.mark.parametrize(("typed", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(fishr_exp: Command, typed: list[str], words: list[str]) -> None:
+    assert_one_line(fishr_exp(*typed), words)
+
+
+@pytest.mark.parametrize("name", ["option", "key", "type", "negative gamma", "two equals signs"])
+def test_full_error_is_a_traceback(fishr_exp: Command, name: str) -> None:
+    outcome = fishr_exp(*MISTAKES[name][0], full_error=True)
+    assert outcome.status == 1  # the interpreter's, for an uncaught exception
+    assert "Traceback (most recent call last)" in outcome.err
+
+
+def test_a_process_says_the_same() -> None:
+    plain, full = (
+        process("trainer.gamma=-1", "tracker=none", "output_dir=/proc/nowhere", env=env)
+        for env in ({"HYDRA_FULL_ERROR": "0"}, {"HYDRA_FULL_ERROR": "1"})
+    )
+    out, err = plain.communicate()
+    assert (plain.returncode, out) == (2, "")
+    assert err == (
+        "fishr-exp: output_dir=/proc/nowhere: this folder cannot be written "
+        "(No such file or directory); choose another output_dir\n"
+    )
+    assert "Traceback" in full.communicate()[1]
+    assert full.returncode == 1
+
+
+def test_a_root_without_images(fishr_exp: Command, images: Path) -> None:
+    for image in images.rglob("*.png"):
+        image.unlink()
+    outcome = fishr_exp(*FOLDER, f"dataset.root={images}")
+    assert_one_line(outcome, [f"dataset.root={images}: holds no images", "domain/class/image"])
+
+
+def test_domains_with_other_classes(fishr_exp: Command, images: Path) -> None:
+    (images / "sketch" / "dog").rename(images / "sketch" / "cow")
+    words = ["dataset.root=", "classes of domain sketch differ", "only sketch has cow", "dog"]
+    assert_one_line(fishr_exp(*FOLDER, f"dataset.root={images}"), words)
+
+
+@pytest.mark.parametrize("domain", ["photo", "sketch"])
+def test_an_image_that_cannot_be_read(fishr_exp: Command, images: Path, domain: str) -> None:
+    """Nothing looks into the images before they are used, so this is a run that failed: 1.
+
+    A broken image of the test domain is met at the first evaluation.
+    """
+    for number in range(6):  # all, as a minibatch or an evaluation may not meet a single one
+        image = images / domain / "cat" / f"{number}.png"
+        image.write_bytes(image.read_bytes()[:60])
+    outcome = fishr_exp(*FOLDER, f"dataset.root={images}")
+    words = [str(images / domain / "cat"), ".png: the image cannot be read", str(outcome.folder)]
+    assert_one_line(outcome, words, status=1)
+    assert outcome.result()["status"] == "failed"
+    assert "the image cannot be read" in outcome.result()["error"]
+
+
+def test_an_objective_that_becomes_infinite(fishr_exp: Command) -> None:
+    words = ("trainer.gamma=1e300", "trainer.anneal_steps=4", "epochs=9")
+    outcome = fishr_exp(*words)
+    *evaluations, last = outcome.err.splitlines()
+    assert [line.split()[:2] for line in evaluations] == [["epoch", "1/9"], ["epoch", "2/9"]]
+    assert last.startswith("fishr-exp: the objective is not finite at step 4 (risk 0.")
+    assert last.endswith(f"records and checkpoints are in {outcome.folder}")
+    assert outcome.status == 1
+    assert outcome.result()["status"] == "failed"
+    assert "step 4" in outcome.result()["error"]
+    assert [record["step"] for record in outcome.records()] == [2, 4]
+    assert not (outcome.folder / "done").exists()
+    for name in ("best", "last"):
+        state = outcome.checkpoint(name)
+        assert state["step"] <= 4
+        assert all(value.isfinite().all() for value in state["model"].values())
+    # Given again, it goes on from step 4, fails there again, and doubles no record.
+    again = fishr_exp(*words)
+    assert again.status == 1
+    continuing, failed = again.err.splitlines()
+    assert continuing == f"continuing {again.folder} after step 4"
+    assert failed == last
+    assert again.records() == outcome.records()
+
+
+def test_weights_that_become_infinite_are_not_saved(fishr_exp: Command) -> None:
+    outcome = fishr_exp(*BLOW_UP, "optimizer.lr=1e38")  # the first objective is finite
+    assert_one_line(outcome, ["the model's weights are not finite after step 1"], status=1)
+    assert outcome.result()["status"] == "failed"
+    assert list((outcome.folder / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["output_dir", "hydra.run.dir"])
+def test_a_file_in_the_way_of_the_folder(fishr_exp: Command, tmp_path: Path, key: str) -> None:
+    (tmp_path / "file").touch()
+    words = [f"{key}={tmp_path}/file", "this folder cannot be written", f"choose another {key}"]
+    assert_one_line(fishr_exp(f"{key}={tmp_path}/file"), words)
+
+
+def test_a_disk_that_fills_up(fishr_exp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: RunFolder, record: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.path / "records.jsonl"))
+
+    monkeypatch.setattr(RunFolder, "append", full)
+    outcome = fishr_exp()
+    assert_one_line(outcome, ["No space left on device", "records.jsonl"], status=1)
+    assert outcome.result()["status"] == "failed"
+
+
+def test_a_fault_of_ours_shows_where_it_is(
+    fishr_exp: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("fishr_exp.run._evaluate", fault)
+    outcome = fishr_exp()
+    assert outcome.status == 1
+    assert outcome.err.startswith("fishr-exp: the run failed\nTraceback")
+    assert outcome.err.count("Traceback") == 1
+    assert outcome.err.endswith("RuntimeError: a fault of ours\n")
+    assert "a fault of ours" in (outcome.folder / "fishr-exp.log").read_text()
+    assert outcome.result()["status"] == "failed"
+
+
+@pytest.mark.parametrize("how", ["done", "stopped"])
+def test_a_folder_with_a_run_of_other_settings(
+    fishr_exp: Command, tmp_path: Path, how: str
+) -> None:
+    folder = tmp_path / "runs" / "one"
+    before = fishr_exp(f"hydra.run.dir={folder}").result()
+    if how == "stopped":
+        (folder / "done").unlink()
+    outcome = fishr_exp(f"hydra.run.dir={folder}", "optimizer.lr=0.5")
+    words = [str(folder), "holds a run with other settings", "optimizer.lr (0.001 there, 0.5 here)",
+             "choose another", "resume=false"]  # fmt: skip
+    assert_one_line(outcome, words)
+    assert outcome.result() == before
+    assert fishr_exp(f"hydra.run.dir={folder}", "optimizer.lr=0.5", "resume=false").status == 0
+    assert outcome.result() != before
+
+
+def test_a_folder_that_another_process_has(fishr_exp: Command) -> None:
+    folder = fishr_exp().folder
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with FileLock(folder / ".lock"):
+        assert_one_line(fishr_exp(), [str(folder), "another process is running in this folder"])
+
+
+def test_a_bad_job_does_not_stop_a_sweep(fishr_exp: Command, tmp_path: Path) -> None:
+    outcome = fishr_exp("-m", "trainer.gamma=1,-1,10")
+    assert outcome.status == 2
+    said = [line for line in outcome.err.splitlines() if line.startswith("fishr-exp: ")]
+    assert len(said) == 1
+    assert "trainer.gamma=-1.0: must be" in said[0]
+    assert "Traceback" not in outcome.err
+    done = sorted(path.parent.name[:15] for path in (tmp_path / "runs").glob("*/done"))
+    assert done == ["fishr-gamma1-se", "fishr-gamma10-s"]
+
+
+def test_a_failed_job_does_not_stop_a_sweep(fishr_exp: Command, tmp_path: Path) -> None:
+    outcome = fishr_exp("-m", *BLOW_UP, "optimizer.lr=1e38,1e-20")
+    assert outcome.status == 1
+    assert outcome.err.count("weights are not finite") == 1
+    assert "Traceback" not in outcome.err
+    assert len(list((tmp_path / "runs").glob("*/done"))) == 1
+
+
+def test_ctrl_c_says_how_to_go_on(fishr_exp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fishr_exp.training.loop.optimizer_step", interrupt)
+    outcome = fishr_exp()
+    assert_one_line(outcome, ["stopped; the same command goes on"], status=130)
+    assert not (outcome.folder / "result.json").exists()
+
+
+def test_the_error_is_in_the_log_of_the_run(fishr_exp: Command, tmp_path: Path) -> None:
+    fishr_exp("trainer.gamma=-1")
+    (log,) = (tmp_path / "runs").rglob("fishr-exp.log")
+    assert "trainer.gamma=-1.0: must be finite" in log.read_text()
+
+
+def test_a_broken_checkpoint_says_how_to_start_anew(fishr_exp: Command) -> None:
+    folder = fishr_exp().folder
+    (folder / "done").unlink()
+    torch.save(torch.nn.Linear(1, 1), folder / "checkpoints" / "last.pt")  # not only weights
+    words = ["last.pt is no readable checkpoint", "resume=false"]
+    assert_one_line(fishr_exp(), words, status=1)
+    assert fishr_exp("resume=false").status == 0

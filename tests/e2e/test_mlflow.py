@@ -1,0 +1,223 @@
+"""MLflow mirrors the run folder: all of it, once, and never at the cost of the run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from fishr_exp.tracking.mlflow_mirror import MlflowMirror
+
+from .conftest import Command, caller, process
+from .test_runs import stop_before
+
+TRACKED = ("model.hidden=8", "epochs=2", "steps_per_epoch=2")
+AWAY = "http://127.0.0.1:9"  # nobody listens there
+
+
+class Tracked:
+    """One database for all tests here: making one takes seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = f"sqlite:///{folder}/mlflow.db"
+
+    def command(self, runs: str, experiment: str) -> Command:
+        call = caller(self.folder / runs)
+        tracker = (f"tracker.tracking_uri={self.uri}", f"tracker.experiment={experiment}")
+        return lambda *words, tiny=TRACKED: call(*words, tiny=(*tiny, *tracker))
+
+    def runs(self, experiment: str) -> list[Any]:
+        client = self.client()
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id]) if found else []
+        return sorted(runs, key=lambda run: run.info.start_time)
+
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    def steps(self, run: Any, metric: str) -> list[int]:
+        return [m.step for m in self.client().get_metric_history(run.info.run_id, metric)]
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
+    return Tracked(tmp_path_factory.mktemp("tracked"))
+
+
+def test_a_sweep_is_mirrored_in_flat_runs(tracked: Tracked) -> None:
+    outcome = tracked.command("sweep", "sweep")("-m", "trainer.gamma=1,10", "tracker.sweep=both")
+    assert outcome.status == 0
+    assert "mlflow" not in outcome.err.lower()
+    runs = tracked.runs("sweep")
+    assert [run.data.params["trainer.gamma"] for run in runs] == ["1", "10"]
+    for run, folder in zip(runs, sorted((tracked.folder / "sweep").glob("fishr-*")), strict=False):
+        assert run.info.status == "FINISHED"
+        assert run.info.run_name == folder.name
+        assert run.data.tags["sweep"] == "both"
+        assert run.data.tags["folder"] == str(folder)
+        assert "mlflow.parentRunId" not in run.data.tags
+        for key, value in {
+            "dataset": "colored_digits", "trainer": "fishr", "trainer.convention": "paper",
+            "model.hidden": "8", "optimizer.lr": "0.001", "seed": "0", "epochs": "2",
+            "test_domains": "['minus90']", "batch_size": "64", "steps_per_epoch": "2",
+        }.items():  # fmt: skip
+            assert run.data.params[key] == value
+
+        records = [json.loads(line) for line in (folder / "records.jsonl").open()]
+        for name in ("risk", "penalty", "objective"):
+            history = tracked.client().get_metric_history(run.info.run_id, name)
+            assert [(m.step, m.value) for m in history] == [
+                (record["step"], record["losses"][name]) for record in records
+            ]
+        for domain in ("plus90", "plus80", "minus90"):
+            assert tracked.steps(run, f"accuracy/{domain}/validation") == [2, 4]
+        for name in ("epoch", "learning_rate", "seconds_per_step", "validation_accuracy"):
+            assert tracked.steps(run, name) == [2, 4]
+        result = json.loads((folder / "result.json").read_text())
+        assert run.data.metrics["test_accuracy/minus90"] == result["test_accuracy"]["minus90"]
+
+        artifacts = {item.path for item in tracked.client().list_artifacts(run.info.run_id)}
+        assert artifacts == {"config.json", "environment.json", "records.jsonl", "result.json"}
+        copy = tracked.folder / "mlflow_artifacts" / run.info.run_id / "artifacts" / "result.json"
+        assert json.loads(copy.read_text()) == result
+
+
+def test_the_jobs_of_a_sweep_share_a_name(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default it is the time at which the sweep was started, not that of the job."""
+    names = (f"time {number}" for number in range(100))
+    monkeypatch.setattr("hydra.core.utils.strftime", lambda *_: next(names))
+    assert tracked.command("named", "named")("-m", "seed=0,1,2").status == 0
+    assert len({run.data.tags["sweep"] for run in tracked.runs("named")}) == 1
+
+
+def test_a_failed_run_is_marked_failed(tracked: Tracked) -> None:
+    words = ("trainer.gamma=1e300", "trainer.anneal_steps=4", "epochs=5")
+    outcome = tracked.command("failed", "failed")(*words)
+    assert outcome.status == 1
+    (run,) = tracked.runs("failed")
+    assert run.info.status == "FAILED"
+    assert "not finite at step 4" in run.data.tags["error"]
+    assert tracked.steps(run, "objective") == [2, 4]
+    assert "test_accuracy/minus90" not in run.data.metrics
+
+
+def test_a_stopped_run_goes_on_as_the_same_run(tracked: Tracked) -> None:
+    command = tracked.command("stopped", "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(5, patch)
+        assert command("epochs=4").status == 130
+    (run,) = tracked.runs("stopped")
+    assert run.info.status == "KILLED"
+    assert tracked.steps(run, "objective") == [2, 4]
+    # Other workers are no other settings, but another parameter.
+    assert command("epochs=4", "evaluation_batch_size=256", "device=cpu").status == 0
+    (run,) = tracked.runs("stopped")
+    assert run.info.status == "FINISHED"
+    assert tracked.steps(run, "objective") == [2, 4, 6, 8]
+    assert tracked.steps(run, "accuracy/plus90/train") == [2, 4, 6, 8]
+
+
+def test_a_failed_run_that_is_mended_is_no_longer_marked(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tracked.command("mended", "mended")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fishr_exp.run._whole", lambda *_: 1 / 0)
+        assert command().status == 1
+    (run,) = tracked.runs("mended")
+    assert run.info.status == "FAILED"
+    assert "ZeroDivisionError" in run.data.tags["error"]
+    assert command().status == 0
+    (run,) = tracked.runs("mended")
+    assert run.info.status == "FINISHED"
+    assert "error" not in run.data.tags
+    assert tracked.steps(run, "objective") == [2, 4]
+
+
+def test_a_server_that_is_away_costs_a_warning_and_is_caught_up(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # it would wait between the tries
+    command = tracked.command("away", "away")
+    away = f"tracker.tracking_uri={AWAY}"
+    first = command(away)
+    assert first.status == 0
+    assert first.result()["status"] == "done"
+    warnings = [line for line in first.err.splitlines() if "MLflow" in line]
+    assert len(warnings) == 1
+    assert f"MLflow at {AWAY} failed" in warnings[0]
+    assert str(first.folder) in warnings[0]
+    assert len(first.err.splitlines()) == 5  # two epochs, two of the result
+
+    # Given again while it is away, the done run is skipped, with a warning; then it is there.
+    again = command(away)
+    assert again.status == 0
+    assert "done already" in again.err
+    assert again.err.count("MLflow at") == 1
+    assert tracked.runs("away") == []
+    back = command()
+    assert "done already" in back.err
+    assert "MLflow" not in back.err
+    (run,) = tracked.runs("away")
+    assert run.info.status == "FINISHED"
+    assert tracked.steps(run, "objective") == [2, 4]
+    assert run.data.metrics["test_accuracy/minus90"] == first.result()["test_accuracy"]["minus90"]
+
+    # And once it has all, MLflow is left alone.
+    def asked(*_: object) -> None:
+        raise AssertionError("MLflow was asked")
+
+    monkeypatch.setattr(MlflowMirror, "_connect", asked)
+    last = command()
+    assert last.err == f"done already: {first.folder} (resume=false runs it anew)\n"
+
+
+def test_a_run_without_tracker_is_mirrored_later(tracked: Tracked) -> None:
+    command = tracked.command("later", "later")
+    folder = caller(tracked.folder / "later")(tiny=(*TRACKED, "tracker=none")).folder
+    assert not (folder / "tracking.json").exists()
+    assert command().folder == folder
+    (run,) = tracked.runs("later")
+    assert (run.info.status, tracked.steps(run, "risk")) == ("FINISHED", [2, 4])
+
+
+def test_a_lost_database_is_filled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fishr_exp: Command
+) -> None:
+    """The run's own note that MLflow has all of it is worth nothing then."""
+    folder = fishr_exp().folder
+    database = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{database}"
+    note = {"tracking_uri": uri, "run_id": "0", "ended": "FINISHED"}
+    (folder / "tracking.json").write_text(json.dumps(note))
+    asked = []
+    monkeypatch.setattr(MlflowMirror, "_connect", lambda _: asked.append(1))
+    for there in (True, False):
+        asked.clear()
+        database.touch() if there else database.unlink()
+        outcome = fishr_exp(f"tracker.tracking_uri={uri}", tiny=TRACKED)
+        assert "done already" in outcome.err
+        assert (asked == []) == there
+
+
+def test_two_processes_make_the_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    both = [
+        process(*TRACKED, f"seed={seed}", f"tracker.tracking_uri={uri}", f"output_dir={tmp_path}",
+                stderr=subprocess.STDOUT)
+        for seed in (0, 1)
+    ]  # fmt: skip
+    said = [run.communicate()[0] for run in both]
+    assert [run.returncode for run in both] == [0, 0], said
+    assert "MLflow at" not in "".join(said)
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("fishr-exp").experiment_id])
+    assert sorted(run.data.params["seed"] for run in runs) == ["0", "1"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
