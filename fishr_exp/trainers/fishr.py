@@ -105,7 +105,8 @@ class Fishr(nn.Module):
     @property
     def reset_optimizer_at(self) -> int | None:
         """The step before which the loop makes the optimizer anew; None for never."""
-        resets = CONVENTIONS[self.convention].resets_optimizer and self.anneal_steps > 0
+        switches_on = self.anneal_steps > 0 and self.gamma > 0
+        resets = CONVENTIONS[self.convention].resets_optimizer and switches_on
         return self.anneal_steps if resets else None
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
