@@ -88,8 +88,8 @@ class MlflowMirror:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             if not self._down:
                 log.warning(
-                    "MLflow at %s failed (%s: %.200s); the run goes on, its records are in %s; "
-                    "the same command, given again, sends what MLflow lacks",
+                    "MLflow at %s failed (%s: %.200s); the run does without: its records are in "
+                    "%s, and the same command, given again, sends them",
                     self.tracking_uri,
                     type(error).__name__,
                     first_line,

@@ -81,7 +81,7 @@ MISTAKES = {
 
 def assert_one_line(outcome: Outcome, words: list[str], status: int = 2) -> None:
     assert outcome.status == status, outcome.err
-    lines = [line for line in outcome.err.splitlines() if "UserWarning" not in line]
+    lines = outcome.err.splitlines()
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith("fishr-exp: ")
     for word in words:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -91,10 +93,19 @@ def test_the_jobs_of_a_sweep_share_a_name(
     tracked: Tracked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default it is the time at which the sweep was started, not that of the job."""
-    names = (f"time {number}" for number in range(100))
-    monkeypatch.setattr("hydra.core.utils.strftime", lambda *_: next(names))
+    seconds = itertools.count()
+
+    class Clock:  # a second passes whenever somebody looks
+        @staticmethod
+        def now() -> datetime.datetime:
+            return datetime.datetime(2022, 7, 17) + datetime.timedelta(seconds=next(seconds))
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Clock)
     assert tracked.command("named", "named")("-m", "seed=0,1,2").status == 0
-    assert len({run.data.tags["sweep"] for run in tracked.runs("named")}) == 1
+    names = [run.data.tags["sweep"] for run in tracked.runs("named")]
+    assert len(names) == 3
+    assert len(set(names)) == 1
+    assert names[0].startswith("2022-07-17_00-00-")
 
 
 def test_a_failed_run_is_marked_failed(tracked: Tracked) -> None:

@@ -120,7 +120,12 @@ def test_the_same_seed_is_the_same_run(fishr_exp: Command, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "fishr",
-    [["trainer=fishr"], ["trainer=fishr_domainbed"], ["trainer=fishr", "trainer.scope=all"]],
+    [
+        ["trainer=fishr"],
+        ["trainer=fishr", "trainer.scope=all"],
+        ["trainer=fishr_domainbed", "trainer.anneal_steps=2"],
+        ["trainer=fishr_colored_mnist", "trainer.anneal_steps=2", "trainer.l2=0"],
+    ],
     ids=" ".join,
 )
 def test_gamma_0_is_erm(fishr_exp: Command, fishr: list[str]) -> None:
