@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from .single import Single
 from .uses import Direct, MakeTerm, Outer, Use
 
+MANY_POSITIONS = 32
+"""On a CPU, the library's kernels win from so many positions on; below, a plain matrix product."""
+
 _backward = torch.ops.aten.convolution_backward
 
 
@@ -86,7 +89,8 @@ def _terms(
 
     def of_weight(delta: Tensor) -> Single | Outer:
         delta = use.samples_first(delta, count)
-        if x.device.type == "cpu" or settings.transposed or x.ndim != 4:
+        large = delta[0, 0].numel() >= MANY_POSITIONS and x.device.type == "cpu"
+        if large or settings.transposed or x.ndim != 4:
             return _by_kernels(delta, x, like, settings)
         factors = partial(_factors, kernel=tuple(weight.shape[2:]), settings=settings)
         return Outer(factors, (delta, x))
@@ -121,13 +125,15 @@ def _by_kernels(delta: Tensor, x: Tensor, like: Tensor, settings: _Settings) -> 
 def _factors(
     delta: Tensor, x: Tensor, *, kernel: tuple[int, ...], settings: _Settings
 ) -> tuple[Tensor, Tensor]:
-    """Output gradients [n, G, O/G, T] and patches of an image [n, G, C/G * kernel, T].
+    """Output gradients [n, G, T, O/G] and patches of an image [n, G, T, C/G * kernel].
 
     dW[o] = sum_t dy[o, t] u[t], with u[t] the patch of the input under the kernel at t.
     """
-    left = delta.reshape(len(delta), settings.groups, -1, delta[0, 0].numel())
+    groups = settings.groups
     patches = F.unfold(x, kernel, settings.dilation, settings.padding, settings.stride)
-    return left, patches.reshape(len(x), settings.groups, -1, left.shape[-1])
+    patches = patches.unflatten(1, (groups, -1)).transpose(2, 3).contiguous()
+    left = delta.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)
+    return left, patches
 
 
 def _each(value: int | Sequence[int] | None, default: int, dims: int) -> tuple[int, ...]:

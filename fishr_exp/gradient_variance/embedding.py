@@ -26,10 +26,9 @@ def embedding(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
 def _factors(
     index: Tensor, delta: Tensor, *, rows: int, padding: int | None
 ) -> tuple[Tensor, Tensor]:
-    index = index.flatten(1)  # [n, T]
-    every_row = torch.arange(rows, device=index.device).unsqueeze(1)
-    chosen = index.unsqueeze(1) == every_row  # [n, V, T]
+    index = index.flatten(1).unsqueeze(2)  # [n, T, 1]
+    chosen = index == torch.arange(rows, device=index.device)  # [n, T, V]
     if padding is not None:
-        chosen = chosen & (index != padding).unsqueeze(1)
-    right = delta.reshape(len(delta), 1, -1, delta.shape[-1]).transpose(2, 3)  # [n, 1, E, T]
+        chosen = chosen & (index != padding)
+    right = delta.reshape(len(delta), 1, -1, delta.shape[-1])  # [n, 1, T, E]
     return chosen.to(delta.dtype).unsqueeze(1), right

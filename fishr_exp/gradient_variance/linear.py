@@ -41,9 +41,9 @@ def matmul(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
 
 
 def _factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    return _positions_last(rows), _positions_last(columns)
+    return _positions(rows), _positions(columns)
 
 
-def _positions_last(x: Tensor) -> Tensor:
-    """[n, ..., K] to [n, 1, K, T]."""
-    return x.reshape(len(x), 1, -1, x.shape[-1]).transpose(2, 3)
+def _positions(x: Tensor) -> Tensor:
+    """[n, ..., K] to [n, 1, T, K]."""
+    return x.reshape(len(x), 1, -1, x.shape[-1])

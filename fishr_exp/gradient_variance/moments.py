@@ -60,7 +60,7 @@ def gradient_of_first_sample(term: Term, shape: torch.Size) -> Tensor:
     if isinstance(term, Single):
         return term.gradient(term.delta[:1], term.x[:1])
     left, right = term.factors(*(tensor[:1] for tensor in term.tensors))
-    return (left @ right.transpose(-1, -2)).reshape(shape)
+    return (left.transpose(-1, -2) @ right).reshape(shape)
 
 
 def _joined(outers: Sequence[Outer]) -> Outer:
@@ -75,6 +75,6 @@ def _joined(outers: Sequence[Outer]) -> Outer:
             parts.append(outer.factors(*tensors[start : start + count]))
             start += count
         lefts, rights = zip(*parts, strict=True)
-        return torch.cat(lefts, -1), torch.cat(rights, -1)
+        return torch.cat(lefts, 2), torch.cat(rights, 2)
 
     return Outer(factors, tuple(tensor for outer in outers for tensor in outer.tensors))

@@ -1,7 +1,7 @@
 """Moments of per-sample gradients that are matrix products, without keeping those gradients.
 
 A layer that applies its weight at T positions of a sample has the per-sample gradient
-g_i = left_i right_i^T, with left_i [R, T] the loss gradients at its outputs and right_i [K, T] its
+g_i = left_i^T right_i, with left_i [T, R] the loss gradients at its outputs and right_i [T, K] its
 inputs. Its mean and variance over the samples need each g_i only once, a block at a time; the
 gradient of those moments is known too: dg_i = 2/n dvariance * (g_i - mean) + dmean / n.
 """
@@ -19,11 +19,10 @@ from torch.autograd.function import once_differentiable
 from .product import moments_by_products, pull_back_products
 
 Factors = Callable[..., tuple[Tensor, Tensor]]
-"""Maps tensors [b, ...] of b samples to left [b, G, R, T] and right [b, G, K, T], G groups."""
+"""Maps tensors [b, ...] of b samples to left [b, G, T, R] and right [b, G, T, K], G groups."""
 
-VECTOR_BLOCK, MATRIX_BLOCK = 2**17, 2**20
-"""Per-sample gradient entries worked on at a time on a CPU, for T = 1 and for T > 1, by trial: what
-its caches hold."""
+CACHE_BLOCK = 2**18
+"""Per-sample gradient entries worked on at a time on a CPU: what its second-level cache holds."""
 
 FEW_ROWS = 8
 """With T = 1 and no more rows than these, building every g_i costs less than matrix products."""
@@ -32,7 +31,7 @@ FEW_ROWS = 8
 def outer_moments(
     factors: Factors, sizes: Sequence[int], limit: int, *tensors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance, within each domain, of the per-sample gradients left right^T.
+    """Mean and variance, within each domain, of the per-sample gradients left^T right.
 
     Args:
         factors: Makes left and right; differentiable; treats samples independently.
@@ -59,7 +58,7 @@ class _OuterMoments(torch.autograd.Function):
                 ctx.exact_rows.append(None)
                 continue
             left, right = factors(*domain)
-            mean, variance, rows = moments_by_products(left[:, 0, :, 0], right[:, 0, :, 0])
+            mean, variance, rows = moments_by_products(left[:, 0, 0], right[:, 0, 0])
             if len(rows):
                 exact = _moments(partial(_rows_only, factors, rows), limit, domain)
                 mean[rows], variance[rows] = exact[0][0], exact[1][0]
@@ -84,7 +83,7 @@ class _OuterMoments(torch.autograd.Function):
             domain = tuple(t[own] for t in tensors)
             out = [None if whole is None else whole[own] for whole in found]
             grad_mean, grad_variance = (None if grad is None else grad[d] for grad in grads)
-            shift = torch.zeros_like(mean[d]) if grad_mean is None else grad_mean / n
+            shift = None if grad_mean is None else grad_mean / n
             scale = torch.zeros_like(mean[d]) if grad_variance is None else grad_variance * (2 / n)
             rows = ctx.exact_rows[d]
             if rows is None:
@@ -93,9 +92,9 @@ class _OuterMoments(torch.autograd.Function):
             _pull_back_products(ctx.factors, domain, mean[d], scale, shift, rows, out)
             if len(rows):
                 factors = partial(_rows_only, ctx.factors, rows)
-                m, s, c = (values[:, rows] for values in (mean[d], scale, shift))
+                c = None if shift is None else shift[:, rows]
                 extra = [None if whole is None else torch.empty_like(whole) for whole in out]
-                _pull_back(factors, ctx.limit, domain, m, s, c, extra)
+                _pull_back(factors, ctx.limit, domain, mean[d][:, rows], scale[:, rows], c, extra)
                 for whole, part in zip(out, extra, strict=True):
                     if whole is not None and part is not None:
                         whole += part
@@ -104,12 +103,13 @@ class _OuterMoments(torch.autograd.Function):
 
 def _prefers_products(factors: Factors, domain: tuple[Tensor, ...]) -> bool:
     left, _ = _shapes(factors, domain)
-    return left[1] == 1 and left[2] > FEW_ROWS and left[3] == 1
+    _, groups, positions, rows = left
+    return groups == 1 and positions == 1 and rows > FEW_ROWS
 
 
 def _rows_only(factors: Factors, rows: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     left, right = factors(*tensors)
-    return left[:, :, rows], right
+    return left[..., rows], right
 
 
 def _pull_back_products(
@@ -117,54 +117,40 @@ def _pull_back_products(
     domain: tuple[Tensor, ...],
     mean: Tensor,
     scale: Tensor,
-    shift: Tensor,
+    shift: Tensor | None,
     exact_rows: Tensor,
     out: list[Tensor | None],
 ) -> None:
     """Write the gradients at the tensors of one domain, except for those of the exact rows."""
-    constant = (shift - scale * mean)[0].index_fill(0, exact_rows, 0)
+    constant = -scale * mean if shift is None else shift - scale * mean
+    constant = constant[0].index_fill(0, exact_rows, 0)
     scale = scale[0].index_fill(0, exact_rows, 0)
     leaves, (left, right) = _differentiable(factors, domain, out)
-    grads = pull_back_products(
-        left.detach()[:, 0, :, 0], right.detach()[:, 0, :, 0], scale, constant
-    )
-    _finish(leaves, (left, right), tuple(grad[:, None, :, None] for grad in grads), out)
+    grads = pull_back_products(left.detach()[:, 0, 0], right.detach()[:, 0, 0], scale, constant)
+    _finish(leaves, (left, right), tuple(grad[:, None, None] for grad in grads), out)
 
 
 def _moments(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and variance [G, R, K] over the samples of one domain, merged over chunks of them.
+    """Mean and variance [G, R, K] over the samples of one domain.
 
-    Each chunk is centred by its own mean, and merged as Chan et al. 1979 do, so that a mean much
-    larger than the deviation costs no digits.
+    From sums of deviations from the mean of the first samples, so that a mean much larger than the
+    deviation costs no digits.
     """
-    count, mean, spread = 0, torch.zeros(()), torch.zeros(())
+    (_, groups, _, rows_all), (*_, columns) = _shapes(factors, domain)
+    around = domain[0].new_empty(groups, rows_all, columns, dtype=_dtype(domain))
+    total, squares = torch.zeros_like(around), torch.zeros_like(around)
     for own in _chunks(factors, limit, domain):
-        chunk = tuple(t[own] for t in domain)
-        left, right = factors(*chunk)
-        mean_c, spread_c = _centred_sums(left, right, limit)
-        b = len(left)
-        if count == 0:
-            count, mean, spread = b, mean_c, spread_c
-            continue
-        step = mean_c.sub_(mean)
-        count += b
-        spread += spread_c.addcmul_(step, step, value=(count - b) * b / count)
-        mean += step.mul_(b / count)
-    return mean, spread / count
-
-
-def _centred_sums(left: Tensor, right: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Mean [G, R, K] over the samples, and sum of the squares around it."""
-    _, groups, rows, _ = left.shape
-    mean = left.new_empty(groups, rows, right.shape[2])
-    spread = torch.empty_like(mean)
-    for block in _row_blocks(left, right, limit):
-        gradients = _product(left[:, :, block], right)  # [b, G, r, K]
-        block_mean = gradients.mean(0)
-        gradients -= block_mean
-        mean[:, block] = block_mean
-        spread[:, block] = gradients.square_().sum(0)
-    return mean, spread
+        left, right = factors(*(t[own] for t in domain))
+        for group, rows in _blocks(left, right, limit):
+            a, b = left[group, :, :, rows], right[group]
+            if own.start == group.start == 0:
+                around[:, rows] = _product(a, b).mean(0)
+            deviation = _deviation(a, b, around[:, rows])  # [b, G, r, K]
+            _add_sum(total[:, rows], deviation)
+            _add_sum_of_squares(squares[:, rows], deviation)
+    n = len(domain[0])
+    total /= n
+    return around.add_(total), squares.div_(n).addcmul_(total, total, value=-1).clamp_(min=0)
 
 
 def _pull_back(
@@ -173,7 +159,7 @@ def _pull_back(
     domain: tuple[Tensor, ...],
     mean: Tensor,
     scale: Tensor,
-    shift: Tensor,
+    shift: Tensor | None,
     out: list[Tensor | None],
 ) -> None:
     """Write the gradients at the tensors of one domain, building each g_i anew.
@@ -186,15 +172,15 @@ def _pull_back(
         leaves, (left, right) = _differentiable(factors, chunk, own_out)
         left_, right_ = left.detach(), right.detach()
         grad_left = torch.empty_like(left_, memory_format=torch.contiguous_format)
-        grad_right = None
-        for block in _row_blocks(left_, right_, limit):
-            rows = left_[:, :, block]  # [b, G, r, T]
-            grad = _product(rows, right_).sub_(mean[:, block])
-            grad = grad.mul_(scale[:, block]).add_(shift[:, block])  # [b, G, r, K]
-            grad_left[:, :, block] = _times_right(grad, right_)
+        grad_right = torch.zeros_like(right_, memory_format=torch.contiguous_format)
+        for group, rows in _blocks(left_, right_, limit):
+            a, b = left_[group, :, :, rows], right_[group]
+            grad = _deviation(a, b, mean[:, rows]).mul_(scale[:, rows])  # [b, G, r, K]
+            if shift is not None:
+                grad += shift[:, rows]
+            grad_left[group, :, :, rows] = _at_left(grad, b)
             if right.requires_grad:
-                part = _times_left(grad, rows)
-                grad_right = part if grad_right is None else grad_right.add_(part)
+                _add_at_right(grad_right[group], grad, a)
         _finish(leaves, (left, right), (grad_left, grad_right), own_out)
 
 
@@ -221,52 +207,85 @@ def _finish(
         whole.copy_(part)
 
 
-# Many tiny matrix products are slower than one multiplication: T = 1 goes its own way.
+def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    return next(t.dtype for t in tensors if t.is_floating_point())
+
+
+# Many tiny matrix products are slower than one multiplication: T = 1 goes its own way. And a
+# product that is thin in its columns is several times slower than its transpose, which is thin in
+# its rows: hence positions come first.
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Left right^T: [b, G, r, T] and [b, G, K, T] to [b, G, r, K]."""
-    if left.shape[-1] == 1:
-        return left * right.transpose(-1, -2)
-    return left @ right.transpose(-1, -2)
+    """left^T right: [b, G, T, r] and [b, G, T, K] to [b, G, r, K]."""
+    left = left.transpose(-1, -2)
+    return left * right if right.shape[2] == 1 else left @ right
 
 
-def _times_right(grad: Tensor, right: Tensor) -> Tensor:
-    """[b, G, r, K] and [b, G, K, T] to [b, G, r, T]."""
-    if right.shape[-1] == 1:
-        return (grad * right.transpose(-1, -2)).sum(-1, keepdim=True)
-    return grad @ right
+def _deviation(left: Tensor, right: Tensor, around: Tensor) -> Tensor:
+    """left^T right - around, with around [G, r, K]."""
+    left = left.transpose(-1, -2)
+    if right.shape[2] == 1:
+        return torch.addcmul(-around, left, right)
+    if left.shape[:2] == (1, 1):
+        return torch.addmm(around[0], left[0, 0], right[0, 0], beta=-1)[None, None]
+    around = around.expand(len(left), *around.shape).flatten(0, 1)
+    product = torch.baddbmm(around, left.flatten(0, 1), right.flatten(0, 1), beta=-1)
+    return product.unflatten(0, left.shape[:2])
 
 
-def _times_left(grad: Tensor, left: Tensor) -> Tensor:
-    """[b, G, r, K] and [b, G, r, T] to [b, G, K, T]."""
-    if left.shape[-1] == 1:
-        product = grad * left
-        return product.transpose(-1, -2) if grad.shape[-2] == 1 else product.sum(-2).unsqueeze(-1)
-    return grad.transpose(-1, -2) @ left
+def _add_sum(total: Tensor, values: Tensor) -> None:
+    total += values[0] if len(values) == 1 else values.sum(0)
+
+
+def _add_sum_of_squares(total: Tensor, values: Tensor) -> None:
+    """Uses `values` up."""
+    if len(values) == 1:
+        total.addcmul_(values[0], values[0])
+    else:
+        total += values.square_().sum(0)
+
+
+def _at_left(grad: Tensor, right: Tensor) -> Tensor:
+    """[b, G, r, K] and [b, G, T, K] to [b, G, T, r]."""
+    if right.shape[2] == 1:
+        return (grad * right).sum(-1).unsqueeze(2)
+    return right @ grad.transpose(-1, -2)
+
+
+def _add_at_right(total: Tensor, grad: Tensor, left: Tensor) -> None:
+    """Add [b, G, r, K] and [b, G, T, r] to [b, G, T, K]."""
+    if left.shape[2] == 1:
+        product = grad * left.transpose(-1, -2)
+        total += product if product.shape[2] == 1 else product.sum(2, keepdim=True)
+    else:
+        total += left @ grad
 
 
 def _chunks(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> Iterator[slice]:
     """Cut a domain's samples into chunks whose factors keep the limit."""
-    n = len(domain[0])
     left, right = _shapes(factors, domain)
-    length = limit // max(left.numel(), right.numel())
-    if domain[0].device.type == "cpu" and right[3] == 1:
-        length = min(length, VECTOR_BLOCK // (right[1] * right[2]))
-    length = max(1, min(n, length))
-    return (slice(start, start + length) for start in range(0, n, length))
+    return _slices(len(domain[0]), limit // max(left.numel(), right.numel()))
+
+
+def _blocks(left: Tensor, right: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a chunk into blocks of samples and rows whose gradients keep the limit, or the cache."""
+    if left.device.type == "cpu":
+        limit = min(limit, CACHE_BLOCK)
+    n, groups, _, rows = left.shape
+    row = groups * right.shape[3]
+    length = max(1, min(n, limit // (row * rows)))
+    for block in _slices(rows, limit // row // length):  # outside, to keep its sums in the cache
+        for group in _slices(n, length):
+            yield group, block
+
+
+def _slices(count: int, length: int) -> Iterator[slice]:
+    length = max(1, min(count, length))
+    return (slice(start, min(count, start + length)) for start in range(0, count, length))
 
 
 def _shapes(factors: Factors, domain: tuple[Tensor, ...]) -> tuple[torch.Size, torch.Size]:
     """Shapes of the factors of one sample, from tensors without data."""
     left, right = factors(*(torch.empty_like(t[:1], device="meta") for t in domain))
     return left.shape, right.shape
-
-
-def _row_blocks(left: Tensor, right: Tensor, limit: int) -> Iterator[slice]:
-    """Cut the rows of the gradients into blocks that keep the limit, and on a CPU the cache."""
-    if left.device.type == "cpu":
-        limit = min(limit, VECTOR_BLOCK if left.shape[3] == 1 else MATRIX_BLOCK)
-    rows = left.shape[2]
-    step = max(1, min(rows, limit // (right.shape[0] * right.shape[1] * right.shape[2])))
-    return (slice(start, start + step) for start in range(0, rows, step))
