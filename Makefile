@@ -25,7 +25,7 @@ run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data,
 	$(BIN)/fishr-table outputs/quickstart
 
 test: $(READY)  ## all tests that need no long run, server or GPU
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)  ## the long ones too: servers, slow references, GPU where there is one
 	$(BIN)/python -m pytest -m ''

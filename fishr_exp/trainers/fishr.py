@@ -130,7 +130,8 @@ class Fishr(nn.Module):
             )
         except ValueError as error:  # the heart refuses a scope, or an engine its network
             key = f"trainer.engine={self.engine} trainer.scope"
-            raise ConfigError(key, self.scope, str(error)) from error
+            scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
+            raise ConfigError(key, scope, str(error)) from error
         variances = self._smooth(variances)
         distance = penalty(
             variances,
