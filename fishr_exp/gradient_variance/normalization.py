@@ -1,80 +1,99 @@
-"""Rules of the affine parameters of normalization layers."""
+"""Normalization layers, taken apart into the normalization and the affine map behind it.
+
+The affine parameters are then broadcast over the samples like any bare parameter.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .uses import Direct, MakeTerm, Use
-
-# y = w * z + b with z the normalized input: dw = sum_t dy_t z_t, db = sum_t dy_t.
-
-
-def layer_norm(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """LayerNorm: parameters have the shape of the last dimensions."""
-    x, shape, weight, bias, eps = use.bind("input", "normalized_shape", "weight", "bias", "eps")
-    if len(x) != count or x.ndim == len(shape):
-        return None
-    x = use.samples_first(x, count)
-    normalized = F.layer_norm(x, shape, eps=1e-5 if eps is None else eps)
-
-    def sums(values: Tensor) -> Direct:
-        between = tuple(range(1, values.ndim - len(shape)))
-        return Direct(values.sum(between) if between else values)
-
-    return [
-        (weight, lambda delta: sums(use.samples_first(delta, count) * normalized)),
-        (bias, lambda delta: sums(use.samples_first(delta, count))),
-    ]
+Give = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""Maps a parameter, and the shape that it has to be broadcast to, to what stands in for it."""
 
 
-def group_norm(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """GroupNorm: one weight and bias a channel."""
-    x, groups, weight, bias, eps = use.bind("input", "num_groups", "weight", "bias", "eps")
-    x = use.samples_first(x, count)
-    normalized = F.group_norm(x, groups, eps=1e-5 if eps is None else eps)
-    return _per_channel(use, count, normalized, weight, bias)
+def _layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return F.layer_norm(x, list(normalized_shape), eps=eps), weight, bias
 
 
-def instance_norm(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """InstanceNorm: one weight and bias a channel."""
-    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
-    x, mean, variance, weight, bias, own, _, eps = use.bind(*names, "momentum", "eps")
-    x, eps = use.samples_first(x, count), 1e-5 if eps is None else eps
-    if own is False:
-        normalized = F.batch_norm(x, mean, variance, eps=eps)
-    else:
-        normalized = F.instance_norm(x, eps=eps)  # without running statistics, not to move them
-    return _per_channel(use, count, normalized, weight, bias)
+def _group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    # As a LayerNorm over each group, whose second derivative is one kernel, not a dozen.
+    groups = x.reshape(len(x), num_groups, -1)
+    return F.layer_norm(groups, groups.shape[2:], eps=eps).view(x.shape), weight, bias
 
 
-def batch_norm(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """BatchNorm with its running statistics: one weight and bias a channel.
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    normal = F.instance_norm(x, running_mean, running_var, None, None, *rest, **named)
+    return normal, weight, bias
 
-    With batch statistics the samples are coupled; `Recorder` refuses that unless asked.
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    normal = F.batch_norm(x, running_mean, running_var, None, None, *rest, **named)
+    return normal, weight, bias
+
+
+NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+    F.batch_norm: _batch_norm,
+}
+
+
+def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) -> Tensor:
+    """Do what a normalization of `torch.nn.functional` does, in two steps.
+
+    Args:
+        function: One of `NORMALIZATIONS`.
+        args: Its arguments by position.
+        kwargs: Its arguments by name.
+        give: Maps weight and bias to what is broadcast in their place.
     """
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
-    x, mean, variance, weight, bias, training, _, eps = use.bind(*names, "momentum", "eps")
-    x, eps = use.samples_first(x, count), 1e-5 if eps is None else eps
-    if training:  # without running statistics, not to move them
-        normalized = F.batch_norm(x, None, None, training=True, eps=eps)
-    else:
-        normalized = F.batch_norm(x, mean, variance, eps=eps)
-    return _per_channel(use, count, normalized, weight, bias)
+    if "input" in kwargs:
+        args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
+    normal, weight, bias = NORMALIZATIONS[function](*args, **kwargs)
+    by_channel = function is not F.layer_norm
 
+    def given(parameter: Tensor) -> Tensor:
+        if by_channel:  # one entry a channel, the second dimension
+            given = give(parameter, (len(normal), normal.shape[1]))
+            return given.reshape(*given.shape, *(1,) * (normal.ndim - 2))
+        return give(parameter, tuple(normal.shape))
 
-def _per_channel(
-    use: Use, count: int, normalized: Tensor, weight: Any, bias: Any
-) -> list[tuple[Any, MakeTerm]] | None:
-    if len(normalized) != count:
-        return None
-
-    def sums(values: Tensor) -> Direct:
-        return Direct(values.flatten(2).sum(2) if values.ndim > 2 else values)
-
-    return [
-        (weight, lambda delta: sums(use.samples_first(delta, count) * normalized)),
-        (bias, lambda delta: sums(use.samples_first(delta, count))),
-    ]
+    if weight is None:
+        return normal if bias is None else normal + given(bias)
+    if bias is None:
+        return normal * given(weight)
+    return torch.addcmul(given(bias).to(normal.dtype), normal, given(weight).to(normal.dtype))

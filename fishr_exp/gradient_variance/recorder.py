@@ -19,6 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .normalization import NORMALIZATIONS, normalize
 from .twice import TWICE_DIFFERENTIABLE
 from .uses import Use, flatten
 
@@ -66,6 +67,8 @@ class Recorder(TorchFunctionMode):
             func = TWICE_DIFFERENTIABLE.get(func, func)
         if func is F.batch_norm:
             self._refuse_batch_statistics(used, args, kwargs)
+        if func in NORMALIZATIONS and (used or self.uses) and not self._in_attention:
+            return normalize(func, args, kwargs, self._stand_in)
         if not used:
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in ELEMENTWISE:
@@ -90,10 +93,13 @@ class Recorder(TorchFunctionMode):
         shape = _shape_of_result(func, args)
         if self._in_attention or not shape or shape[0] != self.count:
             return args
-        return tuple(self._copy(arg, shape) if id(arg) in self.selected else arg for arg in args)
+        return tuple(self._stand_in(a, shape) if id(a) in self.selected else a for a in args)
 
-    def _copy(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
-        if parameter.ndim == len(shape) and len(parameter) != 1:
+    def _stand_in(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if id(parameter) not in self.selected:
+            return parameter
+        if shape[0] != self.count or (parameter.ndim == len(shape) and len(parameter) != 1):
+            self._record(self._stand_in, (parameter,), {}, parameter)  # a use without a rule
             return parameter
         copies = give_copies(parameter, shape)
         self._record(give_copies, (parameter, shape), {}, copies)

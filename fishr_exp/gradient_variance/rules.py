@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from .convolution import convolution, transposed_convolution
 from .embedding import embedding
 from .linear import linear, matmul
-from .normalization import batch_norm, group_norm, instance_norm, layer_norm
 from .recorder import give_copies
 from .uses import Direct, MakeTerm, Rule, Use
 
@@ -38,10 +37,6 @@ RULES: dict[Callable[..., Any], Rule] = {
     torch.conv_transpose1d: transposed_convolution,
     torch.conv_transpose2d: transposed_convolution,
     torch.conv_transpose3d: transposed_convolution,
-    F.layer_norm: layer_norm,
-    F.group_norm: group_norm,
-    F.instance_norm: instance_norm,
-    F.batch_norm: batch_norm,
     F.embedding: embedding,
     give_copies: _copied,
 }
