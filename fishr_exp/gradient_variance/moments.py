@@ -34,7 +34,7 @@ def moments_of_terms(
     """
     singles = [term for term in terms if isinstance(term, Single)]
     if singles:
-        return Moments(*single_moments(singles, sizes))
+        return Moments(*single_moments(singles, sizes, limit))
     direct = [term.gradients for term in terms if isinstance(term, Direct)]
     if direct:
         return moments_of_gradients(functools.reduce(torch.add, direct), sizes)

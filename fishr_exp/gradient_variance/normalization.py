@@ -5,12 +5,15 @@ The affine parameters are then broadcast over the samples like any bare paramete
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .standardize import standardize
 
 Give = Callable[[Tensor, tuple[int, ...]], Tensor]
 """Maps a parameter, and the shape that it has to be broadcast to, to what stands in for it."""
@@ -23,7 +26,8 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    return F.layer_norm(x, list(normalized_shape), eps=eps), weight, bias
+    rows = x.reshape(-1, math.prod(normalized_shape))
+    return standardize(rows, eps).view(x.shape), weight, bias
 
 
 def _group_norm(
@@ -33,9 +37,8 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    # As a LayerNorm over each group, whose second derivative is one kernel, not a dozen.
-    groups = x.reshape(len(x), num_groups, -1)
-    return F.layer_norm(groups, groups.shape[2:], eps=eps).view(x.shape), weight, bias
+    rows = x.reshape(len(x) * num_groups, -1)
+    return standardize(rows, eps).view(x.shape), weight, bias
 
 
 def _instance_norm(
@@ -44,10 +47,15 @@ def _instance_norm(
     running_var: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    *rest: Any,
-    **named: Any,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    normal = F.instance_norm(x, running_mean, running_var, None, None, *rest, **named)
+    if use_input_stats and running_mean is None:
+        return _group_norm(x, x.shape[1], weight, bias, eps)
+    normal = F.instance_norm(
+        x, running_mean, running_var, None, None, use_input_stats, momentum, eps
+    )
     return normal, weight, bias
 
 

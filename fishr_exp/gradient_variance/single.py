@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+KEPT_SHARE = 3
+"""Gradients are kept if they take at most so many times the memory of their layer's tensors."""
+
 
 class Single(NamedTuple):
     """The per-sample gradient of one use of a parameter, from two tensors of that sample."""
@@ -24,34 +27,54 @@ class Single(NamedTuple):
     """Of the gradient's gradient, delta and x, the gradients at delta and, if asked, at x."""
 
 
-def single_moments(terms: Sequence[Single], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def single_moments(
+    terms: Sequence[Single], sizes: Sequence[int], limit: int
+) -> tuple[Tensor, Tensor]:
     """Mean and variance, within each domain, of the per-sample gradients added up over `terms`.
+
+    Args:
+        terms: The uses of one parameter.
+        sizes: The D sizes.
+        limit: Most entries of a temporary tensor. Within it, gradients that are not much larger
+            than the layer's own input and output are kept for the way back; the others are built
+            anew.
 
     Returns:
         Mean and biased variance, [D, *shape of the parameter] each; differentiable once.
     """
     tensors = [tensor for term in terms for tensor in (term.delta, term.x)]
     kernels = [(term.gradient, term.pull_back) for term in terms]
-    return _SingleMoments.apply(kernels, tuple(sizes), *tensors)
+    return _SingleMoments.apply(kernels, tuple(sizes), limit, *tensors)
 
 
 class _SingleMoments(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, kernels: list[tuple[Any, Any]], sizes: tuple[int, ...], *tensors: Tensor
+        ctx: Any,
+        kernels: list[tuple[Any, Any]],
+        sizes: tuple[int, ...],
+        limit: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         means, variances, start = [], [], 0
+        ctx.kept, ctx.offsets = {}, {}  # g_i minus the first of its domain, by sample; their mean
+        limit = min(limit, KEPT_SHARE * sum(t.numel() for t in tensors))
         for n in sizes:
             # Sums of deviations from the first sample keep their digits where the mean is large.
             first = _gradient(kernels, tensors, start)
+            keeps = first.numel() * sum(sizes) <= limit and any(ctx.needs_input_grad)
             total, squares = torch.zeros_like(first), torch.zeros_like(first)
             for i in range(start + 1, start + n):
                 deviation = _gradient(kernels, tensors, i).sub_(first)
                 total += deviation
                 squares.addcmul_(deviation, deviation)
+                if keeps:
+                    ctx.kept[i] = deviation
             total /= n
-            means.append(first.add_(total))
             variances.append(squares.div_(n).addcmul_(total, total, value=-1).clamp_(min=0))
+            if keeps:
+                ctx.kept[start], ctx.offsets[start] = torch.zeros_like(first), total
+            means.append(first.add_(total))
             start += n
         mean, variance = torch.stack(means), torch.stack(variances)
         ctx.save_for_backward(mean, *tensors)
@@ -64,10 +87,9 @@ class _SingleMoments(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         mean, *tensors = ctx.saved_tensors
         grad_mean, grad_variance = grads
-        needed = ctx.needs_input_grad[2:]
-        found = [
-            torch.empty_like(t) if need else None for t, need in zip(tensors, needed, strict=True)
-        ]
+        needed = ctx.needs_input_grad[3:]
+        pairs = zip(tensors, needed, strict=True)
+        found = [torch.empty_like(t) if need else None for t, need in pairs]
         start = 0
         for d, n in enumerate(ctx.sizes):
             scale = None if grad_variance is None else grad_variance[d] * (2 / n)
@@ -76,7 +98,11 @@ class _SingleMoments(torch.autograd.Function):
                 if scale is None:
                     grad = shift
                 else:
-                    grad = _gradient(ctx.kernels, tensors, i).sub_(mean[d]).mul_(scale)
+                    if i in ctx.kept:
+                        grad = torch.sub(ctx.kept[i], ctx.offsets[start])
+                    else:
+                        grad = _gradient(ctx.kernels, tensors, i).sub_(mean[d])
+                    grad.mul_(scale)
                     grad = grad if shift is None else grad.add_(shift)
                 for k, (_, pull_back) in enumerate(ctx.kernels):
                     delta, x = tensors[2 * k][i : i + 1], tensors[2 * k + 1][i : i + 1]
@@ -85,7 +111,7 @@ class _SingleMoments(torch.autograd.Function):
                         if whole is not None:
                             whole[i : i + 1] = part
             start += n
-        return None, None, *found
+        return None, None, None, *found
 
 
 def _gradient(kernels: list[tuple[Any, Any]], tensors: Sequence[Tensor], i: int) -> Tensor:

@@ -13,8 +13,8 @@ from .scope import select_parameters
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-MEMORY_LIMIT = 2**26
-"""Entries of a temporary tensor, at most: 256 MiB of float32."""
+MEMORY_LIMIT = 2**25
+"""Most entries of a temporary tensor of per-sample gradients: 128 MiB of float32."""
 
 
 class GradientVariance(NamedTuple):
