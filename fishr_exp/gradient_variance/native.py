@@ -138,10 +138,10 @@ def _terms(
         )
     else:
         deltas = []
-    for (_, ruled), delta in zip(plans, deltas, strict=True):
+    for (use, ruled), delta in zip(plans, deltas, strict=True):
         for name, make in ruled:
             if delta is not None:
-                terms.setdefault(name, []).append(make(delta))
+                terms.setdefault(name, []).append(make(delta.reshape(use.output.shape)))
     return terms
 
 

@@ -60,6 +60,8 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # inside a custom autograd function, for one
+            return func(*args, **kwargs)
         if func is F.multi_head_attention_forward and self._sees_inside(args, kwargs):
             return self._attention(args, kwargs)
         used = any(id(value) in self.selected for value in flatten((*args, *kwargs.values())))
@@ -81,7 +83,7 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:  # not a shape, not `.data`
-            edge = get_gradient_edge(output)
+            edge = get_gradient_edge(_root(output))
             self.uses.append(Use(func, args, kwargs, output, edge, self._in_attention))
 
     def _copy_bare(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -127,6 +129,17 @@ class Recorder(TorchFunctionMode):
                 "it into evaluation mode, choose a scope behind it, or ask for "
                 "batch_statistics='constant'"
             )
+
+
+def _root(output: Tensor) -> Tensor:
+    """Return the tensor whose gradient edge survives an in-place change of `output`.
+
+    A change of a view goes by way of its base, past the view's own edge.
+    """
+    base = output._base
+    if base is None or base.grad_fn is None or base.numel() != output.numel():
+        return output
+    return base if base.is_contiguous() and output.is_contiguous() else output
 
 
 def _shape_of_result(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:

@@ -88,6 +88,8 @@ class _SingleMoments(torch.autograd.Function):
         mean, *tensors = ctx.saved_tensors
         grad_mean, grad_variance = grads
         needed = ctx.needs_input_grad[3:]
+        if grad_mean is None and grad_variance is None:
+            return (None,) * len(ctx.needs_input_grad)
         pairs = zip(tensors, needed, strict=True)
         found = [torch.empty_like(t) if need else None for t, need in pairs]
         start = 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .losses import per_sample_losses
+from .moments import Moments
 from .native import native_moments
 from .scope import select_parameters
 
@@ -35,6 +37,10 @@ def gradient_variance(
     engine: Literal["native", "backpack"] = "native",
     loss: Loss = per_sample_losses,
     create_graph: bool = True,
+    statistic: Literal["variance", "second_moment", "mean"] = "variance",
+    unbiased: bool = False,
+    batch_statistics: Literal["refuse", "constant"] = "refuse",
+    memory_limit: int = MEMORY_LIMIT,
 ) -> GradientVariance:
     """Variance, within each domain, of the per-sample gradients of the selected parameters.
 
@@ -51,6 +57,14 @@ def gradient_variance(
         loss: Maps logits [N, C] and targets [N] to losses [N], each of its own sample.
         create_graph: Whether the variances are differentiable. If not, they are constants, while
             logits and losses keep their graph.
+        statistic: What is returned in place of the variance: `"second_moment"`, mean_i g_i^2, is
+            the variance that is not centred; `"mean"` is mean_i g_i.
+        unbiased: Divide the variance by n - 1 instead of n.
+        batch_statistics: What to do where BatchNorm in training mode couples the samples between
+            the selected parameters and the loss. `"constant"` takes for g_i the part of the
+            gradient of the summed loss that passes through sample i's own activations.
+        memory_limit: Most entries of a temporary tensor of per-sample gradients; one sample's may
+            exceed it. Engine `"native"` only.
 
     Returns:
         Logits, losses and the variances by parameter name. A selected parameter that takes no
@@ -80,12 +94,30 @@ def gradient_variance(
             parameters,
             loss,
             create_graph=create_graph,
-            memory_limit=MEMORY_LIMIT,
-            allow_batch_statistics=False,
+            memory_limit=memory_limit,
+            allow_batch_statistics=batch_statistics == "constant",
         )
     else:
         raise ValueError(f"engine={engine!r}: expected 'native' or 'backpack'")
-    return GradientVariance(logits, losses, {name: m.variance for name, m in moments.items()})
+    return GradientVariance(logits, losses, _statistics(moments, sizes, statistic, unbiased))
+
+
+def _statistics(
+    moments: dict[str, Moments], sizes: tuple[int, ...], statistic: str, unbiased: bool
+) -> dict[str, Tensor]:
+    if statistic == "mean":
+        return {name: m.mean for name, m in moments.items()}
+    if statistic == "second_moment":
+        return {name: m.variance + m.mean.square() for name, m in moments.items()}
+    if statistic != "variance":
+        raise ValueError(f"statistic={statistic!r}: expected 'variance', 'second_moment' or 'mean'")
+    if not unbiased:
+        return {name: m.variance for name, m in moments.items()}
+    factors = [n / (n - 1) for n in sizes]
+    return {
+        name: torch.stack([v * factor for v, factor in zip(m.variance, factors, strict=True)])
+        for name, m in moments.items()
+    }
 
 
 def _checked_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
