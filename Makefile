@@ -14,7 +14,7 @@ help:  ## list the targets
 install: $(READY)  ## make .venv with the exact versions of constraints.txt
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fishr-exp needs Python 3.10 or newer; pass PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "constraints.txt needs Python 3.11 or newer; pass PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -41,7 +41,7 @@ format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 golden: $(READY)  ## rewrite the golden files; say why in the commit
-	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/unit/results
 
 bench: $(READY)  ## milliseconds a step and peak memory, ERM beside Fishr, as ratios
 	$(BIN)/python scripts/bench_step.py

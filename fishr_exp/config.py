@@ -69,8 +69,9 @@ def arguments(config: DictConfig) -> dict[str, Any]:
     """
     from fishr_exp.run import run  # imports torch
 
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(key, "???", "must be given", f"add {key}=VALUE")
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        mend = f"add {' '.join(f'{key}=VALUE' for key in missing)}"
+        raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     root = {key: value for key, value in plain.items() if key not in (*GROUPS, *PLACES)}
     checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *PLACES))
@@ -155,6 +156,9 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
     """Return `value` as the annotation wants it; a number may be written as its text."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    kinds = (annotation, *typing.get_args(annotation))
+    if isinstance(value, bool) and bool not in kinds and Any not in kinds:
+        value = str(value).lower()  # else pydantic takes true for 1
     lenient = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
     try:
         return TypeAdapter(annotation, config=lenient).validate_python(value)

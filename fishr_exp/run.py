@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fishr_exp import seeding
-from fishr_exp.contracts import Domain, Domains, Model
+from fishr_exp.contracts import Domain, Domains, Minibatch, Model
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.splits import split
 from fishr_exp.errors import ConfigError, TrainingError
@@ -106,6 +106,14 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
         for name in training_domains
     ]
     steps = steps_per_epoch or min(stream.per_pass for stream in streams)
+    watcher.not_before = anneal_steps = getattr(method, "anneal_steps", 0)
+    if anneal_steps >= epochs * steps:
+        log.warning(
+            "trainer.anneal_steps=%d: the penalty never acts in %d epochs of %d steps",
+            anneal_steps,
+            epochs,
+            steps,
+        )
     seeding.seed_global_streams(seed, "model")
     network = model(input_shape=domains.input_shape, num_classes=domains.num_classes).to(where)
     seeding.seed_global_streams(seed, "training")
@@ -114,9 +122,13 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     except ValueError as error:  # from PyTorch: a rate below 0, say
         raise ConfigError("optimizer", _given(config["optimizer"]), str(error)) from error
 
-    evaluate = functools.partial(
-        _evaluate, network, domains, parts, training_domains, evaluation_batch_size, where
+    read = functools.partial(
+        chunks,
+        size=evaluation_batch_size,
+        num_workers=num_workers,
+        pin_memory=where.type == "cuda",
     )
+    evaluate = functools.partial(_evaluate, network, domains, parts, training_domains, read, where)
 
     # --- fit ---------------------------------------------------------------------------------
     with record_folder:
@@ -127,7 +139,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
         record_folder.write_environment(environment(_device_name(where), torch.get_num_threads()))
         best, last = (record_folder.checkpoints / name for name in ("best.pt", "last.pt"))
         if last.exists():
-            training.load_state_dict(checkpoint.load(last, where))
+            training.load_state_dict(checkpoint.load(last))
             log.info("continuing %s after step %d", folder, training.step)
         record_folder.keep_until(training.step)
         mirror = tracker(record_folder) if tracker else None
@@ -171,12 +183,13 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 on_evaluation,
                 epochs=epochs,
                 steps_per_epoch=steps,
-                device=where,
                 title=folder.name,
             )
+            chosen_step = training.step
             if watcher.keep == "best":
-                network.load_state_dict(checkpoint.load(best, where)["model"])
-            chosen_step = watcher.best_step if watcher.keep == "best" else training.step
+                kept = checkpoint.load(best)
+                network.load_state_dict(kept["model"])
+                chosen_step = kept["step"]
             chosen = evaluate(PARTS)
 
             # --- record ------------------------------------------------------------------------
@@ -189,6 +202,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                     "epoch": chosen_step // steps,
                     "monitor": watcher.monitor if watcher.keep == "best" else "last step",
                     "uses_test_domain": watcher.keep == "best" and watcher.watches(test_domains),
+                    "penalty_had_acted": chosen_step > anneal_steps,
                 },
                 **chosen,
                 "counts": counts,
@@ -204,6 +218,8 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             record_folder.finish(result)
         if mirror:
             mirror.finish("FINISHED")
+    if chosen_step <= anneal_steps < training.step:
+        log.warning("the chosen step lies before trainer.anneal_steps=%d, as ERM's", anneal_steps)
     log.info("%s", _line(result))
     log.info("%s", folder)
     return result
@@ -270,6 +286,9 @@ def _training_domains(
             "test_domains", given, f"{domains.name} has no domain {unknown[0]}",
             f"choose of {', '.join(known)}",
         )  # fmt: skip
+    if not test_domains or len(set(test_domains)) < len(test_domains):
+        reason = "names a domain twice" if test_domains else "leaves no domain to test on"
+        raise ConfigError("test_domains", given, reason, f"choose of {', '.join(known)}")
     training = [name for name in known if name not in test_domains]
     if len(training) < method.min_domains:
         most = len(known) - method.min_domains
@@ -331,7 +350,7 @@ def _evaluate(
     domains: Domains,
     parts: Mapping[str, Mapping[str, Tensor]],
     training_domains: list[str],
-    size: int,
+    read: Callable[[Domain, Tensor], Iterable[Minibatch]],
     device: torch.device,
     which: tuple[str, ...],
 ) -> dict[str, Any]:
@@ -340,7 +359,7 @@ def _evaluate(
     def one(domain: Domain, part: str) -> float | None:
         if part not in which:
             return None
-        return accuracy(model, chunks(domain, parts[domain.name][part], size), device)
+        return accuracy(model, read(domain, parts[domain.name][part]), device)
 
     by_domain = {
         name: {part: one(domain, part) for part in PARTS}

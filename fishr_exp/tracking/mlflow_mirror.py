@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -101,9 +102,8 @@ class MlflowMirror:
         """Return the client; the first call opens MLflow's run."""
         if self._client is None:
             client, experiment_id = self._open_experiment()
-            known = self._known()
-            if known:
-                self._run_id = known["run_id"]
+            self._run_id = self._known().get("run_id", "")
+            if self._run_id and _has_run(client, self._run_id):
                 client.update_run(self._run_id, status="RUNNING")
             else:
                 run = client.create_run(
@@ -139,10 +139,14 @@ class MlflowMirror:
 
     def _known(self) -> dict[str, Any]:
         """Return which MLflow run mirrors this folder, and how far it is; empty if none does."""
-        if not self._state_file.exists() or (self._database and not self._database.exists()):
+        if not self._state_file.exists():
             return {}
         state: dict[str, Any] = json.loads(self._state_file.read_text())
-        return state if state["tracking_uri"] == self.tracking_uri else {}
+        if state["tracking_uri"] != self.tracking_uri:
+            return {}
+        if self._database and not _holds_run(self._database, state["run_id"]):
+            return {}  # the database was lost, or made anew
+        return state
 
     def _save(self, ended: str) -> None:
         state = {"tracking_uri": self.tracking_uri, "run_id": self._run_id, "ended": ended}
@@ -191,6 +195,31 @@ def _sqlite_file(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith(_SQLITE):
         return None
     return Path(tracking_uri.removeprefix(_SQLITE)).absolute()
+
+
+def _holds_run(database: Path, run_id: str) -> bool:
+    """Whether MLflow's SQLite file knows the run; asked without importing MLflow."""
+    if not database.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as there:
+            found = there.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    except sqlite3.Error:  # no such table yet, or a scheme of another day
+        return False
+    return found is not None
+
+
+def _has_run(client: Any, run_id: str) -> bool:
+    """Whether the server knows the run; one that was reset does not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
 
 
 def _name(name: str) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,3 +24,14 @@ def mean_risk(batch: Batch, losses: Tensor) -> Tensor:
 def squared_norm(model: Model) -> Tensor:
     """Σ‖w‖² over all parameters of the model, biases included."""
     return torch.stack([p.square().sum() for p in model.parameters()]).sum()
+
+
+@contextlib.contextmanager
+def leaving_no_trace(model: Model) -> Iterator[None]:
+    """Undo what forward passes in the block do to the random streams and the model's buffers."""
+    device = next(model.parameters()).device
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    for buffer, before in buffers:
+        buffer.copy_(before)

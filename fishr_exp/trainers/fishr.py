@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fishr_exp.contracts import Batch, Model, Objective
 from fishr_exp.errors import ConfigError
-from fishr_exp.gradient_variance import gradient_variance, penalty
-from fishr_exp.trainers._terms import mean_risk, squared_norm
+from fishr_exp.gradient_variance import gradient_variance, penalty, per_sample_losses
+from fishr_exp.trainers._terms import leaving_no_trace, mean_risk, squared_norm
 
 
 @dataclass(frozen=True)
@@ -118,20 +118,12 @@ class Fishr(nn.Module):
         convention = CONVENTIONS[self.convention]
         annealed = step >= self.anneal_steps or self.gamma == 0
         weight = self.gamma if annealed else convention.weight_before
-        try:
-            _, losses, variances = gradient_variance(
-                model,
-                batch.x,
-                batch.y,
-                batch.sizes,
-                scope=self.scope,
-                engine=self.engine,
-                create_graph=weight > 0,
-            )
-        except ValueError as error:  # the heart refuses a scope, or an engine its network
-            key = f"trainer.engine={self.engine} trainer.scope"
-            scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
-            raise ConfigError(key, scope, str(error)) from error
+        if weight > 0 or (self.scope, self.engine) == ("classifier", "native"):
+            losses, variances = self._variances(model, batch, create_graph=weight > 0)
+        else:  # beyond the classifier, an engine's forward pass may differ in the last bits
+            losses = per_sample_losses(model(batch.x), batch.y)
+            with leaving_no_trace(model):
+                _, variances = self._variances(model, batch, create_graph=False)
         variances = self._smooth(variances)
         distance = penalty(
             variances,
@@ -157,6 +149,26 @@ class Fishr(nn.Module):
             },
         )
 
+    def _variances(
+        self, model: Model, batch: Batch, *, create_graph: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses [N] and, by name of parameter, its variances [D, ...]."""
+        try:
+            _, losses, variances = gradient_variance(
+                model,
+                batch.x,
+                batch.y,
+                batch.sizes,
+                scope=self.scope,
+                engine=self.engine,
+                create_graph=create_graph,
+            )
+        except ValueError as error:  # the heart refuses a scope, or an engine its network
+            key = f"trainer.engine={self.engine} trainer.scope"
+            scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
+            raise ConfigError(key, scope, str(error)) from error
+        return losses, variances
+
     def _smooth(self, variances: dict[str, Tensor]) -> dict[str, Tensor]:
         """Average the variances over the steps; the gradient flows through the current one only.
 
@@ -167,8 +179,8 @@ class Fishr(nn.Module):
             return variances
         decay = self.ema_decay
         averages = {
-            name: decay * self.averages[name] + (1 - decay) * v if name in self.averages
-            else (1 - decay) * v
+            name: decay * self.averages[name].to(v.device) + (1 - decay) * v
+            if name in self.averages else (1 - decay) * v
             for name, v in variances.items()
         }  # fmt: skip
         self.averages = {name: average.detach() for name, average in averages.items()}

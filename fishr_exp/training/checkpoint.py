@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from fishr_exp.errors import TrainingError
 from fishr_exp.results.run_folder import write_atomically
@@ -22,14 +21,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote; tensors go to `device`. Nothing in the file is executed.
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU. Nothing in the file is executed.
+
+    Modules and optimizers copy it to where they need it; Adam's counters stay on the CPU, where
+    reading them does not wait for a GPU.
 
     Raises:
         TrainingError: If the file cannot be read as a checkpoint.
     """
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise TrainingError(
             f"{path} is no readable checkpoint ({type(error).__name__}); "
@@ -37,13 +39,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         ) from error
 
 
-def copy_of_weights(model: nn.Module) -> dict[str, Any]:
-    """Return the model's state as a file of its own needs it."""
-    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of the global streams: Python's, NumPy's, PyTorch's."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of the global streams: Python's, NumPy's, PyTorch's, the device's."""
     version, internal, gauss = random.getstate()
     legacy = np.random.get_state(legacy=False)
     assert isinstance(legacy, dict)
@@ -51,17 +48,17 @@ def random_state() -> dict[str, Any]:
         "python": (version, list(internal), gauss),
         "numpy": {**legacy, "state": {**legacy["state"], "key": legacy["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set the global streams to what `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     inner = state["numpy"]["state"]
     key = np.array(inner["key"], dtype=np.uint32)
     np.random.set_state({**state["numpy"], "state": {**inner, "key": key}})
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

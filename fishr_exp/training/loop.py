@@ -41,6 +41,11 @@ class Training:
     def __post_init__(self) -> None:
         self.reset_optimizer()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
+
     def reset_optimizer(self) -> None:
         """Make the optimizer anew, without its history."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -54,7 +59,7 @@ class Training:
             "method": as_module(self.method).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "observer": self.observer.state_dict(),
-            "random": random_state(),
+            "random": random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -64,7 +69,7 @@ class Training:
         as_module(self.method).load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.observer.load_state_dict(state["observer"])
-        restore_random_state(state["random"])
+        restore_random_state(state["random"], self.device)
 
 
 def fit(
@@ -75,7 +80,6 @@ def fit(
     *,
     epochs: int,
     steps_per_epoch: int,
-    device: torch.device,
     title: str,
 ) -> None:
     """Train until the epochs are over or the observer stops.
@@ -88,14 +92,13 @@ def fit(
         on_evaluation: Called after the observer with every record and its verdict.
         epochs: At most so many evaluations.
         steps_per_epoch: Updates between two evaluations.
-        device: Where the model lies.
         title: What the progress bar calls the run.
 
     Raises:
         TrainingError: If the objective or the weights become NaN or infinite.
     """
     model, method, observer = training.model, training.method, training.observer
-    batches = _batches(loaders, device)
+    batches = _batches(loaders, training.device)
     total_steps = epochs * steps_per_epoch
     model.train()
     with (
@@ -120,6 +123,8 @@ def fit(
                     method, model, training.optimizer, next(batches), training.step
                 )
                 training.step += 1
+                if not sums:
+                    observer.check_losses(logs)
                 sums = {name: sums.get(name, 0) + value for name, value in logs.items()}
                 bar.update()
             losses = {name: value.item() / steps_per_epoch for name, value in sums.items()}

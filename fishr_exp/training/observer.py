@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fishr_exp.errors import ConfigError
@@ -48,6 +48,7 @@ class Observer:
         self.patience = patience
         self.min_delta = min_delta
         self.keep = keep
+        self.not_before = 0  # no patience is used up until this step, when a penalty switches on
         self.best = -math.inf  # of sign * monitored quantity
         self.best_step = 0
         self.waited = 0  # evaluations since the best one
@@ -64,12 +65,21 @@ class Observer:
         if improved:
             self.best, self.best_step, self.waited = value, record["step"], 0
         else:
-            self.waited += 1
+            self.waited = self.waited + 1 if record["step"] > self.not_before else 0
         return Verdict(improved, self.stop)
 
     def watches(self, domains: Sequence[str]) -> bool:
         """Whether the monitored quantity is one of these domains'."""
         return any(self.monitor.startswith(f"accuracy/{name}/") for name in domains)
+
+    def check_losses(self, losses: Iterable[str]) -> None:
+        """Refuse to watch a loss that the method does not give.
+
+        Raises:
+            ConfigError: If the monitored quantity is no accuracy and none of `losses`.
+        """
+        if "accuracy" not in self.monitor and self.monitor not in losses:
+            raise self._unknown(losses)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
@@ -83,12 +93,12 @@ class Observer:
         known = quantities(record)
         value = known.get(self.monitor)
         if value is None:
-            raise ConfigError(
-                "observer.monitor",
-                self.monitor,
-                f"no evaluation gives it; choose of {', '.join(known)}",
-            )
+            raise self._unknown(known)
         return value
+
+    def _unknown(self, known: Iterable[str]) -> ConfigError:
+        reason = f"no evaluation gives it; choose of {', '.join(known)}"
+        return ConfigError("observer.monitor", self.monitor, reason)
 
 
 def quantities(record: Mapping[str, Any]) -> dict[str, float]:

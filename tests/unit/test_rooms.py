@@ -78,7 +78,7 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
         homes = HOMES.get(library)
         if homes is not None:
             assert any(relative.startswith(home) for home in homes), f"{path} imports {name}"
-        assert not (library in LAZY and at_top and relative != "vision.py"), f"{path}: {name}"
+        assert not (library in LAZY and at_top), f"{path}: {name}"
 
 
 def test_the_heart_knows_torch_only() -> None:
