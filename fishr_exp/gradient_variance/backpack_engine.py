@@ -44,8 +44,8 @@ def moments_by_backpack(
 
     twin, handles = _twin(model), len(CTX.hook_handles)
     features: list[Tensor] = []
-    for name, module in _owners(twin, parameters):
-        _refuse(name, module)
+    _refuse_batch_statistics(twin, parameters)
+    for module in _owners(twin, parameters):
         # BackPACK's hooks fire only if gradients at the modules' inputs are asked for, too.
         module.register_forward_pre_hook(lambda _, args: features.extend(args))
         extend(module)
@@ -102,22 +102,31 @@ def _forget(twin: nn.Module, parameters: Sequence[nn.Parameter], handles: int) -
     del CTX.hook_handles[handles:]
 
 
-def _owners(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> Iterator[tuple[str, nn.Module]]:
+def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[nn.Module]:
     """Yield the modules that hold a selected parameter themselves."""
     selected = {id(parameter) for parameter in parameters.values()}
-    for name, module in model.named_modules():
+    for module in model.modules():
         if any(id(parameter) in selected for parameter in module.parameters(recurse=False)):
-            yield name, module
+            yield module
 
 
-def _refuse(name: str, module: nn.Module) -> None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-        raise ValueError(
-            f"engine='backpack': {name} is BatchNorm in training mode, where a sample has no "
-            "gradient of its own; put it into evaluation mode"
-        )
+def _refuse_batch_statistics(twin: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Let BatchNorm in training mode fail if it runs as, or after, a selected module."""
+    started: list[nn.Module] = []
+    for module in _owners(twin, parameters):
+        module.register_forward_pre_hook(lambda module, _: started.append(module))
+
+    def refuse(module: nn.Module, _: object) -> None:
+        if started and module.training:
+            raise ValueError(
+                "engine='backpack': BatchNorm in training mode between the selected parameters "
+                "and the loss, where a sample has no gradient of its own; put it into evaluation "
+                "mode"
+            )
+
+    for module in twin.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(refuse)
 
 
 def _collect(name: str, parameter: nn.Parameter, total: Tensor | None, count: int) -> Tensor:

@@ -41,6 +41,7 @@ def gradient_variance(
     unbiased: bool = False,
     batch_statistics: Literal["refuse", "constant"] = "refuse",
     memory_limit: int = MEMORY_LIMIT,
+    all_ranks: bool = False,
 ) -> GradientVariance:
     """Variance, within each domain, of the per-sample gradients of the selected parameters.
 
@@ -65,6 +66,9 @@ def gradient_variance(
             gradient of the summed loss that passes through sample i's own activations.
         memory_limit: Most entries of a temporary tensor of per-sample gradients; one sample's may
             exceed it. Engine `"native"` only.
+        all_ranks: Take the statistic over the samples of every rank of `torch.distributed`, each of
+            which calls with its own part of each domain. Gradients are right once averaged over
+            the ranks, as data-parallel training does. Logits and losses stay the rank's own.
 
     Returns:
         Logits, losses and the variances by parameter name. A selected parameter that takes no
@@ -99,6 +103,10 @@ def gradient_variance(
         )
     else:
         raise ValueError(f"engine={engine!r}: expected 'native' or 'backpack'")
+    if all_ranks:
+        from .distributed import over_all_ranks
+
+        moments, sizes = over_all_ranks(moments, sizes)
     return GradientVariance(logits, losses, _statistics(moments, sizes, statistic, unbiased))
 
 

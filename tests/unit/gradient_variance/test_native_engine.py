@@ -20,17 +20,18 @@ def _normed() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
 
 
-def test_batch_statistics_behind_a_selected_parameter_are_refused() -> None:
+@pytest.mark.parametrize("engine", ["native", "backpack"])
+@pytest.mark.parametrize("scope", ["all", "0.bias", "1.weight"])
+def test_batch_statistics_behind_a_selected_parameter_are_refused(scope: str, engine: str) -> None:
     x, y = _data(4)
     with pytest.raises(ValueError, match="BatchNorm in training mode"):
-        gradient_variance(_normed(), x, y, SIZES, scope="all")
-    with pytest.raises(ValueError, match="BatchNorm in training mode"):
-        gradient_variance(_normed(), x, y, SIZES, scope="1.weight")
+        gradient_variance(_normed(), x, y, SIZES, scope=scope, engine=engine)  # type: ignore[arg-type]
 
 
-def test_batch_statistics_before_the_selected_parameters_are_fine() -> None:
+@pytest.mark.parametrize("engine", ["native", "backpack"])
+def test_batch_statistics_before_the_selected_parameters_are_fine(engine: str) -> None:
     x, y = _data(4)
-    found = gradient_variance(_normed(), x, y, SIZES, scope="3").variances
+    found = gradient_variance(_normed(), x, y, SIZES, scope="3", engine=engine).variances  # type: ignore[arg-type]
     features = _normed()[:3](x).detach()
     expected = gradient_variance(_normed()[3], features, y, SIZES, scope="all").variances
     torch.testing.assert_close(found["3.weight"], expected["weight"])
@@ -153,6 +154,21 @@ def test_memory_limit_changes_nothing_but_rounding() -> None:
     other = gradient_variance(net, x, y, SIZES, scope="all", memory_limit=1).variances
     for name, v in one.items():
         torch.testing.assert_close(other[name], v)
+
+
+def test_float32_convolutions_are_sound_where_the_mean_dwarfs_the_deviation() -> None:
+    torch.manual_seed(0)
+    for size in (8, 4):  # by the library's kernels, and by matrix products
+        layers = [nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * (size - 2) ** 2, 3)]
+        net = nn.Sequential(*layers)
+        x = 1 + 1e-3 * (size - 2) * torch.randn(40, 1, size, size)  # summed over positions
+        y = torch.zeros(40, dtype=torch.int64)
+        rounded, exact = (
+            gradient_variance(net.to(t), x.to(t), y, (15, 25), scope="0.weight", create_graph=False)
+            for t in (torch.float32, torch.float64)
+        )
+        v, w = rounded.variances["0.weight"], exact.variances["0.weight"]
+        assert ((v - w).abs() / w).max() < 1e-4
 
 
 def test_the_check_of_the_rules_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
