@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where table.md, table.tex, table.csv, figure.pdf and figure.png go"
-        " (default: table/ in the first DIR)",
+        " (default: DIR/table)",
     )
     parser.add_argument(
         "--format",

@@ -121,9 +121,9 @@ class Fishr(nn.Module):
         if weight > 0 or (self.scope, self.engine) == ("classifier", "native"):
             losses, variances = self._variances(model, batch, create_graph=weight > 0)
         else:  # beyond the classifier, an engine's forward pass may differ in the last bits
-            losses = per_sample_losses(model(batch.x), batch.y)
             with leaving_no_trace(model):
                 _, variances = self._variances(model, batch, create_graph=False)
+            losses = per_sample_losses(model(batch.x), batch.y)
         variances = self._smooth(variances)
         distance = penalty(
             variances,

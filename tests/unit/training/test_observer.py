@@ -65,6 +65,22 @@ def test_a_test_domain_is_watched_only_by_name() -> None:
     assert watcher.best == 0.3
 
 
+def test_patience_is_not_used_up_before_the_penalty_acts() -> None:
+    watcher = observer()
+    watcher.not_before = 3
+    values = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    stops = [watcher.observe(record(step, value)).stop for step, value in enumerate(values)]
+    assert stops == [False] * 5 + [True]  # two evaluations after step 3
+    assert watcher.best_step == 0
+
+
+def test_a_loss_that_the_method_does_not_give_is_refused() -> None:
+    observer(monitor="risk").check_losses(["risk", "objective"])
+    observer(monitor="accuracy/sketch/train").check_losses(["risk"])
+    with pytest.raises(ConfigError, match=r"observer.monitor=penalty.*risk, objective"):
+        observer(monitor="penalty").check_losses(["risk", "objective"])
+
+
 def test_state_goes_through_a_checkpoint() -> None:
     first = observer()
     first.observe(record(0, 0.6))

@@ -1,0 +1,47 @@
+"""At weight zero Fishr is ERM to the last bit, whatever it measures and on whatever network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fishr_exp.contracts import Batch, Model
+from fishr_exp.models.mnist_cnn import mnist_cnn
+from fishr_exp.models.resnet import resnet
+from fishr_exp.trainers.erm import Erm
+from fishr_exp.trainers.fishr import Fishr
+from fishr_exp.training.step import optimizer_step
+
+
+def cnn() -> Model:
+    return mnist_cnn(input_shape=(1, 28, 28), num_classes=3)
+
+
+def frozen_resnet() -> Model:
+    return resnet(
+        input_shape=(3, 32, 32), num_classes=3, depth=18, pretrained=False, weights_file=None,
+        freeze_bn=True, dropout=0.1,
+    )  # fmt: skip
+
+
+def trained(method: Erm | Fishr, make: Callable[[], Model]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    network = make()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    shape = (1, 28, 28) if make is cnn else (3, 32, 32)
+    for step in range(3):
+        batch = Batch(torch.randn(8, *shape), torch.randint(3, (8,)), (4, 4))
+        optimizer_step(method, network, optimizer, batch, step)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("make", [cnn, frozen_resnet])
+@pytest.mark.parametrize("scope", ["classifier", "all", "featurizer"])
+@pytest.mark.parametrize("wait", [0, 3])
+def test_weight_zero_is_erm(make: Callable[[], Model], scope: str, wait: int) -> None:
+    method = Fishr(0.0) if wait == 0 else Fishr(5.0, anneal_steps=wait)
+    method.scope = scope
+    expected, found = trained(Erm(), make), trained(method, make)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
