@@ -24,6 +24,7 @@ def moments_by_backpack(
     parameters: Mapping[str, nn.Parameter],
     loss: Callable[[Tensor, Tensor], Tensor],
     create_graph: bool,
+    covariance: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Moments]]:
     """Moments of the per-sample gradients of `parameters`; see `gradient_variance`.
 
@@ -74,7 +75,11 @@ def moments_by_backpack(
         _forget(twin, wanted, handles)
     if not create_graph:
         gradients = {name: g.detach() for name, g in gradients.items()}
-    return logits, losses, {n: moments_of_gradients(g, sizes) for n, g in gradients.items()}
+    return (
+        logits,
+        losses,
+        {n: moments_of_gradients(g, sizes, covariance) for n, g in gradients.items()},
+    )
 
 
 def _twin(model: nn.Module) -> nn.Module:

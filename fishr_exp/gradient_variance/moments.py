@@ -18,11 +18,15 @@ class Moments(NamedTuple):
     """Moments of the per-sample gradients of one parameter."""
 
     mean: Tensor  # [D, *shape of the parameter]
-    variance: Tensor  # [D, *shape of the parameter], centred, divided by n
+    variance: Tensor  # [D, *shape of the parameter], or [D, P, P]; centred, divided by n
 
 
 def moments_of_terms(
-    terms: Sequence[Term], shape: torch.Size, sizes: Sequence[int], limit: int
+    terms: Sequence[Term],
+    shape: torch.Size,
+    sizes: Sequence[int],
+    limit: int,
+    covariance: bool = False,
 ) -> Moments:
     """Moments of the sum of `terms`, one for each use of a parameter, all of one kind.
 
@@ -31,25 +35,42 @@ def moments_of_terms(
         shape: Of the parameter.
         sizes: The D sizes.
         limit: Most entries of a temporary tensor.
+        covariance: Whether the whole covariance is wanted; keeps all per-sample gradients.
+
+    Raises:
+        ValueError: If the covariance of a convolution is wanted.
     """
     singles = [term for term in terms if isinstance(term, Single)]
+    if singles and covariance:
+        raise ValueError("statistic='covariance': not for convolutions; choose another scope")
     if singles:
         return Moments(*single_moments(singles, sizes, limit))
     direct = [term.gradients for term in terms if isinstance(term, Direct)]
     if direct:
-        return moments_of_gradients(functools.reduce(torch.add, direct), sizes)
+        return moments_of_gradients(functools.reduce(torch.add, direct), sizes, covariance)
     joined = _joined([term for term in terms if isinstance(term, Outer)])
+    if covariance:
+        left, right = joined.factors(*joined.tensors)
+        gradients = (left.transpose(-1, -2) @ right).reshape(-1, *shape)
+        return moments_of_gradients(gradients, sizes, covariance)
     mean, variance = outer_moments(joined.factors, sizes, limit, *joined.tensors)
     return Moments(mean.reshape(-1, *shape), variance.reshape(-1, *shape))
 
 
-def moments_of_gradients(gradients: Tensor, sizes: Sequence[int]) -> Moments:
+def moments_of_gradients(
+    gradients: Tensor, sizes: Sequence[int], covariance: bool = False
+) -> Moments:
     """Moments of per-sample gradients [N, *shape] that are at hand."""
     means, variances = [], []
     for domain in gradients.split(list(sizes)):
         mean = domain.mean(0)
+        deviation = domain - mean
         means.append(mean)
-        variances.append((domain - mean).square().mean(0))
+        if covariance:
+            flat = deviation.flatten(1)  # [n, P]
+            variances.append(flat.t() @ flat / len(flat))
+        else:
+            variances.append(deviation.square().mean(0))
     return Moments(torch.stack(means), torch.stack(variances))
 
 

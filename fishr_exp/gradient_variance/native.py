@@ -41,6 +41,7 @@ def native_moments(
     create_graph: bool,
     memory_limit: int,
     allow_batch_statistics: bool,
+    covariance: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Moments]]:
     """Moments of the per-sample gradients of `parameters`; see `gradient_variance`.
 
@@ -48,7 +49,7 @@ def native_moments(
         Logits [N, C], losses [N], and the moments by parameter name.
 
     Raises:
-        ValueError: If samples are coupled.
+        ValueError: If samples are coupled, or the covariance of a convolution is asked for.
     """
     count = len(inputs)
     recorder = Recorder(parameters.values(), count, allow_batch_statistics)
@@ -68,16 +69,25 @@ def native_moments(
             if name in slow:
                 continue
             if name in terms:
-                own = moments_of_terms(terms[name], parameter.shape, sizes, memory_limit)
+                own = moments_of_terms(
+                    terms[name], parameter.shape, sizes, memory_limit, covariance
+                )
             else:
-                zeros = parameter.new_zeros(len(sizes), *parameter.shape)
-                own = Moments(zeros, zeros)
+                own = _zero_moments(parameter, len(sizes), covariance)
             moments[name] = own
     if slow:
         left = {name: parameters[name] for name in parameters if name in slow}
         gradients = gradients_one_by_one(model, inputs, targets, left, loss, losses, create_graph)
-        moments |= {name: moments_of_gradients(g, sizes) for name, g in gradients.items()}
+        moments |= {
+            name: moments_of_gradients(g, sizes, covariance) for name, g in gradients.items()
+        }
     return logits, losses, {name: moments[name] for name in parameters}
+
+
+def _zero_moments(parameter: Tensor, domains: int, covariance: bool) -> Moments:
+    mean = parameter.new_zeros(domains, *parameter.shape)
+    p = parameter.numel()
+    return Moments(mean, parameter.new_zeros(domains, p, p) if covariance else mean)
 
 
 def _plan(

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .classes import by_class, group_by_class
 from .losses import per_sample_losses
 from .moments import Moments
 from .native import native_moments
@@ -17,6 +18,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 MEMORY_LIMIT = 2**25
 """Most entries of a temporary tensor of per-sample gradients: 128 MiB of float32."""
+
+
+STATISTICS = ("variance", "second_moment", "mean", "covariance")
 
 
 class GradientVariance(NamedTuple):
@@ -37,8 +41,9 @@ def gradient_variance(
     engine: Literal["native", "backpack"] = "native",
     loss: Loss = per_sample_losses,
     create_graph: bool = True,
-    statistic: Literal["variance", "second_moment", "mean"] = "variance",
+    statistic: Literal["variance", "second_moment", "mean", "covariance"] = "variance",
     unbiased: bool = False,
+    within_classes: bool = False,
     batch_statistics: Literal["refuse", "constant"] = "refuse",
     memory_limit: int = MEMORY_LIMIT,
     all_ranks: bool = False,
@@ -59,8 +64,11 @@ def gradient_variance(
         create_graph: Whether the variances are differentiable. If not, they are constants, while
             logits and losses keep their graph.
         statistic: What is returned in place of the variance: `"second_moment"`, mean_i g_i^2, is
-            the variance that is not centred; `"mean"` is mean_i g_i.
-        unbiased: Divide the variance by n - 1 instead of n.
+            the variance that is not centred; `"mean"` is mean_i g_i; `"covariance"` is the whole
+            matrix for each parameter, [D, P, P], which keeps all g_i, and is not for convolutions.
+        unbiased: Divide variance or covariance by n - 1 instead of n.
+        within_classes: Take the statistic within each class that has two samples in every domain;
+            the results are named `parameter[class]`.
         batch_statistics: What to do where BatchNorm in training mode couples the samples between
             the selected parameters and the loss. `"constant"` takes for g_i the part of the
             gradient of the summed loss that passes through sample i's own activations.
@@ -82,32 +90,47 @@ def gradient_variance(
     Departs: Divided by n instead of n - 1, as all public code does.
     """
     sizes = _checked_sizes(sizes, len(inputs))
+    if statistic not in STATISTICS:
+        raise ValueError(f"statistic={statistic!r}: expected one of {', '.join(STATISTICS)}")
+    if all_ranks and (within_classes or statistic == "covariance"):
+        raise ValueError("all_ranks: not within classes, and not for the covariance")
     parameters = select_parameters(model, scope)
+    groups = group_by_class(targets, sizes) if within_classes else None
+    if groups:
+        inputs, targets = inputs[groups.order], targets[groups.order]
+    parts = groups.sizes if groups else sizes
+    covariance = statistic == "covariance"
     if engine == "backpack":
         from .backpack_engine import moments_by_backpack
 
         logits, losses, moments = moments_by_backpack(
-            model, inputs, targets, sizes, parameters, loss, create_graph
+            model, inputs, targets, parts, parameters, loss, create_graph, covariance
         )
     elif engine == "native":
         logits, losses, moments = native_moments(
             model,
             inputs,
             targets,
-            sizes,
+            parts,
             parameters,
             loss,
             create_graph=create_graph,
             memory_limit=memory_limit,
             allow_batch_statistics=batch_statistics == "constant",
+            covariance=covariance,
         )
     else:
         raise ValueError(f"engine={engine!r}: expected 'native' or 'backpack'")
     if all_ranks:
         from .distributed import over_all_ranks
 
-        moments, sizes = over_all_ranks(moments, sizes)
-    return GradientVariance(logits, losses, _statistics(moments, sizes, statistic, unbiased))
+        moments, parts = over_all_ranks(moments, parts)
+    values = _statistics(moments, parts, statistic, unbiased)
+    if groups:
+        back = groups.order.argsort()
+        logits, losses = logits[back], losses[back]
+        values = by_class(values, groups.classes, len(sizes))
+    return GradientVariance(logits, losses, values)
 
 
 def _statistics(
@@ -117,11 +140,9 @@ def _statistics(
         return {name: m.mean for name, m in moments.items()}
     if statistic == "second_moment":
         return {name: m.variance + m.mean.square() for name, m in moments.items()}
-    if statistic != "variance":
-        raise ValueError(f"statistic={statistic!r}: expected 'variance', 'second_moment' or 'mean'")
     if not unbiased:
         return {name: m.variance for name, m in moments.items()}
-    factors = [n / (n - 1) for n in sizes]
+    factors = [n / max(1, n - 1) for n in sizes]
     return {
         name: torch.stack([v * factor for v, factor in zip(m.variance, factors, strict=True)])
         for name, m in moments.items()

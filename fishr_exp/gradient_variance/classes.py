@@ -1,0 +1,57 @@
+"""Samples in the order of their class within each domain, for statistics within classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Grouping(NamedTuple):
+    """Groups of samples, one for each class and domain, and one of those left over, if any."""
+
+    order: Tensor  # [N], the samples group by group
+    sizes: tuple[int, ...]  # of the groups
+    classes: tuple[int, ...]
+
+
+def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
+    """Group samples by class, and within a class by domain.
+
+    Classes with fewer than two samples in any domain have no variance there, and are left over.
+
+    Args:
+        targets: [N], int64.
+        sizes: The D sizes.
+
+    Raises:
+        ValueError: If no class has two samples in every domain.
+    """
+    domains = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(targets.device)
+    groups: list[Tensor] = []
+    classes: list[int] = []
+    for c in targets.unique().tolist():
+        own = [((targets == c) & (domains == d)).nonzero().squeeze(1) for d in range(len(sizes))]
+        if min(len(group) for group in own) >= 2:
+            groups += own
+            classes.append(int(c))
+    if not classes:
+        raise ValueError("within_classes: no class has at least 2 samples in every domain")
+    left_over = torch.ones_like(targets, dtype=torch.bool)
+    left_over[torch.cat(groups)] = False
+    if left_over.any():
+        groups.append(left_over.nonzero().squeeze(1))
+    return Grouping(torch.cat(groups), tuple(len(g) for g in groups), tuple(classes))
+
+
+def by_class(
+    values: Mapping[str, Tensor], classes: Sequence[int], domains: int
+) -> dict[str, Tensor]:
+    """Take values [groups, ...] apart into `name[class]`, [D, ...] each."""
+    return {
+        f"{name}[{c}]": value[k * domains : (k + 1) * domains]
+        for name, value in values.items()
+        for k, c in enumerate(classes)
+    }
