@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,9 +39,23 @@ def penalty(
         raise ValueError(f"over_parameters={over_parameters!r}: expected 'sum' or 'mean'")
     if over_domains not in ("mean", "sum"):
         raise ValueError(f"over_domains={over_domains!r}: expected 'mean' or 'sum'")
-    distances = [(v - v.mean(0)).square().sum() for v in variances.values()]
+    distances = [_SquaredDistance.apply(v) for v in variances.values()]
     total = torch.stack(distances).sum()
     first = next(iter(variances.values()))
     if over_parameters == "mean":
         total = total / sum(v[0].numel() for v in variances.values())
     return total / len(first) if over_domains == "mean" else total
+
+
+class _SquaredDistance(torch.autograd.Function):
+    """sum_e ||v_e - mean_e v_e||^2, which keeps v alone: its gradient is 2 (v_e - mean_e v_e)."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(v)
+        return (v - v.mean(0)).square_().sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (v,) = ctx.saved_tensors
+        return 2 * grad * (v - v.mean(0))

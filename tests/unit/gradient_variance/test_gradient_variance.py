@@ -129,6 +129,12 @@ def test_conventions_of_the_penalty() -> None:
         penalty({})
 
 
+def test_penalty_is_twice_differentiable() -> None:
+    v = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: penalty({"w": v}), (v,))
+    assert torch.autograd.gradgradcheck(lambda v: penalty({"w": v}), (v,))
+
+
 def test_two_domains_summed_is_half_the_squared_difference(net: Net) -> None:
     x, y = _data((5, 5))
     v = gradient_variance(net, x, y, (5, 5)).variances
