@@ -139,12 +139,14 @@ def _collect(name: str, parameter: nn.Parameter, total: Tensor | None, count: in
     if total is None:
         return parameter.new_zeros(count, *parameter.shape)
     gradients = getattr(parameter, "grad_batch", None)
-    tolerance = 1e-3 * total.detach().abs().max()
-    if (
-        gradients is None
-        or len(gradients) != count
-        or (gradients.sum(0) - total).abs().max() > tolerance
-    ):
+    if gradients is None:
+        raise ValueError(
+            f"engine='backpack': BackPACK has no rule for the module of {name}; engine='native' has"
+        )
+    missed = len(gradients) != count or bool(
+        (gradients.sum(0) - total).abs().max() > 1e-3 * total.abs().max()
+    )
+    if missed:
         raise ValueError(
             f"engine='backpack': BackPACK does not see every use of {name} "
             "(a module used twice, a function called by hand); engine='native' does"

@@ -226,6 +226,29 @@ def test_backpack_refuses_what_it_cannot_see() -> None:
         gradient_variance(twice, x, y, SIZES, scope="all", engine="backpack")
 
 
+def test_backpack_refuses_what_it_has_no_rule_for() -> None:
+    net = nn.Sequential(nn.Linear(5, 4), nn.GroupNorm(2, 4), nn.Linear(4, 3)).double()
+    x, y = _data()
+    with pytest.warns(UserWarning, match="GroupNorm"), pytest.raises(ValueError, match="no rule"):
+        gradient_variance(net, x, y, SIZES, scope="all", engine="backpack")
+
+
+def test_backpack_refuses_additions_in_place() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            y += x
+            return self.b(y)
+
+    x, y = _data()
+    with pytest.raises(ValueError, match="BackPACK cannot do this model"):
+        gradient_variance(Residual().double(), x, y, SIZES, scope="all", engine="backpack")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_parameter_that_takes_no_part_has_no_variance(net: Net, engine: str) -> None:
     net.spare = nn.Linear(2, 2).double()
