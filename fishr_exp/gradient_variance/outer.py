@@ -263,8 +263,13 @@ def _add_at_right(total: Tensor, grad: Tensor, left: Tensor) -> None:
 
 
 def _chunks(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> Iterator[slice]:
-    """Cut a domain's samples into chunks whose factors keep the limit."""
+    """Cut a domain's samples into chunks whose factors keep the limit.
+
+    With T = 1 the factors are as large as the gradients, and as much worth keeping in the cache.
+    """
     left, right = _shapes(factors, domain)
+    if right[2] == 1 and domain[0].device.type == "cpu":
+        limit = min(limit, CACHE_BLOCK)
     return _slices(len(domain[0]), limit // max(left.numel(), right.numel()))
 
 
