@@ -55,8 +55,9 @@ def moments_by_backpack(
         logits = twin(inputs)
         losses = loss(logits, targets)
         at = wanted + [x for x in features if isinstance(x, Tensor) and x.requires_grad]
-        with backpack(BatchGrad()), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        # Of BackPACK's hooks, here and in the backward pass of whoever called us.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        with backpack(BatchGrad()):
             totals = torch.autograd.grad(
                 losses.sum(), at, create_graph=create_graph, retain_graph=True, allow_unused=True
             )
