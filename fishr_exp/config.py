@@ -167,7 +167,8 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
         if wanted is None or typing.get_args(annotation):
             wanted = str(annotation).replace("typing.", "").replace("torch.Tensor", "Tensor")
         reason = error.errors()[0]["msg"]
-        mend = f"write {key}=[{value}]" if wanted.startswith("list") and type(value) is str else ""
+        one = wanted.startswith("list") and isinstance(value, str | int)
+        mend = f"write {key}=[{str(value).strip('[]')}]" if one else ""
         raise ConfigError(
             key, value, f"must be {wanted.replace('None', 'null')} ({reason})", mend
         ) from None

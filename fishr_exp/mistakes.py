@@ -51,9 +51,9 @@ def _overrides() -> dict[str, str]:
 
 def _no_option(group: str, name: str) -> ConfigError:
     known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     mend = f"did you mean {group}={near[0]}?" if near else ""
-    return ConfigError(group, name, f"no such option; choose of {', '.join(known)}", mend)
+    return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", mend)
 
 
 def _unreadable(error: OverrideParseException) -> str:

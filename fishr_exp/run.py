@@ -284,11 +284,11 @@ def _training_domains(
     if unknown:
         raise ConfigError(
             "test_domains", given, f"{domains.name} has no domain {unknown[0]}",
-            f"choose of {', '.join(known)}",
+            f"choose from {', '.join(known)}",
         )  # fmt: skip
     if not test_domains or len(set(test_domains)) < len(test_domains):
         reason = "names a domain twice" if test_domains else "leaves no domain to test on"
-        raise ConfigError("test_domains", given, reason, f"choose of {', '.join(known)}")
+        raise ConfigError("test_domains", given, reason, f"choose from {', '.join(known)}")
     training = [name for name in known if name not in test_domains]
     if len(training) < method.min_domains:
         most = len(known) - method.min_domains
@@ -315,7 +315,7 @@ def _check_monitor(
         raise ConfigError(
             "observer.monitor",
             monitor,
-            f"no evaluation gives it; choose of objective, risk, {', '.join(known)}",
+            f"no evaluation gives it; choose from objective, risk, {', '.join(known)}",
             "or keep a part for validation with holdout_fraction=0.2",
         )
 

@@ -75,7 +75,10 @@ def show_gammas(gammas: Sequence[float]) -> dict[float, str]:
         if len(set(short.values())) == len(distinct):
             texts = short
             break
-    return {gamma: re.sub(r"e\+?(-?)0*", r"e\1", text) for gamma, text in texts.items()}
+    for gamma, text in texts.items():
+        plain = "e" in text and gamma.is_integer() and gamma < 1e6  # 100000 beside 10000, not 1e5
+        texts[gamma] = f"{gamma:.0f}" if plain else re.sub(r"e\+?(-?)0*", r"e\1", text)
+    return texts
 
 
 def escape_markdown(text: str) -> str:
@@ -164,7 +167,7 @@ def _show(estimate: Estimate | None, seeds: int, sign: str = "") -> str:
     """Write "mean ± standard error", and the count where it is not that of the seeds."""
     if estimate is None:
         return _ABSENT
-    text = f"{estimate.mean:{sign}.1f}"
+    text = f"{round(estimate.mean, 1) + 0.0:{sign}.1f}"  # + 0.0: no "-0.0"
     if estimate.standard_error is not None:
         text += f" ± {estimate.standard_error:.1f}"
     return text if estimate.n == seeds else f"{text} (n={estimate.n})"

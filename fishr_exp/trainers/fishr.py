@@ -84,9 +84,9 @@ class Fishr(nn.Module):
         if not (math.isfinite(gamma) and gamma >= 0):
             raise ConfigError("trainer.gamma", gamma, "must be finite and not negative", "0 is ERM")
         if convention not in CONVENTIONS:
-            raise ConfigError("trainer.convention", convention, f"choose of {_list(CONVENTIONS)}")
+            raise ConfigError("trainer.convention", convention, f"choose from {_list(CONVENTIONS)}")
         if engine not in ENGINES:
-            raise ConfigError("trainer.engine", engine, f"choose of {_list(ENGINES)}")
+            raise ConfigError("trainer.engine", engine, f"choose from {_list(ENGINES)}")
         if anneal_steps < 0:
             raise ConfigError("trainer.anneal_steps", anneal_steps, "must be 0 or more")
         if not 0 <= ema_decay < 1:

@@ -36,13 +36,13 @@ class Observer:
         self, monitor: str, mode: str, patience: int | None, min_delta: float, keep: str
     ) -> None:
         if mode not in ("max", "min"):
-            raise ConfigError("observer.mode", mode, "choose of max, min")
+            raise ConfigError("observer.mode", mode, "choose from max, min")
         if patience is not None and patience < 1:
             raise ConfigError("observer.patience", patience, "must be 1 or more, or null for never")
         if not min_delta >= 0:
             raise ConfigError("observer.min_delta", min_delta, "must be 0 or more")
         if keep not in ("best", "last"):
-            raise ConfigError("observer.keep", keep, "choose of best, last")
+            raise ConfigError("observer.keep", keep, "choose from best, last")
         self.monitor = monitor
         self.sign = 1.0 if mode == "max" else -1.0
         self.patience = patience
@@ -97,7 +97,7 @@ class Observer:
         return value
 
     def _unknown(self, known: Iterable[str]) -> ConfigError:
-        reason = f"no evaluation gives it; choose of {', '.join(known)}"
+        reason = f"no evaluation gives it; choose from {', '.join(known)}"
         return ConfigError("observer.monitor", self.monitor, reason)
 
 

@@ -21,12 +21,12 @@ BLOW_UP = ("optimizer=sgd", "optimizer.weight_decay=1e10", "steps_per_epoch=1")
 
 # What is typed, and what the one line must hold.
 MISTAKES = {
-    "option": (["dataset=colored_digit"], ["dataset=colored_digit: no such option", "choose of",
+    "option": (["dataset=colored_digit"], ["dataset=colored_digit: no such option", "choose from",
         "rotated_digits", "did you mean dataset=colored_digits?"]),
     "option of a sweep": (["-m", "trainer=erm,fish"], ["trainer=fish: no such option", "erm"]),
     "experiment": (["experiment=table9"], ["experiment=table9: no such option", "quickstart"]),
-    "no option": (["trainer=null"], ["trainer=null: no such option", "choose of erm, fishr"]),
-    "option as number": (["model=3"], ["model=3: no such option", "choose of mlp"]),
+    "no option": (["trainer=null"], ["trainer=null: no such option", "choose from erm, fishr"]),
+    "option as number": (["model=3"], ["model=3: no such option", "choose from mlp"]),
     "group": (["traner=fishr"], ["traner=fishr: no such key", "known are", "mean trainer?"]),
     "key": (["trainer.gama=3"], ["trainer.gama=3: no such key", "known are gamma, convention",
         "did you mean trainer.gamma?"]),
@@ -57,11 +57,11 @@ MISTAKES = {
     "learning rate": (["optimizer.lr=-1"], ["optimizer={lr: -1, weight_decay: 0.0}",
         "Invalid learning rate: -1.0"]),
     "no test domain": (["test_domains=[]"], ["test_domains=[]: leaves no domain to test on",
-        "choose of plus90"]),
+        "choose from plus90"]),
     "a domain twice": (["test_domains=[plus90,plus90]"], ["names a domain twice"]),
     "truth for a number": (["epochs=true"], ["epochs=true: must be int"]),
     "no such domain": (["test_domains=[mars]"], ["test_domains=[mars]: colored_digits has no "
-        "domain mars", "choose of plus90, plus80, minus90"]),
+        "domain mars", "choose from plus90, plus80, minus90"]),
     "all domains held out": (["trainer=erm", "test_domains=[plus90,plus80,minus90]"],
         ["leaves 0 of 3 domains of colored_digits", "trainer=erm needs 1", "choose at most 2"]),
     "one domain for Fishr": (["test_domains=[plus90,minus90]"], ["test_domains=[plus90, minus90]",
@@ -73,7 +73,7 @@ MISTAKES = {
     "holdout": (["holdout_fraction=1.5"], ["holdout_fraction=1.5", "[0, 1)"]),
     "device": (["device=tpu9"], ["device=tpu9: is not a device of this machine", "auto or cpu"]),
     "monitor": (["observer.monitor=luck"], ["observer.monitor=luck: no evaluation gives it",
-        "choose of risk, penalty, objective"]),
+        "choose from risk, penalty, objective"]),
     "monitor without validation": (["holdout_fraction=0"], ["observer.monitor=validation_accuracy",
         "no evaluation gives it", "train_accuracy", "holdout_fraction=0.2"]),
     "monitor of no domain": (["observer.monitor=accuracy/mars/train"], ["accuracy/mars/train: no",
