@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,31 @@ def coloured_domain(
     x = images.new_zeros(len(images), 2, *images.shape[1:])  # [N, 2, H, W]
     x[torch.arange(len(images)), colours] = images
     return TensorDomain(name, x, labels)
+
+
+def dealt_out(
+    images: Tensor, digits: Tensor, flips: Mapping[str, float], *, label_noise: float, seed: int
+) -> dict[str, TensorDomain]:
+    """Build a coloured domain for each of `flips`, by name; domain i takes every E-th original.
+
+    Args:
+        images: Grey images [N, H, W], in the order in which they are dealt out.
+        digits: What they show [N], 0 to 9.
+        flips: For each of the E domains, the `colour_flip` of `coloured_domain`.
+        label_noise: In [0, 1].
+        seed: The seed of the dataset.
+    """
+    return {
+        name: coloured_domain(
+            name,
+            images[i :: len(flips)],
+            digits[i :: len(flips)],
+            colour_flip=flip,
+            label_noise=label_noise,
+            seed=seed,
+        )
+        for i, (name, flip) in enumerate(flips.items())
+    }
 
 
 def grey_domain(

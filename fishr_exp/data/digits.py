@@ -10,9 +10,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fishr_exp.contracts import Domains
-from fishr_exp.data.colouring import coloured_domain
-from fishr_exp.data.rotation import names_of, rotate
-from fishr_exp.data.tensors import TensorDomain
+from fishr_exp.data import colouring, rotation
 from fishr_exp.seeding import generator
 
 _COLOUR_FLIPS = {"plus90": 0.1, "plus80": 0.2, "minus90": 0.9}
@@ -39,17 +37,7 @@ def colored_digits(*, seed: int, label_noise: float = 0.25) -> Domains:
         Arjovsky et al. 2019 (arXiv:1907.02893), section 5.2, for the construction.
     """
     images, digits = _originals(seed)
-    by_name = {
-        name: coloured_domain(
-            name,
-            images[i :: len(_COLOUR_FLIPS)],
-            digits[i :: len(_COLOUR_FLIPS)],
-            colour_flip=flip,
-            label_noise=label_noise,
-            seed=seed,
-        )
-        for i, (name, flip) in enumerate(_COLOUR_FLIPS.items())
-    }
+    by_name = colouring.dealt_out(images, digits, _COLOUR_FLIPS, label_noise=label_noise, seed=seed)
     return Domains("colored_digits", by_name, 2, (2, 8, 8))
 
 
@@ -69,13 +57,7 @@ def rotated_digits(*, seed: int, angles: Sequence[float]) -> Domains:
         ConfigError: If there is no angle, or one comes twice.
     """
     images, digits = _originals(seed)
-    names = names_of(angles)
-    by_name = {
-        name: TensorDomain(
-            name, rotate(images[i :: len(names)], angle)[:, None], digits[i :: len(names)]
-        )
-        for i, (name, angle) in enumerate(zip(names, angles, strict=True))
-    }
+    by_name = rotation.dealt_out(images, digits, angles)
     return Domains("rotated_digits", by_name, 10, (1, 8, 8))
 
 

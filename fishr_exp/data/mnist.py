@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from fishr_exp.contracts import Domains
-from fishr_exp.data.colouring import coloured_domain, grey_domain
-from fishr_exp.data.rotation import names_of, rotate
-from fishr_exp.data.tensors import TensorDomain
+from fishr_exp.data import colouring, rotation
 from fishr_exp.errors import ConfigError
 from fishr_exp.seeding import generator
 from fishr_exp.vision import torchvision
@@ -79,18 +77,9 @@ def colored_mnist_domainbed(
         Gulrajani and Lopez-Paz 2021 (arXiv:2007.01434) and their code.
     """
     images, digits = _shuffled_70k(root, download, seed)
-    count = len(_DOMAINBED_FLIPS)
-    by_name = {
-        name: coloured_domain(
-            name,
-            images[i::count],
-            digits[i::count],
-            colour_flip=flip,
-            label_noise=label_noise,
-            seed=seed,
-        )
-        for i, (name, flip) in enumerate(_DOMAINBED_FLIPS.items())
-    }
+    by_name = colouring.dealt_out(
+        images, digits, _DOMAINBED_FLIPS, label_noise=label_noise, seed=seed
+    )
     return Domains("colored_mnist_domainbed", by_name, 2, (2, *images.shape[1:]))
 
 
@@ -116,14 +105,8 @@ def rotated_mnist(*, root: str, download: bool, seed: int, angles: Sequence[floa
         Ghifary et al. 2015 (arXiv:1508.07680) for the idea; Gulrajani and Lopez-Paz 2021
         (arXiv:2007.01434) and their code for this form.
     """
-    names = names_of(angles)
     images, digits = _shuffled_70k(root, download, seed)
-    by_name = {
-        name: TensorDomain(
-            name, rotate(images[i :: len(names)], angle)[:, None], digits[i :: len(names)]
-        )
-        for i, (name, angle) in enumerate(zip(names, angles, strict=True))
-    }
+    by_name = rotation.dealt_out(images, digits, angles)
     return Domains("rotated_mnist", by_name, 10, (1, *images.shape[1:]))
 
 
@@ -134,18 +117,10 @@ def _irm_setup(
     small = images[:, ::2, ::2]
     first = len(small) - test
     order = torch.randperm(first, generator=generator(seed, "dataset", "originals"))
-    by_name: dict[str, TensorDomain] = {}
-    for i, (name, flip) in enumerate(_IRM_FLIPS.items()):
-        chosen = order[i :: len(_IRM_FLIPS)]
-        by_name[name] = coloured_domain(
-            name,
-            small[chosen],
-            digits[chosen],
-            colour_flip=flip,
-            label_noise=label_noise,
-            seed=seed,
-        )
-    by_name["minus90"] = coloured_domain(
+    by_name = colouring.dealt_out(
+        small[order], digits[order], _IRM_FLIPS, label_noise=label_noise, seed=seed
+    )
+    by_name["minus90"] = colouring.coloured_domain(
         "minus90",
         small[first:],
         digits[first:],
@@ -153,7 +128,7 @@ def _irm_setup(
         label_noise=label_noise,
         seed=seed,
     )
-    by_name["gray"] = grey_domain(
+    by_name["gray"] = colouring.grey_domain(
         "gray", small[first:], digits[first:], label_noise=label_noise, seed=seed
     )
     return Domains("colored_mnist", by_name, 2, (2, *small.shape[1:]))

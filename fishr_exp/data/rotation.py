@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fishr_exp.data.tensors import TensorDomain
 from fishr_exp.errors import ConfigError
 
 
@@ -27,6 +28,26 @@ def rotate(images: Tensor, angle: float) -> Tensor:
         for image in images.numpy()
     ]
     return torch.from_numpy(np.stack(turned))
+
+
+def dealt_out(images: Tensor, digits: Tensor, angles: Sequence[float]) -> dict[str, TensorDomain]:
+    """Build a domain for each of E angles, by name; domain i takes every E-th original.
+
+    Args:
+        images: Grey images [N, H, W], in the order in which they are dealt out.
+        digits: What they show [N].
+        angles: Degrees, counter-clockwise.
+
+    Raises:
+        ConfigError: If there is no angle, or one comes twice.
+    """
+    names = names_of(angles)
+    return {
+        name: TensorDomain(
+            name, rotate(images[i :: len(names)], angle)[:, None], digits[i :: len(names)]
+        )
+        for i, (name, angle) in enumerate(zip(names, angles, strict=True))
+    }
 
 
 def names_of(angles: Sequence[float]) -> list[str]:
