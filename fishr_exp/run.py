@@ -190,6 +190,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 kept = checkpoint.load(best)
                 network.load_state_dict(kept["model"])
                 chosen_step = kept["step"]
+            log.info("evaluating all domains at step %d", chosen_step)
             chosen = evaluate(PARTS)
 
             # --- record ------------------------------------------------------------------------
@@ -202,7 +203,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                     "epoch": chosen_step // steps,
                     "monitor": watcher.monitor if watcher.keep == "best" else "last step",
                     "uses_test_domain": watcher.keep == "best" and watcher.watches(test_domains),
-                    "penalty_had_acted": chosen_step > anneal_steps,
+                    "penalty_had_acted": bool(outline["gamma"]) and chosen_step > anneal_steps,
                 },
                 **chosen,
                 "counts": counts,

@@ -130,6 +130,7 @@ def fit(
             losses = {name: value.item() / steps_per_epoch for name, value in sums.items()}
             seconds_per_step = (time.perf_counter() - started) / steps_per_epoch
             check_weights(model, training.step)  # before they could be saved as good ones
+            bar.set_postfix_str("evaluating")
             record = {
                 "step": training.step,
                 "epoch": training.step // steps_per_epoch,
@@ -140,6 +141,7 @@ def fit(
             }
             verdict = observer.observe(record)
             on_evaluation(record, verdict)
+            bar.set_postfix_str("")
             log.info(_line(record, epochs, verdict.improved and observer.keep == "best"))
     if observer.stop and training.step < total_steps:
         log.info(

@@ -367,7 +367,7 @@ def test_no_bar_where_there_is_no_terminal(tmp_path: Path) -> None:
     run = process(*TINY, f"output_dir={tmp_path}")
     out, err = run.communicate()
     assert (run.returncode, out) == (0, "")
-    assert [line.split()[0] for line in err.splitlines()] == ["epoch", "epoch", "test", str(
+    assert [line.split()[0] for line in err.splitlines()] == ["epoch", "epoch", "evaluating", "test", str(
         next(tmp_path.glob("fishr-*")))]  # fmt: skip
     assert "\r" not in err
     assert "it/s" not in err
@@ -393,3 +393,26 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     assert b"/40 [" in shown  # steps done of all
     assert b"\r" in shown
     assert b"epoch 20/20  step 40" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "acted", "warning"),
+    [
+        (["trainer=erm"], False, None),
+        (["trainer.gamma=0"], False, None),
+        (["observer=last_step", "trainer.anneal_steps=3"], True, None),
+        (["trainer.anneal_steps=9"], False, "the penalty never acts in 2 epochs of 2 steps"),
+        (
+            ["trainer.anneal_steps=3", "observer.monitor=objective", "observer.min_delta=100"],
+            False,
+            "the chosen step lies before trainer.anneal_steps=3",
+        ),
+    ],
+)
+def test_a_result_says_whether_the_penalty_had_acted(
+    fishr_exp: Command, words: list[str], acted: bool, warning: str | None
+) -> None:
+    outcome = fishr_exp(*words)
+    assert outcome.result()["selected"]["penalty_had_acted"] is acted
+    assert ("trainer.anneal_steps=" in outcome.err) == (warning is not None)
+    assert warning is None or warning in outcome.err
