@@ -367,8 +367,9 @@ def test_no_bar_where_there_is_no_terminal(tmp_path: Path) -> None:
     run = process(*TINY, f"output_dir={tmp_path}")
     out, err = run.communicate()
     assert (run.returncode, out) == (0, "")
-    assert [line.split()[0] for line in err.splitlines()] == ["epoch", "epoch", "evaluating", "test", str(
-        next(tmp_path.glob("fishr-*")))]  # fmt: skip
+    folder = str(next(tmp_path.glob("fishr-*")))
+    words = [line.split()[0] for line in err.splitlines()]
+    assert words == ["epoch", "epoch", "evaluating", "test", folder]
     assert "\r" not in err
     assert "it/s" not in err
 
