@@ -165,7 +165,7 @@ def test_a_server_that_is_away_costs_a_warning_and_is_caught_up(
     assert len(warnings) == 1
     assert f"MLflow at {AWAY} failed" in warnings[0]
     assert str(first.folder) in warnings[0]
-    assert len(first.err.splitlines()) == 5  # two epochs, two of the result
+    assert len(first.err.splitlines()) == 6  # two epochs, three of the result
 
     # Given again while it is away, the done run is skipped, with a warning; then it is there.
     again = command(away)
