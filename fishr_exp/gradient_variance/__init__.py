@@ -13,8 +13,18 @@ tokens), R and K rows and columns of a parameter seen as a matrix.
 
 from __future__ import annotations
 
-from .losses import per_sample_losses
-from .penalty import penalty
-from .variance import GradientVariance, gradient_variance
+from .losses import CrossEntropy, Loss, per_sample_losses
+from .penalty import penalty, squared_distance
+from .variance import BATCH_STATISTICS, STATISTICS, GradientVariance, gradient_variance
 
-__all__ = ["GradientVariance", "gradient_variance", "penalty", "per_sample_losses"]
+__all__ = [
+    "BATCH_STATISTICS",
+    "STATISTICS",
+    "CrossEntropy",
+    "GradientVariance",
+    "Loss",
+    "gradient_variance",
+    "penalty",
+    "per_sample_losses",
+    "squared_distance",
+]

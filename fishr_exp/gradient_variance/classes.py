@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,12 +46,6 @@ def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
     return Grouping(torch.cat(groups), tuple(len(g) for g in groups), tuple(classes))
 
 
-def by_class(
-    values: Mapping[str, Tensor], classes: Sequence[int], domains: int
-) -> dict[str, Tensor]:
-    """Take values [groups, ...] apart into `name[class]`, [D, ...] each."""
-    return {
-        f"{name}[{c}]": value[k * domains : (k + 1) * domains]
-        for name, value in values.items()
-        for k, c in enumerate(classes)
-    }
+def by_class(name: str, value: Tensor, classes: Sequence[int], domains: int) -> dict[str, Tensor]:
+    """Take a parameter's value [groups, ...] apart into `name[class]`, [D, ...] each."""
+    return {f"{name}[{c}]": value[k * domains : (k + 1) * domains] for k, c in enumerate(classes)}

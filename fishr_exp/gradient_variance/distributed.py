@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.nn.functional import all_reduce
 
 from .moments import Moments
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum over the ranks. Its gradient is that of what all ranks compute from it, added up."""
+    return _Sum.apply(tensor)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        del ctx
+        return sum_over_ranks(grad)
+
+
 def over_all_ranks(
-    moments: Mapping[str, Moments], sizes: Sequence[int]
-) -> tuple[dict[str, Moments], tuple[int, ...]]:
-    """Merge the moments of all ranks, with gradients.
+    sizes: Sequence[int], device: torch.device
+) -> tuple[Callable[[Moments], Moments], tuple[int, ...]]:
+    """Return what merges the moments of all ranks, with gradients, and the sizes over all ranks.
 
     n = sum_r n_r; mean = sum_r n_r mean_r / n;
     variance = sum_r n_r (variance_r + (mean_r - mean)^2) / n.
 
-    The gradient of what every rank computes from the result is the gradient of the sum over ranks
-    of it; data-parallel training averages gradients over ranks, which makes that right.
+    Every rank must merge the same parameters in the same order. The gradient of what every rank
+    computes from the result is the gradient of the sum over ranks of it; data-parallel training
+    averages gradients over ranks, which makes that right.
 
     Args:
-        moments: By parameter, of this rank's samples.
         sizes: This rank's D sizes.
-
-    Returns:
-        The moments by parameter, and the D sizes over all ranks.
+        device: Where the moments lie.
     """
-    first = next(iter(moments.values())).mean
-    own = torch.tensor(sizes, device=first.device, dtype=torch.float64)
+    own = torch.tensor(sizes, device=device, dtype=torch.float64)
     total = own.clone()
     distributed.all_reduce(total)
-    weights = own / total  # [D]
-    merged = {name: _merged(m, weights.to(m.mean.dtype)) for name, m in moments.items()}
-    return merged, tuple(int(n) for n in total.tolist())
+    return partial(_merged, weights=own / total), tuple(int(n) for n in total.tolist())
 
 
 def _merged(moments: Moments, weights: Tensor) -> Moments:
-    weights = weights.reshape(-1, *(1,) * (moments.mean.ndim - 1))
-    mean = all_reduce(weights * moments.mean)
-    variance = all_reduce(weights * (moments.variance + (moments.mean - mean).square()))
+    weights = weights.to(moments.mean.dtype).reshape(-1, *(1,) * (moments.mean.ndim - 1))
+    mean = sum_over_ranks(weights * moments.mean)
+    variance = sum_over_ranks(weights * (moments.variance + (moments.mean - mean).square()))
     return Moments(mean, variance)

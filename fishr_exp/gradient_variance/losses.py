@@ -1,45 +1,121 @@
-"""The loss of each sample, and its gradient at the logits where that is known in closed form."""
+"""The loss of each sample, and its gradient at the logits in closed form."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Maps logits [N, C] and targets [N] to losses [N], each of its own sample.
 
-def per_sample_losses(logits: Tensor, targets: Tensor) -> Tensor:
+A loss with a method `gradient_at_logits(logits, targets)` saves a classifier its backward pass.
+"""
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
     """Cross-entropy of each sample; with one logit, binary cross-entropy with a sigmoid.
 
-    Args:
-        logits: [N, C]; C = 1 means two classes.
-        targets: [N], int64, in [0, C), or in {0, 1} for one logit.
+        l = -sum_c t_c log p_c,    t_c = (1 - label_smoothing) w_y [c = y] + label_smoothing w_c / C
 
-    Returns:
-        [N], in nats; not reduced, since a mean would scale the per-sample gradients by 1/n.
+    Not reduced, since a mean would scale the per-sample gradients by 1/n.
+
+    Args:
+        label_smoothing: Share of every label that is spread over all classes, in [0, 1].
+        class_weights: w, one a class, >= 0; None weighs all by 1. Losses are not divided by the
+            sum of their weights.
 
     Raises:
-        ValueError: If `logits` is not a matrix with a row for each target.
+        ValueError: If an argument is outside its range.
     """
-    if logits.ndim != 2 or len(logits) != len(targets):
-        raise ValueError(
-            f"logits {tuple(logits.shape)} with {len(targets)} targets: expected [N, C] and [N]"
+
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}: must be in [0, 1]")
+        weights = self.class_weights or ()
+        if not all(math.isfinite(w) and w >= 0 for w in weights):
+            raise ValueError(f"class_weights={weights}: must be finite and not negative")
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Map logits [N, C] and targets [N], int64, to losses [N], in nats.
+
+        C = 1 means two classes.
+
+        Raises:
+            ValueError: If `logits` is not a matrix with a row for each target, or there are not
+                as many weights as classes.
+        """
+        if logits.ndim != 2 or len(logits) != len(targets):
+            raise ValueError(
+                f"logits {tuple(logits.shape)} with {len(targets)} targets: expected [N, C] and [N]"
+            )
+        if logits.shape[1] == 1 and self._is_plain:
+            return F.binary_cross_entropy_with_logits(
+                logits[:, 0], targets.to(logits.dtype), reduction="none"
+            )
+        two = _two_logits(logits)
+        return F.cross_entropy(
+            two,
+            targets,
+            weight=self._weights(two),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
         )
-    if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(
-            logits[:, 0], targets.to(logits.dtype), reduction="none"
-        )
-    return F.cross_entropy(logits, targets, reduction="none")
+
+    def gradient_at_logits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Gradient of the losses at their logits, softmax(z) sum_c t_c - t.
+
+        With the defaults softmax(z) - onehot(y), or sigmoid(z) - y for one logit.
+
+        Args:
+            logits: [N, C].
+            targets: [N].
+
+        Returns:
+            [N, C], differentiable in the logits.
+        """
+        if logits.shape[1] == 1 and self._is_plain:
+            return logits.sigmoid() - targets.to(logits.dtype).unsqueeze(1)
+        two = _two_logits(logits)
+        onehot = F.one_hot(targets, two.shape[1]).to(two.dtype)
+        if self._is_plain:
+            return two.softmax(1) - onehot
+        t = (1 - self.label_smoothing) * onehot + self.label_smoothing / two.shape[1]
+        weights = self._weights(two)
+        if weights is not None:
+            t = weights * t
+        gradient = two.softmax(1) * t.sum(1, keepdim=True) - t
+        return gradient[:, 1:] if logits.shape[1] == 1 else gradient
+
+    @property
+    def _is_plain(self) -> bool:
+        return self.label_smoothing == 0 and self.class_weights is None
+
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        weights = torch.tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
+        if len(weights) != logits.shape[1]:
+            raise ValueError(
+                f"class_weights: {len(weights)} of them, but there are {logits.shape[1]} classes"
+            )
+        return weights
 
 
-def gradient_at_logits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Gradient of `per_sample_losses` at its logits: softmax(z) - onehot(y), or sigmoid(z) - y.
+def _two_logits(logits: Tensor) -> Tensor:
+    """Give a single logit z its silent partner: sigmoid(z) = softmax((0, z))[1]."""
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], 1)
 
-    Args:
-        logits: [N, C].
-        targets: [N].
 
-    Returns:
-        [N, C], differentiable in the logits.
-    """
-    if logits.shape[1] == 1:
-        return logits.sigmoid() - targets.to(logits.dtype).unsqueeze(1)
-    return logits.softmax(1) - F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+per_sample_losses = CrossEntropy()
+"""Cross-entropy [N] of logits [N, C] and targets [N], without smoothing and weights."""

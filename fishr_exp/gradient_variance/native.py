@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from .at_once import at_once
 from .fallback import gradients_one_by_one
-from .losses import gradient_at_logits, per_sample_losses
-from .moments import (
-    Moments,
-    gradient_of_first_sample,
-    moments_of_gradients,
-    moments_of_terms,
-)
+from .losses import Loss
+from .moments import Moments, gradient_of_first_sample, moments_of_terms
 from .recorder import Recorder
 from .rules import RULES
-from .uses import MakeTerm, Term, Use
+from .uses import Direct, MakeTerm, Term, Use
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Finish = Callable[[str, Moments], Tensor]  # of a parameter's name and moments
 Plan = tuple[Use, list[tuple[str, MakeTerm]]]  # the parameters' names, each with its term
 
 _log = logging.getLogger(__name__)
 _without_rule: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str]]] = WeakKeyDictionary()
 """By model and by the shapes of its uses: parameters whose rules failed the check."""
+_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""By model: parameters that the log has named."""
 
 
-def native_moments(
+def native_statistics(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
@@ -42,11 +41,14 @@ def native_moments(
     memory_limit: int,
     allow_batch_statistics: bool,
     covariance: bool,
-) -> tuple[Tensor, Tensor, dict[str, Moments]]:
-    """Moments of the per-sample gradients of `parameters`; see `gradient_variance`.
+    finish: Finish,
+    to_scalars: bool,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Statistics of the per-sample gradients of `parameters`; see `gradient_variance`.
 
     Returns:
-        Logits [N, C], losses [N], and the moments by parameter name.
+        Logits [N, C], losses [N], and what `finish` makes of the moments, by parameter name; if
+        it makes scalars of them, no moments are kept.
 
     Raises:
         ValueError: If samples are coupled, or the covariance of a convolution is asked for.
@@ -58,30 +60,55 @@ def native_moments(
     losses = loss(logits, targets)
     plans, slow = _plan(recorder.uses, parameters, count)
     slow |= _used_unseen(plans, parameters, losses, slow)
-    device = inputs.device.type
-    with torch.autocast(device, enabled=False), torch.set_grad_enabled(create_graph):
+    finished: dict[str, Tensor] = {}
+
+    def finish_terms(name: str, terms: Sequence[Term]) -> None:
+        def of(terms: Sequence[Term]) -> Tensor:
+            shape = parameters[name].shape
+            return finish(name, moments_of_terms(terms, shape, sizes, memory_limit, covariance))
+
+        finished[name] = _scalar_of_terms(of, terms) if to_scalars else of(terms)
+
+    with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(create_graph):
         terms = _terms(plans, logits, losses, targets, loss, create_graph)
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
         if not allow_batch_statistics:
             slow |= _failing_the_check(model, plans, terms, parameters, losses)
-        moments = {}
-        for name, parameter in parameters.items():
-            if name in slow:
-                continue
+        plans.clear()
+        recorder.uses.clear()  # which hold the layers' results
+        for name in reversed([name for name in parameters if name not in slow]):
             if name in terms:
-                own = moments_of_terms(
-                    terms[name], parameter.shape, sizes, memory_limit, covariance
-                )
+                finish_terms(name, terms.pop(name))  # frees them
             else:
-                own = _zero_moments(parameter, len(sizes), covariance)
-            moments[name] = own
+                zero = _zero_moments(parameters[name], len(sizes), covariance)
+                finished[name] = finish(name, zero)
     if slow:
+        _tell(model, slow)
         left = {name: parameters[name] for name in parameters if name in slow}
         gradients = gradients_one_by_one(model, inputs, targets, left, loss, losses, create_graph)
-        moments |= {
-            name: moments_of_gradients(g, sizes, covariance) for name, g in gradients.items()
-        }
-    return logits, losses, {name: moments[name] for name in parameters}
+        with torch.set_grad_enabled(create_graph):
+            for name, own in gradients.items():
+                finish_terms(name, [Direct(own)])
+    return logits, losses, {name: finished[name] for name in parameters}
+
+
+def _scalar_of_terms(of: Callable[[Sequence[Term]], Tensor], terms: Sequence[Term]) -> Tensor:
+    """A scalar of terms, with its gradient at what the terms are made of, and no other graph."""
+    counts = [len(term.inputs) for term in terms]
+
+    def of_inputs(inputs: Sequence[Tensor]) -> Tensor:
+        given = iter(inputs)
+        return of([t.of(list(islice(given, n))) for t, n in zip(terms, counts, strict=True)])
+
+    return at_once(of_inputs, [tensor for term in terms for tensor in term.inputs])
+
+
+def _tell(model: nn.Module, names: set[str]) -> None:
+    """Name parameters without a rule once for each model."""
+    new = names - _told.setdefault(model, set())
+    if new:
+        _told[model] |= new
+        _log.info("no rule holds for %s: exact by torch.func, and slow", ", ".join(sorted(new)))
 
 
 def _zero_moments(parameter: Tensor, domains: int, covariance: bool) -> Moments:
@@ -135,8 +162,9 @@ def _terms(
     """Terms of each parameter, one a use."""
     uses = [use for use, _ in plans]
     terms: dict[str, list[Term]] = {}
-    if loss is per_sample_losses and len(uses) == 1 and uses[0].output is logits:
-        deltas: Sequence[Tensor | None] = [gradient_at_logits(logits, targets)]
+    in_closed_form = getattr(loss, "gradient_at_logits", None)
+    if in_closed_form and len(uses) == 1 and uses[0].output is logits:
+        deltas: Sequence[Tensor | None] = [in_closed_form(logits, targets)]
     elif uses:
         deltas = torch.autograd.grad(
             losses,
@@ -171,8 +199,6 @@ def _failing_the_check(
     key = (len(losses), *((use.function, *use.output.shape) for use, _ in plans))
     if key not in known:
         known[key] = _wrong(terms, parameters, losses)
-        if known[key]:
-            _log.info("no rule holds for %s: torch.func instead", ", ".join(sorted(known[key])))
     return known[key]
 
 

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,8 +67,15 @@ def _batch_norm(
     *rest: Any,
     **named: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    normal = F.batch_norm(x, running_mean, running_var, None, None, *rest, **named)
-    return normal, weight, bias
+    arguments = dict(zip(("training", "momentum", "eps"), rest, strict=False)) | named
+    if running_mean is None or running_var is None or arguments.get("training", False):
+        normal = F.batch_norm(x, running_mean, running_var, None, None, **arguments)
+        return normal, weight, bias
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    scale = (running_var + arguments.get("eps", 1e-5)).rsqrt()
+    # Constants: unlike the library's function, this keeps no tensor for its gradient.
+    normal = (x - running_mean.view(shape)) * scale.view(shape)
+    return normal.to(x.dtype), weight, bias
 
 
 NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -104,4 +110,5 @@ def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) 
         return normal if bias is None else normal + given(bias)
     if bias is None:
         return normal * given(weight)
-    return torch.addcmul(given(bias).to(normal.dtype), normal, given(weight).to(normal.dtype))
+    # Not `addcmul`, whose gradient multiplies by 1, and keeps the product.
+    return normal * given(weight).to(normal.dtype) + given(bias).to(normal.dtype)

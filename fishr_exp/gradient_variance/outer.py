@@ -50,21 +50,23 @@ class _OuterMoments(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, factors: Factors, sizes: tuple[int, ...], limit: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        found = []
+        left, right = _shapes(factors, tensors)
+        mean = tensors[0].new_empty(
+            len(sizes), left[1], left[3], right[3], dtype=_dtype(tensors)
+        )  # [D, G, R, K]
+        variance = torch.empty_like(mean)
         ctx.exact_rows = []  # of each domain; None where all are
-        for domain in zip(*(t.split(sizes) for t in tensors), strict=True):
+        for d, domain in enumerate(zip(*(t.split(sizes) for t in tensors), strict=True)):
             if not _prefers_products(factors, domain):
-                found.append(_moments(factors, limit, domain))
+                mean[d], variance[d] = _moments(factors, limit, domain)
                 ctx.exact_rows.append(None)
                 continue
-            left, right = factors(*domain)
-            mean, variance, rows = moments_by_products(left[:, 0, 0], right[:, 0, 0])
+            left_, right_ = factors(*domain)
+            mean[d, 0], variance[d, 0], rows = moments_by_products(left_[:, 0, 0], right_[:, 0, 0])
             if len(rows):
                 exact = _moments(partial(_rows_only, factors, rows), limit, domain)
-                mean[rows], variance[rows] = exact[0][0], exact[1][0]
-            found.append((mean[None], variance[None]))
+                mean[d, 0, rows], variance[d, 0, rows] = exact[0][0], exact[1][0]
             ctx.exact_rows.append(rows)
-        mean, variance = (torch.stack(column) for column in zip(*found, strict=True))
         ctx.save_for_backward(mean, *tensors)  # [D, G, R, K] and [N, ...] each
         ctx.factors, ctx.sizes, ctx.limit = factors, sizes, limit
         ctx.set_materialize_grads(False)

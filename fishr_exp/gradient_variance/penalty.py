@@ -39,12 +39,24 @@ def penalty(
         raise ValueError(f"over_parameters={over_parameters!r}: expected 'sum' or 'mean'")
     if over_domains not in ("mean", "sum"):
         raise ValueError(f"over_domains={over_domains!r}: expected 'mean' or 'sum'")
-    distances = [_SquaredDistance.apply(v) for v in variances.values()]
+    distances = [squared_distance(v) for v in variances.values()]
     total = torch.stack(distances).sum()
     first = next(iter(variances.values()))
     if over_parameters == "mean":
         total = total / sum(v[0].numel() for v in variances.values())
     return total / len(first) if over_domains == "mean" else total
+
+
+def squared_distance(v: Tensor) -> Tensor:
+    """Squared distance of the v_e to their mean, over all domains: sum_e ||v_e - mean_e v_e||^2.
+
+    The penalty of one parameter, with `over_domains="sum"`; what `gradient_variance` can `reduce`
+    by, and whose sum over the parameters is the penalty.
+
+    Args:
+        v: [D, ...].
+    """
+    return _SquaredDistance.apply(v)
 
 
 class _SquaredDistance(torch.autograd.Function):

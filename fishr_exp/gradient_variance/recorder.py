@@ -126,8 +126,8 @@ class Recorder(TorchFunctionMode):
             raise ValueError(
                 "BatchNorm in training mode between the selected parameters and the loss: its "
                 "batch statistics couple the samples, so that none has a gradient of its own; put "
-                "it into evaluation mode, choose a scope behind it, or, in Python, ask "
-                "gradient_variance for batch_statistics='constant'"
+                "it into evaluation mode, choose a scope behind it, or ask for "
+                "batch_statistics=constant, which takes the batch's statistics for constants"
             )
 
 

@@ -26,6 +26,16 @@ class Single(NamedTuple):
     pull_back: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
     """Of the gradient's gradient, delta and x, the gradients at delta and, if asked, at x."""
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the gradient is made of."""
+        return self.delta, self.x
+
+    def of(self, inputs: Sequence[Tensor]) -> Single:
+        """The same term of other inputs."""
+        delta, x = inputs
+        return self._replace(delta=delta, x=x)
+
 
 def single_moments(
     terms: Sequence[Single], sizes: Sequence[int], limit: int
@@ -56,12 +66,16 @@ class _SingleMoments(torch.autograd.Function):
         limit: int,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        means, variances, start = [], [], 0
+        mean = variance = tensors[0].new_empty(0)
+        start = 0
         ctx.kept, ctx.offsets = {}, {}  # g_i minus the first of its domain, by sample; their mean
         limit = min(limit, KEPT_SHARE * sum(t.numel() for t in tensors))
-        for n in sizes:
+        for d, n in enumerate(sizes):
             # Sums of deviations from the first sample keep their digits where the mean is large.
             first = _gradient(kernels, tensors, start)
+            if d == 0:
+                mean = first.new_empty(len(sizes), *first.shape)
+                variance = torch.empty_like(mean)
             keeps = first.numel() * sum(sizes) <= limit and any(ctx.needs_input_grad)
             total, squares = torch.zeros_like(first), torch.zeros_like(first)
             for i in range(start + 1, start + n):
@@ -71,12 +85,12 @@ class _SingleMoments(torch.autograd.Function):
                 if keeps:
                     ctx.kept[i] = deviation
             total /= n
-            variances.append(squares.div_(n).addcmul_(total, total, value=-1).clamp_(min=0))
+            squares /= n
+            torch.addcmul(squares, total, total, value=-1, out=variance[d]).clamp_(min=0)
             if keeps:
                 ctx.kept[start], ctx.offsets[start] = torch.zeros_like(first), total
-            means.append(first.add_(total))
+            torch.add(first, total, out=mean[d])
             start += n
-        mean, variance = torch.stack(means), torch.stack(variances)
         ctx.save_for_backward(mean, *tensors)
         ctx.kernels, ctx.sizes = kernels, sizes
         ctx.set_materialize_grads(False)

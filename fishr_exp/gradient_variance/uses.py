@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,12 +52,30 @@ class Direct(NamedTuple):
 
     gradients: Tensor  # [N, *shape of the parameter]
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the gradient is made of."""
+        return (self.gradients,)
+
+    def of(self, inputs: Sequence[Tensor]) -> Direct:
+        """The same term of other inputs."""
+        return Direct(*inputs)
+
 
 class Outer(NamedTuple):
     """A per-sample gradient that is a product of two factors, and is never kept."""
 
     factors: Factors
     tensors: tuple[Tensor, ...]  # [N, ...] each
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the gradient is made of."""
+        return self.tensors
+
+    def of(self, inputs: Sequence[Tensor]) -> Outer:
+        """The same term of other inputs."""
+        return Outer(self.factors, tuple(inputs))
 
 
 Term = Direct | Outer | Single

@@ -9,18 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .classes import by_class, group_by_class
-from .losses import per_sample_losses
+from .losses import Loss, per_sample_losses
 from .moments import Moments
-from .native import native_moments
+from .native import native_statistics
 from .scope import select_parameters
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-MEMORY_LIMIT = 2**25
-"""Most entries of a temporary tensor of per-sample gradients: 128 MiB of float32."""
-
-
 STATISTICS = ("variance", "second_moment", "mean", "covariance")
+BATCH_STATISTICS = ("refuse", "constant")
 
 
 class GradientVariance(NamedTuple):
@@ -45,8 +40,9 @@ def gradient_variance(
     unbiased: bool = False,
     within_classes: bool = False,
     batch_statistics: Literal["refuse", "constant"] = "refuse",
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: float = 128,
     all_ranks: bool = False,
+    reduce: Callable[[str, Tensor], Tensor] | None = None,
 ) -> GradientVariance:
     """Variance, within each domain, of the per-sample gradients of the selected parameters.
 
@@ -72,19 +68,23 @@ def gradient_variance(
         batch_statistics: What to do where BatchNorm in training mode couples the samples between
             the selected parameters and the loss. `"constant"` takes for g_i the part of the
             gradient of the summed loss that passes through sample i's own activations.
-        memory_limit: Most entries of a temporary tensor of per-sample gradients; one sample's may
+        memory_limit: Most of a temporary tensor of per-sample gradients, in MiB; one sample's may
             exceed it. Engine `"native"` only.
         all_ranks: Take the statistic over the samples of every rank of `torch.distributed`, each of
             which calls with its own part of each domain. Gradients are right once averaged over
             the ranks, as data-parallel training does. Logits and losses stay the rank's own.
+
+        reduce: Maps a parameter's name and its statistic [D, ...] to a scalar, as soon as they are
+            known; the scalar takes the statistic's place in the result. Its gradient is taken at
+            once, so that no [D, ...] has to stay in memory: less of it for large models.
 
     Returns:
         Logits, losses and the variances by parameter name. A selected parameter that takes no
         part in the loss has variance 0.
 
     Raises:
-        ValueError: If a size is below 2, the sizes do not add up, the scope selects nothing, or
-            the engine cannot do the model.
+        ValueError: If a size is below 2, the sizes do not add up, the scope selects nothing,
+            `memory_limit` is not positive, or the engine cannot do the model.
 
     Source: Ramé et al. 2022 (arXiv:2109.02934), the domain-level gradient variance.
     Departs: Divided by n instead of n - 1, as all public code does.
@@ -100,14 +100,29 @@ def gradient_variance(
         inputs, targets = inputs[groups.order], targets[groups.order]
     parts = groups.sizes if groups else sizes
     covariance = statistic == "covariance"
+    counts, merge = parts, None
+    if all_ranks:
+        from .distributed import over_all_ranks
+
+        merge, counts = over_all_ranks(parts, inputs.device)
+
+    def finish(name: str, moments: Moments) -> Tensor:
+        """Turn moments into the statistic, reduced if asked for."""
+        value = _statistic(merge(moments) if merge else moments, counts, statistic, unbiased)
+        if reduce is None:
+            return value
+        named = by_class(name, value, groups.classes, len(sizes)) if groups else {name: value}
+        return torch.stack([reduce(n, v) for n, v in named.items()]).sum()
+
     if engine == "backpack":
         from .backpack_engine import moments_by_backpack
 
         logits, losses, moments = moments_by_backpack(
             model, inputs, targets, parts, parameters, loss, create_graph, covariance
         )
+        by_name = {name: finish(name, own) for name, own in moments.items()}
     elif engine == "native":
-        logits, losses, moments = native_moments(
+        logits, losses, by_name = native_statistics(
             model,
             inputs,
             targets,
@@ -115,38 +130,43 @@ def gradient_variance(
             parameters,
             loss,
             create_graph=create_graph,
-            memory_limit=memory_limit,
+            memory_limit=_entries(memory_limit, parameters.values()),
             allow_batch_statistics=batch_statistics == "constant",
             covariance=covariance,
+            finish=finish,
+            to_scalars=reduce is not None,
         )
     else:
         raise ValueError(f"engine={engine!r}: expected 'native' or 'backpack'")
-    if all_ranks:
-        from .distributed import over_all_ranks
-
-        moments, parts = over_all_ranks(moments, parts)
-    values = _statistics(moments, parts, statistic, unbiased)
     if groups:
         back = groups.order.argsort()
         logits, losses = logits[back], losses[back]
-        values = by_class(values, groups.classes, len(sizes))
-    return GradientVariance(logits, losses, values)
+        if reduce is None:
+            by_name = {
+                part: v
+                for name, value in by_name.items()
+                for part, v in by_class(name, value, groups.classes, len(sizes)).items()
+            }
+    return GradientVariance(logits, losses, by_name)
 
 
-def _statistics(
-    moments: dict[str, Moments], sizes: tuple[int, ...], statistic: str, unbiased: bool
-) -> dict[str, Tensor]:
+def _statistic(moments: Moments, sizes: Sequence[int], statistic: str, unbiased: bool) -> Tensor:
     if statistic == "mean":
-        return {name: m.mean for name, m in moments.items()}
+        return moments.mean
     if statistic == "second_moment":
-        return {name: m.variance + m.mean.square() for name, m in moments.items()}
+        return moments.variance + moments.mean.square()
     if not unbiased:
-        return {name: m.variance for name, m in moments.items()}
+        return moments.variance
     factors = [n / max(1, n - 1) for n in sizes]
-    return {
-        name: torch.stack([v * factor for v, factor in zip(m.variance, factors, strict=True)])
-        for name, m in moments.items()
-    }
+    return torch.stack([v * f for v, f in zip(moments.variance, factors, strict=True)])
+
+
+def _entries(memory_limit: float, parameters: Iterable[Tensor]) -> int:
+    """Turn MiB into entries, of four bytes at least."""
+    if not memory_limit > 0:
+        raise ValueError(f"memory_limit={memory_limit}: must be positive, in MiB")
+    size = max(4, *(parameter.element_size() for parameter in parameters), 4)
+    return max(1, int(memory_limit * 2**20) // size)
 
 
 def _checked_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
