@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from fishr_exp.contracts import Batch, Model, Objective
-from fishr_exp.errors import ConfigError
-from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import mean_risk, squared_norm
+from fishr_exp.gradient_variance import Loss, per_sample_losses
+from fishr_exp.trainers._terms import check_l2, mean_risk, with_l2
 
 
 class Erm(nn.Module):
@@ -18,6 +17,7 @@ class Erm(nn.Module):
     Args:
         l2: Weight of the squared norm of all parameters, >= 0. It is a term of the loss, as in the
             Colored MNIST script; an optimizer's `weight_decay` of 2·l2 has the same gradient.
+        loss: Of each sample.
 
     Raises:
         ConfigError: If `l2` is negative.
@@ -27,15 +27,15 @@ class Erm(nn.Module):
 
     min_domains = 1
 
-    def __init__(self, l2: float = 0.0) -> None:
+    def __init__(self, l2: float = 0.0, loss: Loss = per_sample_losses) -> None:
         super().__init__()
-        if not l2 >= 0:
-            raise ConfigError("trainer.l2", l2, "must be 0 or more")
+        check_l2(l2)
         self.l2 = l2
+        self.loss = loss
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
         """Return the objective of one batch; `step` counts optimizer updates made so far."""
         del step
-        risk = mean_risk(batch, per_sample_losses(model(batch.x), batch.y))
-        total = risk + self.l2 * squared_norm(model) if self.l2 else risk
+        risk = mean_risk(batch, self.loss(model(batch.x), batch.y))
+        total = with_l2(risk, self.l2, model)
         return Objective(total, {"risk": risk, "objective": total})

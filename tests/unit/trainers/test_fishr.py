@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fishr_exp.contracts import Batch, Minibatch, Model
 from fishr_exp.errors import ConfigError
+from fishr_exp.gradient_variance import CrossEntropy
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import CONVENTIONS, Fishr
 
@@ -120,9 +121,9 @@ def test_moving_average_lets_the_gradient_through_the_current_step_only() -> Non
     decay = 0.9
     method = Fishr(1.0, convention="domainbed", ema_decay=decay)
     first = {"w": torch.tensor([[1.0], [2.0]], requires_grad=True)}
-    method._smooth(first)
+    method._smooth("w", first["w"])
     second = {"w": torch.tensor([[3.0], [4.0]], requires_grad=True)}
-    method._smooth(second)["w"].sum().backward()
+    method._smooth("w", second["w"]).sum().backward()
     assert first["w"].grad is None
     torch.testing.assert_close(second["w"].grad, torch.ones(2, 1))
 
@@ -185,7 +186,9 @@ def test_engines_agree(engine: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"gamma": -1.0}, {"gamma": math.nan}, {"gamma": math.inf}, {"convention": "mine"},
-     {"engine": "fast"}, {"anneal_steps": -1}, {"ema_decay": 1.0}, {"l2": -0.1}],
+     {"engine": "fast"}, {"anneal_steps": -1}, {"ema_decay": 1.0}, {"l2": -0.1},
+     {"statistic": "median"}, {"batch_statistics": "mine"}, {"penalty_interval": 0},
+     {"memory_limit": 0.0}],
 )  # fmt: skip
 def test_refuses(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}="):
@@ -195,3 +198,96 @@ def test_refuses(wrong: dict) -> None:
 def test_a_scope_that_matches_nothing_is_the_users_mistake() -> None:
     with pytest.raises(ConfigError, match=r"trainer.scope=head.*classifier.weight"):
         total(Fishr(1.0, scope="head"), model(), batch())
+
+
+def gradients_of_the_classifier(network: Model, samples: Batch) -> list[torch.Tensor]:
+    """Per-sample gradients of weight and bias in a row, D x [n, P]."""
+    rows = []
+    for x, y in zip(samples.x, samples.y, strict=True):
+        loss = F.cross_entropy(network(x[None]), y[None])
+        g = torch.autograd.grad(loss, list(network.classifier.parameters()))
+        rows.append(torch.cat([part.flatten() for part in g]))
+    return list(torch.stack(rows).split(samples.sizes))
+
+
+def spread(statistics: list[torch.Tensor]) -> torch.Tensor:
+    """(1/D) Σ_e ‖s_e − s‖²."""
+    s = torch.stack(statistics).flatten(1)
+    return (s - s.mean(0)).square().sum(1).mean()
+
+
+def test_variants_of_the_statistic() -> None:
+    network, samples = model(), batch()
+    g = gradients_of_the_classifier(network, samples)
+    expected = {
+        "variance": spread([d.var(0, unbiased=False) for d in g]),
+        "second_moment": spread([d.square().mean(0) for d in g]),
+        "mean": spread([d.mean(0) for d in g]),
+        "covariance": spread([d[:, :12].t().cov(correction=0) for d in g])
+        + spread([d[:, 12:].t().cov(correction=0) for d in g]),
+    }
+    for statistic, value in expected.items():
+        logs = Fishr(1.0, statistic=statistic).objective(network, samples, 0).logs
+        torch.testing.assert_close(logs["penalty"], value, rtol=1e-10, atol=0)
+    unbiased = Fishr(1.0, unbiased=True).objective(network, samples, 0).logs["penalty"]
+    torch.testing.assert_close(unbiased, spread([d.var(0) for d in g]), rtol=1e-10, atol=0)
+
+
+def test_covariance_of_the_colored_mnist_script_is_divided_by_n_times_the_dimension() -> None:
+    network, samples = model(), batch()
+    g = gradients_of_the_classifier(network, samples)
+    parts = [[d[:, own].t().cov(correction=0) for d in g] for own in (slice(12), slice(12, 15))]
+    expected = 2 * (spread(parts[0]) / 12**2 + spread(parts[1]) / 3**2)
+    method = Fishr(1.0, convention="colored_mnist", statistic="covariance")
+    found = method.objective(network, samples, 0).logs["penalty"]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+def test_within_classes_adds_up_the_classes() -> None:
+    network, samples = model(), batch(12)
+    samples = Batch(samples.x, torch.arange(24) % 3, samples.sizes)
+    g = torch.cat(gradients_of_the_classifier(network, samples))
+    expected = torch.zeros((), dtype=torch.float64)
+    for c in range(3):
+        own = list(zip(g.split(samples.sizes), samples.by_domain(samples.y), strict=True))
+        expected = expected + spread([d[y == c].var(0, unbiased=False) for d, y in own])
+    found = Fishr(1.0, within_classes=True).objective(network, samples, 0).logs["penalty"]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("convention", ["paper", "colored_mnist"])
+def test_penalty_interval_scales_the_weight_of_every_kth_step(convention: str) -> None:
+    network, samples = model(), batch()
+    every = Fishr(9.0, convention=convention)
+    third = Fishr(9.0, convention=convention, penalty_interval=3)
+    erm = Erm().objective(network, samples, 0).total
+    divisor = 9.0 if convention == "colored_mnist" else 1.0
+    steps = [third.objective(network, samples, step) for step in range(6)]
+    for step, objective in enumerate(steps):
+        if step % 3:
+            torch.testing.assert_close(objective.total, erm / divisor, rtol=1e-12, atol=0)
+            assert "penalty" not in objective.logs
+    mean = torch.stack([objective.total for objective in steps]).mean()
+    torch.testing.assert_close(mean, total(every, network, samples), rtol=1e-12, atol=0)
+    assert steps[0].logs["effective_gamma"] == every.objective(network, samples, 0).logs[
+        "effective_gamma"
+    ]  # fmt: skip
+
+
+def test_a_loss_with_smoothed_labels() -> None:
+    network, samples = model(), batch()
+    loss = CrossEntropy(label_smoothing=0.2)
+    found = Fishr(7.0, loss=loss).objective(network, samples, 0)
+    risk = F.cross_entropy(network(samples.x), samples.y, label_smoothing=0.2)
+    torch.testing.assert_close(found.logs["risk"], risk, rtol=1e-10, atol=0)
+    plain = Fishr(7.0).objective(network, samples, 0)
+    assert found.logs["penalty"] != plain.logs["penalty"]
+
+
+def test_batch_statistics_are_constants_when_asked_for() -> None:
+    torch.manual_seed(0)
+    featurizer = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4))
+    network = Model(featurizer, torch.nn.Linear(4, 3)).double()
+    with pytest.raises(ConfigError, match="batch_statistics=constant"):
+        total(Fishr(1.0, scope="all"), network, batch())
+    assert total(Fishr(1.0, scope="all", batch_statistics="constant"), network, batch()) > 0
