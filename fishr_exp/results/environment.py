@@ -14,13 +14,14 @@ import fishr_exp
 _PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "backpack-for-pytorch", "numpy")
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
+def environment(device: str, threads: int, ranks: int = 1) -> dict[str, Any]:
     """Describe what the run runs on.
 
     Args:
         device: The device as people call it: `cpu`, or a GPU's name.
         threads: Threads of one operation on the CPU; results are the same bits only at the same
             number.
+        ranks: Processes that train together; at another number, results differ by rounding.
     """
     versions = {"fishr-exp": fishr_exp.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -33,6 +34,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "git_commit": git_commit(Path(fishr_exp.__file__).parent.parent),
         "device": device,
         "threads": threads,
+        "ranks": ranks,
         "platform": platform.platform(),
         "command": sys.argv,
     }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fishr_exp.results.picks import ORACLE, VALIDATION
 from fishr_exp.results.statistics import Estimate
-from fishr_exp.results.table import Row, Table
-from fishr_exp.results.table_formats import show_gammas
+from fishr_exp.results.table import BASELINE, Curve, Row, Table
+from fishr_exp.results.table_sheet import show_gammas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,15 +38,19 @@ STYLE: dict[Any, Any] = {
 
 def varies_gamma(table: Table) -> bool:
     """Whether `table` has a curve over gamma: one method and setting with two values of it."""
-    return any(len(curve.rows) > 1 for curve in _curves(table))
+    return bool(_sweeps(table))
+
+
+def _sweeps(table: Table) -> list[Curve]:
+    return [c for c in table.curves if sum(row.gamma is not None for row in c.rows.values()) > 1]
 
 
 def draw(table: Table, stem: Path) -> list[Path]:
     """Draw `table` into `stem`.pdf and `stem`.png, one panel a test domain.
 
-    Where gamma varies, test accuracy over gamma with the validation accuracy as a thin line and
-    ERM as a horizontal one; otherwise one point for each row. Error bars and bands are standard
-    errors over seeds.
+    Where gamma varies, test accuracy over gamma with the validation accuracy as a thin line, ERM
+    as a horizontal one, and the gammas that each selection would pick; otherwise one point for
+    each row. Error bars and bands are standard errors over seeds.
 
     Returns:
         The files written.
@@ -73,26 +78,9 @@ def draw(table: Table, stem: Path) -> list[Path]:
     return files
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """The rows of one method with one choice of settings, by ascending gamma."""
-
-    label: str
-    rows: list[Row]
-
-
-def _curves(table: Table) -> list[_Curve]:
-    curves: dict[str, _Curve] = {}
-    for row in table.rows:
-        if row.gamma is not None and not row.is_baseline:
-            label = _label(row)
-            curves.setdefault(label, _Curve(label, [])).rows.append(row)
-    return list(curves.values())
-
-
-def _label(row: Row) -> str:
-    method = "ERM" if row.is_baseline else row.method
-    values = ", ".join(f"{name}={value}" for name, value in row.settings.items())
+def _label(of: Row | Curve) -> str:
+    method = "ERM" if of.method == BASELINE else of.method
+    values = ", ".join(f"{name}={value}" for name, value in of.settings.items())
     return _literal(f"{method}, {values}" if values else method)
 
 
@@ -101,58 +89,101 @@ def _literal(text: str) -> str:
 
 
 def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
-    curves = _curves(table)
+    curves = _sweeps(table)
     axes.grid(axis="y", linewidth=0.4, alpha=0.4)
-    place = _set_gamma_axis(axes, [row.gamma or 0.0 for c in curves for row in c.rows])
+    place = _set_gamma_axis(axes, [gamma for curve in curves for gamma in curve.rows])
     for number, curve in enumerate(curves):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        x = [place(row.gamma or 0.0) for row in curve.rows]
-        _draw_curve(
-            axes,
-            x,
-            [row.test[domain] for row in curve.rows],
-            {"color": colour, "marker": marker, "markersize": 3, "linewidth": 1.2},
-            f"{curve.label}, test",
-        )
-        _draw_curve(
-            axes,
-            x,
-            [row.validation for row in curve.rows],
-            {"color": colour, "linewidth": 0.7, "alpha": 0.8, "elinewidth": 0.7, "zorder": 1.5},
-            f"{curve.label}, validation",
-        )
-    for number, row in enumerate(row for row in table.rows if row.gamma is None):
-        _draw_level(axes, row, row.test[domain], ("--", ":", "-.")[number % 3])
+        bold = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
+        thin = {"color": colour, "linewidth": 0.8, "linestyle": (0, (4, 1.5)), "zorder": 1.5}
+        label = _label(curve)
+        tested = {gamma: row.test[domain] for gamma, row in curve.rows.items()}
+        validated = {gamma: row.validation for gamma, row in curve.rows.items()}
+        _draw_curve(axes, place, tested, bold, f"{label}, test")
+        _draw_curve(axes, place, validated, thin, f"{label}, validation")
+        if domain == table.test_domains[0]:  # where the oracle looks
+            _mark_picks(axes, place, curve, tested)
+    for number, row in enumerate(_levels(table, curves)):
+        _draw_level(axes, row, row.test[domain], (":", "-.", (0, (1, 3)))[number % 3])
+
+
+def _levels(table: Table, curves: Sequence[Curve]) -> list[Row]:
+    """The rows that are a horizontal line: those without a gamma, and ERM as gamma 0."""
+    rows = [row for row in table.rows if row.gamma is None]
+    zero = [c.baseline for c in curves if c.baseline and c.baseline.gamma == 0]
+    return rows + [row for row in zero if not any(row is other for other in rows)]
 
 
 def _draw_curve(
     axes: Axes,
-    x: Sequence[float],
-    estimates: Sequence[Estimate | None],
+    place: Callable[[float], float],
+    estimates: Mapping[float, Estimate | None],
     style: dict[str, Any],
     label: str,
 ) -> None:
-    points = [(at, e) for at, e in zip(x, estimates, strict=True) if e is not None]
-    if points:
+    """Draw means with a band of their standard errors; 0 stands apart, beyond the axis's break."""
+    points = [(gamma, e) for gamma, e in estimates.items() if e is not None]
+    known = [(gamma, e) for gamma, e in points if gamma > 0]
+    apart = [(gamma, e) for gamma, e in points if gamma == 0]
+    x = [place(gamma) for gamma, _ in known]
+    means = [e.mean for _, e in known]
+    errors = [e.standard_error or 0.0 for _, e in known]
+    axes.plot(x, means, label=label, **style)
+    low, high = ([m + s * e for m, e in zip(means, errors, strict=True)] for s in (-1, 1))
+    shade = {"color": style["color"], "alpha": 0.18 if "marker" in style else 0.09}
+    axes.fill_between(x, low, high, linewidth=0, **shade)
+    for gamma, e in apart:
         axes.errorbar(
-            [at for at, _ in points],
-            [e.mean for _, e in points],
-            yerr=[e.standard_error or 0.0 for _, e in points],
-            capsize=2.5,
-            label=label,
-            **style,
+            [place(gamma)],
+            [e.mean],
+            yerr=[e.standard_error or 0.0],
+            color=style["color"],
+            marker=style.get("marker", "_"),
+            markersize=style.get("markersize", 6),
+            elinewidth=0.8,
+            capsize=2 if "marker" in style else 0,
+            zorder=style.get("zorder", 2),
         )
 
 
-def _draw_level(axes: Axes, row: Row, estimate: Estimate | None, dashes: str) -> None:
-    """Draw a row without gamma as a horizontal line, its standard error as a band."""
+def _mark_picks(
+    axes: Axes,
+    place: Callable[[float], float],
+    curve: Curve,
+    tested: Mapping[float, Estimate | None],
+) -> None:
+    """Ring the test accuracy at the gamma that each selection would pick."""
+    shapes = {VALIDATION: ("o", 8.0), ORACLE: ("D", 8.5)}
+    says = {VALIDATION: "picked by validation", ORACLE: "picked by the oracle (sees test)"}
+    for pick in curve.picks:
+        estimate = tested[pick.gamma]
+        if estimate is None:
+            continue
+        marker, size = shapes[pick.selection]
+        axes.plot(
+            [place(pick.gamma)],
+            [estimate.mean],
+            marker=marker,
+            markersize=size,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            markeredgewidth=0.9,
+            linestyle="none",
+            label=says[pick.selection],
+            clip_on=False,
+            zorder=4,
+        )
+
+
+def _draw_level(axes: Axes, row: Row, estimate: Estimate | None, dashes: Any) -> None:
+    """Draw a row as a horizontal line, its standard error as a band."""
     if estimate is None:
         return
-    label = f"{_label(row)}, test"
+    label = f"{_label(row)}, test" if row.gamma is None else "ERM (γ = 0), test"
     axes.axhline(estimate.mean, color="black", linestyle=dashes, linewidth=1, label=label, zorder=1)
     if error := estimate.standard_error:
         axes.axhspan(
-            estimate.mean - error, estimate.mean + error, color="black", alpha=0.12, linewidth=0
+            estimate.mean - error, estimate.mean + error, color="black", alpha=0.08, linewidth=0
         )
 
 
@@ -170,7 +201,7 @@ def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], fl
     zero = low / max((high / low) ** 0.18, 3.0)
     axes.set_xscale("log")
     axes.set_xlabel(r"weight of the penalty, $\gamma$")
-    ticks = show_gammas(positive)
+    ticks = {gamma: _power_of_ten(gamma, text) for gamma, text in show_gammas(positive).items()}
     if len(ticks) > 7:  # more would run into each other
         ticks = {g: ticks[g] for g in positive[:: -(-len(positive) // 7)]}
     if 0.0 in gammas:
@@ -183,6 +214,12 @@ def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], fl
     axes.set_xticklabels([ticks[at] for at in sorted(ticks)])
     axes.xaxis.set_minor_locator(NullLocator())
     return lambda gamma: gamma if gamma > 0 else zero
+
+
+def _power_of_ten(gamma: float, text: str) -> str:
+    """Write a long power of ten as such; `text` is how it is written otherwise."""
+    exponent = round(math.log10(gamma))
+    return f"$10^{{{exponent}}}$" if abs(exponent) > 3 and gamma == 10.0**exponent else text
 
 
 def _mark_break(axes: Axes, at: float) -> None:
@@ -247,18 +284,21 @@ def _draw_series(
 
 def _finish(figure: Figure, panels: Sequence[Axes], table: Table) -> None:
     """Add titles, and a legend below all panels, where it can hide nothing; set the size."""
-    from matplotlib.lines import Line2D
-
     for axes, domain in zip(panels, table.test_domains, strict=True):
         if len(panels) > 1:
             axes.set_title(_literal(f"test domain {domain}"))
     title = _literal(textwrap.fill(table.title, 58 * len(panels))) + "\n" + _about_seeds(table)
     figure.suptitle(title, fontsize=STYLE["axes.titlesize"])
     handles, labels = panels[0].get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: isinstance(handles[i], Line2D))
-    handles, labels = [handles[i] for i in order], [labels[i] for i in order]  # ERM's line last
-    columns = 2 * len(panels) if max(map(len, labels), default=0) < 24 else len(panels)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    once = dict(zip(labels, handles, strict=True))  # several curves are ringed alike
+    labels = sorted(once, key=lambda label: label.startswith("picked"))
+    handles = [once[label] for label in labels]
+    half = -(-len(labels) // 2)
+    widest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
+    columns = (2 if widest <= 52 else 1) * len(panels)  # what fits beside each other in a column
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, markerscale=0.8
+    )
     lines = title.count("\n") + 1 - (-len(labels) // columns)
     height = PANEL_HEIGHT + LINE_HEIGHT * lines
     if not varies_gamma(table):

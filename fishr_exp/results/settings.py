@@ -14,7 +14,10 @@ BOOKKEEPING = frozenset(
         "num_workers",
         "device",
         "tracker",
+        "diagnostics",
         "dataset.download",
+        "protocol.departures",  # follows from the other settings, as does the digest
+        "protocol.digest",
     }
 )
 

@@ -6,9 +6,11 @@ Accuracies are in percent here, differences in percentage points.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from fishr_exp.results.paired import Paired, compare, holm
+from fishr_exp.results.picks import Pick, pick_gammas
 from fishr_exp.results.run_folder import to_json
 from fishr_exp.results.runs import Run
 from fishr_exp.results.settings import settings
@@ -27,17 +29,36 @@ class Row:
     method: str
     gamma: float | None
     settings: Mapping[str, str]  # setting -> its value, for the settings that vary in the table
-    seeds: tuple[int, ...]
+    runs: tuple[Run, ...]  # one of each seed, in the order of their seeds
     train: Estimate | None
     validation: Estimate | None
     test: Mapping[str, Estimate | None]  # test domain -> accuracy over all its samples
     difference: Estimate | None  # to the baseline, in the first test domain, over shared seeds
+    paired: Paired | None  # what these differences say; None for ERM, gamma 0 and a single seed
+    p: float | None  # corrected for all comparisons of the table
+    unpaired: tuple[int, ...]  # seeds that only the row or only its baseline has
     chosen_by_test_domain: bool
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs."""
+        return tuple(run.seed for run in self.runs)
 
     @property
     def is_baseline(self) -> bool:
         """Whether this is a row of ERM."""
         return self.method == BASELINE
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The rows of one method with one choice of settings, by ascending gamma."""
+
+    method: str
+    settings: Mapping[str, str]
+    rows: Mapping[float, Row]  # by gamma; 0 is ERM's row where the method has none of its own
+    baseline: Row | None
+    picks: tuple[Pick, ...]
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,7 @@ class Table:
     test_domains: tuple[str, ...]
     setting_names: tuple[str, ...]
     rows: tuple[Row, ...]
+    curves: tuple[Curve, ...]  # of the methods with a gamma
     repeats: tuple[Run, ...]  # runs whose row has their seed already; not counted
 
     @property
@@ -80,15 +102,14 @@ class _Group:
 def _build_table(runs: list[Run]) -> Table:
     groups, repeats = _group(runs)
     names = _varying(groups)
-    baselines = _partition((g for g in groups if g.first.method == BASELINE), _base)
     test_domains = runs[0].test_domains
-    rows = []
-    for group in groups:
-        values = {_header(name): _show(name, _value(group, name)) for name in names}
-        same_base = baselines.get(_base(group), [])
-        # Two rows of the baseline with the same base leave open which one to compare with.
-        baseline = same_base[0] if len(same_base) == 1 else None
-        rows.append(_build_row(group, values, test_domains, baseline))
+    baselines = _baselines(groups)
+    rows = _correct(
+        [
+            _build_row(group, _shown(group, names), test_domains, baseline)
+            for group, baseline in zip(groups, baselines, strict=True)
+        ]
+    )
     models = {run.model for run in runs}
     return Table(
         dataset=runs[0].dataset,
@@ -96,8 +117,25 @@ def _build_table(runs: list[Run]) -> Table:
         test_domains=test_domains,
         setting_names=tuple(_header(name) for name in names),
         rows=tuple(sorted(rows, key=_order)),
+        curves=tuple(_curves(groups, baselines, rows, test_domains[0])),
         repeats=tuple(repeats),
     )
+
+
+def _baselines(groups: Sequence[_Group]) -> list[_Group | None]:
+    """Find the baseline of each group: ERM, or its own method with gamma 0, which is ERM too.
+
+    Two rows of ERM that fit leave open which one to compare with.
+    """
+    erm = _partition((g for g in groups if g.first.method == BASELINE), _base)
+    zero = {_family(g): g for g in groups if g.first.gamma == 0}
+    found: list[_Group | None] = []
+    for group in groups:
+        fitting = erm.get(_base(group), [])
+        own = zero.get(_family(group))
+        choice = fitting[0] if len(fitting) == 1 else own if not fitting else None
+        found.append(None if group.first.method == BASELINE or choice is group else choice)
+    return found
 
 
 def _build_row(
@@ -107,29 +145,58 @@ def _build_row(
     baseline: _Group | None,
 ) -> Row:
     runs = group.runs
+    own, there = ({run.seed for run in g.runs} if g else set() for g in (group, baseline))
+    differences = _differences(runs, baseline.runs, test_domains[0]) if baseline else []
     return Row(
         method=group.first.method,
         gamma=group.first.gamma,
         settings=values,
-        seeds=tuple(run.seed for run in runs),
+        runs=runs,
         train=_percent(run.train_accuracy for run in runs),
         validation=_percent(run.validation_accuracy for run in runs),
         test={d: _percent(run.test_accuracy.get(d) for run in runs) for d in test_domains},
-        difference=_paired(runs, baseline.runs, test_domains) if baseline else None,
+        difference=estimate(differences),
+        paired=compare(differences) if group.first.gamma else None,
+        p=None,
+        unpaired=tuple(sorted(own ^ there)) if baseline else (),
         chosen_by_test_domain=any(run.chosen_by_test_domain for run in runs),
     )
 
 
-def _paired(
-    runs: Sequence[Run], baselines: Sequence[Run], test_domains: Sequence[str]
-) -> Estimate | None:
-    """Estimate the difference over the seeds that both have: same splits, same noise."""
-    if runs[0].method == BASELINE or not test_domains:
-        return None
-    domain = test_domains[0]
+def _differences(runs: Sequence[Run], baselines: Sequence[Run], domain: str) -> list[float]:
+    """Return the differences in points at the seeds that both have: same splits, same noise."""
     there = {run.seed: run.test_accuracy.get(domain) for run in baselines}
     pairs = [(run.test_accuracy.get(domain), there.get(run.seed)) for run in runs]
-    return _percent(a - b for a, b in pairs if a is not None and b is not None)
+    return [100 * (a - b) for a, b in pairs if a is not None and b is not None]
+
+
+def _correct(rows: Sequence[Row]) -> list[Row]:
+    """Correct the p-values of all rows for their number."""
+    corrected = iter(holm([row.paired.p for row in rows if row.paired]))
+    return [replace(row, p=next(corrected)) if row.paired else row for row in rows]
+
+
+def _curves(
+    groups: Sequence[_Group],
+    baselines: Sequence[_Group | None],
+    rows: Sequence[Row],
+    domain: str,
+) -> Iterable[Curve]:
+    """Join the rows that differ in gamma only."""
+    row_of = {id(group): row for group, row in zip(groups, rows, strict=True)}
+    pairs = [
+        pair for pair in zip(groups, baselines, strict=True) if pair[0].first.gamma is not None
+    ]
+    for family in _partition(pairs, lambda pair: _family(pair[0])).values():
+        by_gamma = {float(group.first.gamma or 0): row_of[id(group)] for group, _ in family}
+        baseline = next((row_of[id(there)] for _, there in family if there), by_gamma.get(0.0))
+        if baseline:
+            by_gamma.setdefault(0.0, baseline)
+        by_gamma = dict(sorted(by_gamma.items()))
+        choices = {gamma: row.runs for gamma, row in by_gamma.items()} if len(family) > 1 else {}
+        picks = pick_gammas(choices, domain)
+        first = row_of[id(family[0][0])]
+        yield Curve(first.method, first.settings, by_gamma, baseline, picks)
 
 
 def _percent(fractions: Iterable[float | None]) -> Estimate | None:
@@ -174,6 +241,13 @@ def _base(group: _Group) -> str:
     return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
 
 
+def _family(group: _Group) -> str:
+    """Name what the groups of one method have in common that differ in gamma only."""
+    values = {k: v for k, v in group.settings.items() if k != "trainer.gamma"}
+    names = [group.first.model, group.first.method]
+    return to_json([*names, sorted((k, to_json(v)) for k, v in values.items())])
+
+
 def _varying(groups: Sequence[_Group]) -> list[str]:
     """Name the settings that need a column, so that no two rows look alike.
 
@@ -207,6 +281,10 @@ _ABSENT = "–"
 
 def _value(group: _Group, name: str) -> Any:
     return group.first.model if name == "model" else group.settings.get(name, _ABSENT)
+
+
+def _shown(group: _Group, names: Sequence[str]) -> dict[str, str]:
+    return {_header(name): _show(name, _value(group, name)) for name in names}
 
 
 def _header(name: str) -> str:

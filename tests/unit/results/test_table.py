@@ -146,6 +146,32 @@ def test_differences_are_over_shared_seeds_only(factory):
     assert vrex.difference is None
 
 
+def test_gamma_zero_is_the_baseline_where_no_erm_fits(factory):
+    for batch in (64, 128):
+        for seed, zero in enumerate([0.10, 0.20, 0.30]):
+            factory.done("fishr", 0.0, seed, zero + batch / 1000, batch_size=batch)
+            factory.done("fishr", 9.0, seed, zero + 0.5 + batch / 1000, batch_size=batch)
+    rows = table_of(factory).rows
+    assert [(row.gamma, row.difference and row.difference.mean) for row in rows] == [
+        (0.0, None),
+        (0.0, None),
+        (9.0, pytest.approx(50.0)),
+        (9.0, pytest.approx(50.0)),
+    ]
+    assert [row.p for row in rows] == [None, None, 0.5, 0.5]  # 0.25, twice
+
+
+def test_seeds_without_a_partner_are_named_and_left_out(factory):
+    for seed in (0, 1, 2):
+        factory.done("erm", None, seed, 0.1 * seed)
+    for seed in (1, 2, 7):
+        factory.done("fishr", 1.0, seed, 0.5 + 0.1 * seed)
+    (_, row) = table_of(factory).rows
+    assert row.unpaired == (0, 7)
+    assert row.difference == pytest.approx((50.0, 0.0, 2))
+    assert (row.paired.low, row.paired.high) == pytest.approx((50.0, 50.0))
+
+
 def test_two_rows_of_erm_that_fit_leave_the_difference_open(factory):
     factory.done("fishr", 1.0, 0, 0.5)
     for smoothing in (0.0, 0.1):

@@ -8,16 +8,21 @@ import subprocess
 import pytest
 
 from fishr_exp.results.runs import read_runs
-from fishr_exp.results.table import build_tables
-from fishr_exp.results.table_formats import (
+from fishr_exp.results.sheet import (
     FORMATS,
     escape_latex,
     escape_markdown,
-    show_gammas,
     to_csv,
     to_latex,
     to_text,
 )
+from fishr_exp.results.table import build_tables
+from fishr_exp.results.table_sheet import show_gammas, table_sheet
+
+
+def sheets(factory):
+    return [table_sheet(table) for table in build_tables(read_runs(factory.root).done)]
+
 
 SUFFIX = {"text": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
 
@@ -46,14 +51,13 @@ def odd(factory) -> None:
 @pytest.mark.parametrize("scene", [sweep, odd])
 def test_golden(factory, golden, scene, name):
     scene(factory)
-    tables = build_tables(read_runs(factory.root).done)
-    golden(f"table_{scene.__name__}.{SUFFIX[name]}", FORMATS[name](tables))
+    golden(f"table_{scene.__name__}.{SUFFIX[name]}", FORMATS[name](sheets(factory)))
 
 
 def test_csv_gives_numbers_that_a_program_reads(factory):
     sweep(factory)
     odd(factory)
-    lines = list(csv.DictReader(io.StringIO(to_csv(build_tables(read_runs(factory.root).done)))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(sheets(factory)))))
     line = next(line for line in lines if line["gamma"] == "91257.18613115903")
     assert float(line["test_minus90_mean"]) == 69.5
     assert (line["test_minus90_se"], line["test_minus90_n"]) == ("", "1")
@@ -68,7 +72,7 @@ def test_csv_gives_numbers_that_a_program_reads(factory):
 def test_repeats_are_named(factory):
     factory.done("erm", None, 0, 0.5)
     again = factory.done("erm", None, 0, 0.5)
-    text = to_text(build_tables(read_runs(factory.root).done))
+    text = to_text(sheets(factory))
     assert f"Not counted, since their row has the seed already: {again.path}." in text
 
 
@@ -102,7 +106,7 @@ def test_latex_compiles(factory, tmp_path):
     sweep(factory)
     odd(factory)
     factory.done("erm", None, 0, {"".join(map(chr, range(0x21, 0x180))) + "e\u0301素": 0.5})
-    (tmp_path / "table.tex").write_text(to_latex(build_tables(read_runs(factory.root).done)))
+    (tmp_path / "table.tex").write_text(to_latex(sheets(factory)))
     (tmp_path / "paper.tex").write_text(
         r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}\end{document}"
     )
