@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from fishr_exp import ranks
 from fishr_exp.contracts import Minibatch, Model
 
 
@@ -17,13 +18,16 @@ def predictions(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: Model, chunks: Iterable[Minibatch], device: torch.device) -> float | None:
-    """Return the fraction of correct predictions, in evaluation mode; None of no samples."""
+    """Return the fraction of correct predictions, in evaluation mode; None of no samples.
+
+    Over the chunks of all ranks, each of which calls with its own.
+    """
     was_training = model.training
     model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    count = 0
+    counted = torch.zeros(2, dtype=torch.int64, device=device)  # correct ones, all
     for x, y in chunks:
-        correct += (predictions(model(x.to(device))) == y.to(device)).sum()
-        count += len(y)
+        counted[0] += (predictions(model(x.to(device))) == y.to(device)).sum()
+        counted[1] += len(y)
     model.train(was_training)
-    return correct.item() / count if count else None
+    correct, count = ranks.total(counted).tolist()
+    return correct / count if count else None

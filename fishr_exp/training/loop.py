@@ -1,6 +1,6 @@
 """The one loop that trains every method.
 
-    until the observer says stop, or the epochs are over:
+    until the observer says stop, or the steps are over:
         for every step of the epoch:
             make the optimizer anew, if the method wants it before this step
             one minibatch of each training domain -> batch -> objective -> update
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from fishr_exp import ranks
 from fishr_exp.contracts import Batch, Minibatch, Model
 from fishr_exp.training.checkpoint import random_state, restore_random_state
 from fishr_exp.training.observer import Observer, Verdict
@@ -78,11 +79,11 @@ def fit(
     evaluate: Callable[[], dict[str, Any]],
     on_evaluation: Callable[[dict[str, Any], Verdict], None],
     *,
-    epochs: int,
+    total_steps: int,
     steps_per_epoch: int,
     title: str,
 ) -> None:
-    """Train until the epochs are over or the observer stops.
+    """Train until the steps are over or the observer stops.
 
     Args:
         training: What is trained; it may be in the middle, after a resume.
@@ -90,8 +91,8 @@ def fit(
             step on.
         evaluate: Returns the accuracies of a record.
         on_evaluation: Called after the observer with every record and its verdict.
-        epochs: At most so many evaluations.
-        steps_per_epoch: Updates between two evaluations.
+        total_steps: At most so many updates.
+        steps_per_epoch: Updates between two evaluations; the last epoch may have fewer.
         title: What the progress bar calls the run.
 
     Raises:
@@ -99,7 +100,7 @@ def fit(
     """
     model, method, observer = training.model, training.method, training.observer
     batches = _batches(loaders, training.device)
-    total_steps = epochs * steps_per_epoch
+    epochs = -(-total_steps // steps_per_epoch)
     model.train()
     with (
         tqdm(
@@ -107,36 +108,38 @@ def fit(
             initial=training.step,
             desc=title,
             unit="step",
-            disable=None,  # no bar where there is no terminal
+            disable=None if ranks.first() else True,  # None: no bar where there is no terminal
             leave=False,
             dynamic_ncols=True,
         ) as bar,
         logging_redirect_tqdm(),
     ):
         while training.step < total_steps and not observer.stop:
-            sums: dict[str, Tensor] = {}
+            logged: dict[str, list[Tensor]] = {}
             started = time.perf_counter()
-            for _ in range(steps_per_epoch):
+            steps = min(steps_per_epoch, total_steps - training.step)
+            for _ in range(steps):
                 if training.step == getattr(method, "reset_optimizer_at", None):
                     training.reset_optimizer()
                 logs = optimizer_step(
                     method, model, training.optimizer, next(batches), training.step
                 )
                 training.step += 1
-                if not sums:
+                if training.step == 1:
                     observer.check_losses(logs)
-                sums = {name: sums.get(name, 0) + value for name, value in logs.items()}
+                for name, value in logs.items():
+                    logged.setdefault(name, []).append(value)
                 bar.update()
-            losses = {name: value.item() / steps_per_epoch for name, value in sums.items()}
-            seconds_per_step = (time.perf_counter() - started) / steps_per_epoch
+            losses = {name: torch.stack(values).mean().item() for name, values in logged.items()}
+            seconds_per_step = (time.perf_counter() - started) / steps
             check_weights(model, training.step)  # before they could be saved as good ones
             bar.set_postfix_str("evaluating")
             record = {
                 "step": training.step,
-                "epoch": training.step // steps_per_epoch,
+                "epoch": -(-training.step // steps_per_epoch),
                 "seconds_per_step": seconds_per_step,
                 "learning_rate": training.optimizer.param_groups[0]["lr"],
-                "losses": losses,  # means over the epoch
+                "losses": losses,  # means over the steps of the epoch that logged them
                 **evaluate(),
             }
             verdict = observer.observe(record)

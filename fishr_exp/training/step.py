@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fishr_exp import ranks
 from fishr_exp.contracts import Batch, Model, Objective
 from fishr_exp.errors import TrainingError
 
@@ -39,6 +40,7 @@ def optimizer_step(
         raise TrainingError(f"the objective is not finite at step {step} ({parts})")
     optimizer.zero_grad(set_to_none=True)
     objective.total.backward()
+    ranks.average_gradients(model.parameters())
     optimizer.step()
     return {name: value.detach() for name, value in objective.logs.items()}
 

@@ -1,0 +1,167 @@
+"""A few steps and one evaluation of a run in a folder of its own, to learn what the run costs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fishr_exp.data.minibatches import Minibatches
+from fishr_exp.data.splits import split
+from fishr_exp.results.run_folder import RECORDS
+from fishr_exp.run import run
+
+WARM, BEFORE, AFTER = 2, 3, 3  # steps: not counted, before the penalty acts, and when it does
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the parts of a run cost on this machine, in seconds and bytes."""
+
+    start: float  # to build all parts
+    step_before: float  # before `anneal_steps`, and with gamma 0
+    step: float  # when the penalty acts; ERM's only step
+    evaluation: float  # with the checkpoints that are written
+    last_evaluation: float  # of all parts
+    files: int  # of a run with one evaluation
+    record: int  # of each further evaluation
+    steps_per_epoch: int
+
+    def seconds(self, first: int, steps: int, anneal_steps: int) -> float:
+        """What a run costs from step `first` to its end; `anneal_steps` of ERM is 0."""
+        before = max(0, min(anneal_steps, steps) - first)
+        evaluations = -(-(steps - first) // self.steps_per_epoch)
+        return (
+            self.start
+            + before * self.step_before
+            + (steps - first - before) * self.step
+            + evaluations * self.evaluation
+            + self.last_evaluation
+        )
+
+    def bytes(self, steps: int) -> int:
+        """What a run leaves on the disk."""
+        return self.files + self.record * (-(-steps // self.steps_per_epoch) - 1)
+
+
+class _EnoughError(Exception):
+    """The evaluation is over."""
+
+
+class _StopWatch:
+    """In the place of a tracker: stops the run at its first evaluation."""
+
+    def __init__(self) -> None:
+        self.steps: list[float] = []  # when each began
+        self.end = 0.0
+
+    def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def sync(self) -> None:
+        self.end = time.perf_counter()
+        raise _EnoughError
+
+    def finish(self, status: str) -> None: ...
+
+
+def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
+    """Measure the run that `arguments` describe; its folder and its tracker are left alone.
+
+    Args:
+        arguments: Keyword arguments of `run`, as `config.arguments` gives them.
+        labels: What the parts are called: `dataset`, `model`, `trainer`.
+
+    Raises:
+        ConfigError: If the run cannot be started.
+        TrainingError: If it cannot go on.
+    """
+    # The first optimizer of a process imports for seconds; a sweep pays for that once.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
+    watch = _StopWatch()
+    began = time.perf_counter()
+    domains = arguments["dataset"]()
+    per_pass, share = _sizes(arguments, domains)
+    keywords = arguments["trainer"].keywords
+    after = max(AFTER, keywords.get("penalty_interval", 1))
+    steps = WARM + BEFORE + after + 1
+    shortened = {
+        **arguments,
+        "dataset": lambda: domains,
+        "trainer": _timed(arguments["trainer"], watch),
+        "tracker": lambda _: watch,
+        "epochs": 1,
+        "steps_per_epoch": steps,
+        "total_steps": None,
+    }
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.suppress(_EnoughError):
+                run(**shortened, folder=Path(folder) / "probe", labels=labels)
+            files = {f.name: f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()}
+    finally:
+        logging.disable(logging.NOTSET)
+    starts = watch.steps[:steps]
+    lengths = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    step = sum(lengths[-after:]) / after
+    evaluation = max(0.0, watch.end - starts[-1] - step)
+    return Costs(
+        start=starts[0] - began,
+        step_before=sorted(lengths[WARM : WARM + BEFORE])[BEFORE // 2],
+        step=step,
+        evaluation=evaluation,
+        last_evaluation=evaluation / share,
+        files=sum(files.values()),
+        record=files.get(RECORDS, 0),
+        steps_per_epoch=arguments["steps_per_epoch"] or per_pass,
+    )
+
+
+def _timed(trainer: functools.partial[Any], watch: _StopWatch) -> Callable[..., Any]:
+    """Return what makes the method so that it notes when each step begins."""
+    early = {"anneal_steps": WARM + BEFORE} if "anneal_steps" in trainer.keywords else {}
+
+    def make(**keywords: Any) -> Any:
+        method = trainer(**{**early, **keywords})
+        objective = method.objective
+
+        def noting(*batch: Any) -> Any:
+            watch.steps.append(time.perf_counter())
+            return objective(*batch)
+
+        method.objective = noting
+        return method
+
+    return make
+
+
+def _sizes(arguments: Mapping[str, Any], domains: Any) -> tuple[int, float]:
+    """Return minibatches a pass, and the share of all samples that an evaluation reads."""
+    seed = arguments["seed"]
+    split_seed = arguments.get("data_seed")
+    parts = {
+        name: split(
+            domain, arguments["holdout_fraction"], seed if split_seed is None else split_seed
+        )
+        for name, domain in domains.by_name.items()
+    }
+    per_pass = [
+        Minibatches(domains.by_name[name], train, arguments["batch_size"], seed).per_pass
+        for name, (train, _) in parts.items()
+        if name not in arguments["test_domains"]
+    ]
+    validation = sum(len(part) for _, part in parts.values())
+    everything = validation + sum(len(part) for part, _ in parts.values())
+    share = 1.0 if arguments["evaluate_train"] or not validation else validation / everything
+    return min(per_pass, default=1), share

@@ -1,0 +1,118 @@
+"""What the domains' gradients and the penalty do, seen on one batch; it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from fishr_exp import ranks
+from fishr_exp.contracts import Batch, Model, Objective
+from fishr_exp.gradient_variance import gradient_variance, per_sample_losses
+from fishr_exp.training.step import Method
+
+
+def diagnose(
+    method: Method, model: Model, batch: Batch, domains: Sequence[str], step: int
+) -> dict[str, float | None]:
+    """Look at a method and a model after `step` updates; neither changes, nor does a random stream.
+
+    Args:
+        method: Any; it needs `risk` and `penalty` among its logs for what is about a penalty.
+        model: The model.
+        batch: The same at every look, so that only the weights change.
+        domains: Names of the batch's domains.
+        step: Updates made so far.
+
+    Returns:
+        `variance_norm/DOMAIN` and `variance_distance/DOMAIN/DOMAIN`: Euclidean norm of the
+        variance of per-sample gradients, and of the difference of two, over the parameters that
+        the method matches, or over the classifier. For a method with a penalty also
+        `penalty_share`, the part that the penalty with its weight is of the objective, at the next
+        step at which it may act; and `gradient_cosine`, between the gradients of risk and penalty
+        with respect to all parameters (None where one is zero), whatever the weight.
+    """
+    device = next(model.parameters()).device
+    model = copy.deepcopy(model)  # statistics of BatchNorm and gradients stay as they are
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return {
+            **_of_variances(method, model, batch, domains),
+            **_of_penalty(method, model, batch, step),
+        }
+
+
+def _of_variances(
+    method: Method, model: Model, batch: Batch, domains: Sequence[str]
+) -> dict[str, float | None]:
+    found = gradient_variance(
+        model,
+        batch.x,
+        batch.y,
+        batch.sizes,
+        scope=getattr(method, "scope", "classifier"),
+        loss=getattr(method, "loss", per_sample_losses),
+        create_graph=False,
+        batch_statistics=getattr(method, "batch_statistics", "refuse"),
+        memory_limit=getattr(method, "memory_limit", 128.0),
+        all_ranks=ranks.together(),
+    )
+    by_domain = dict(zip(domains, zip(*found.variances.values(), strict=True), strict=True))
+    values: dict[str, float | None] = {}
+    for name, own in by_domain.items():
+        values[f"variance_norm/{name}"] = _norm(own)
+    for a, b in itertools.combinations(domains, 2):
+        apart = (one - other for one, other in zip(by_domain[a], by_domain[b], strict=True))
+        values[f"variance_distance/{a}/{b}"] = _norm(apart)
+    return values
+
+
+def _of_penalty(method: Method, model: Model, batch: Batch, step: int) -> dict[str, float | None]:
+    step += -step % getattr(method, "penalty_interval", 1)
+    objective = _objective(copy.deepcopy(method), model, batch, step)
+    penalty = objective.logs.get("penalty")
+    if penalty is None:
+        return {}
+    share = 0.0
+    if penalty.requires_grad:
+        (weight,) = torch.autograd.grad(
+            objective.total, penalty, retain_graph=True, allow_unused=True
+        )
+        share = 0.0 if weight is None else (weight * penalty / objective.total).item()
+    elif hasattr(method, "gamma"):
+        # At weight zero a method may measure its penalty as a constant.
+        weighed = copy.deepcopy(method)
+        weighed.gamma, weighed.anneal_steps = 1.0, 0  # type: ignore[attr-defined]
+        objective = _objective(weighed, model, batch, step)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    cosine = _cosine(*(_gradient(objective.logs[n], parameters) for n in ("risk", "penalty")))
+    return {"penalty_share": share, "gradient_cosine": cosine}
+
+
+def _objective(method: Method, model: Model, batch: Batch, step: int) -> Objective:
+    torch.manual_seed(0)  # the same dropout at every look
+    return method.objective(model, batch, step)
+
+
+def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return the gradient of `value` as one vector, the mean over the ranks; zero without graph."""
+    if not value.requires_grad:
+        return torch.zeros(1)
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    parts = [
+        torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
+    ]
+    return ranks.total(torch.cat([part.flatten() for part in parts])) / ranks.count()
+
+
+def _cosine(a: Tensor, b: Tensor) -> float | None:
+    if not (a.any() and b.any()):
+        return None
+    a, b = a / a.abs().max(), b / b.abs().max()  # a tiny gradient's square may vanish
+    return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0).item()
+
+
+def _norm(parts: Iterable[Tensor]) -> float:
+    return torch.stack([part.double().square().sum() for part in parts]).sum().sqrt().item()

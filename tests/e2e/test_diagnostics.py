@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fishr_exp import diagnostics_cli
+
+from .conftest import Command
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        ["trainer=fishr", "trainer.gamma=100", "trainer.anneal_steps=2"],
+        ["trainer=fishr_domainbed", "trainer.anneal_steps=3"],
+        ["trainer=fishr", "trainer.scope=all"],
+        ["trainer=erm"],
+        ["trainer=irm"],
+        ["trainer=vrex"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_is_the_same_to_the_last_bit(
+    fishr_exp: Command, tmp_path: Path, trainer: list[str]
+) -> None:
+    plain = fishr_exp(*trainer, f"output_dir={tmp_path / 'plain'}", "hydra.run.dir=${output_dir}/r")
+    looked = fishr_exp(
+        *trainer,
+        "diagnostics=true",
+        f"output_dir={tmp_path / 'runs'}",
+        "hydra.run.dir=${output_dir}/r",
+    )
+    assert (plain.status, looked.status) == (0, 0)
+    one, other = (
+        torch.load(tmp_path / name / "r" / "checkpoints" / "last.pt", weights_only=True)
+        for name in ("plain", "runs")
+    )
+    flat_one, flat_other = ([*_tensors(state)] for state in (one, other))
+    assert len(flat_one) > 5
+    assert all(torch.equal(a, b) for a, b in zip(flat_one, flat_other, strict=True))
+    found = [set(record["diagnostics"]) for record in looked.records()]
+    variances = {"variance_norm/plus90", "variance_norm/plus80", "variance_distance/plus90/plus80"}
+    penalty = set() if "trainer=erm" in trainer else {"penalty_share", "gradient_cosine"}
+    assert found == [variances | penalty] * 2
+
+
+def _tensors(state):
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)
+
+
+def test_asked_for_or_not_it_is_the_same_run(fishr_exp: Command) -> None:
+    first = fishr_exp("diagnostics=true").folder
+    assert "done already" in (again := fishr_exp()).err
+    assert again.folder == first
+
+
+def test_they_are_drawn(fishr_exp: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fishr_exp("diagnostics=true", "epochs=3").folder
+    assert diagnostics_cli.main([str(folder)]) == 0
+    files = [folder / f"diagnostics.{suffix}" for suffix in ("pdf", "png")]
+    assert capsys.readouterr().out.split() == [str(file) for file in files]
+    assert files[0].read_bytes().startswith(b"%PDF")
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_without_any_is_refused(
+    fishr_exp: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fishr_exp().folder
+    for place, said in ((folder, "diagnostics=true"), (tmp_path / "no", "no run's folder")):
+        assert diagnostics_cli.main([str(place)]) == 2
+        assert said in (err := capsys.readouterr().err)
+        assert len(err.splitlines()) == 1

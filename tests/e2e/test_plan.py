@@ -1,0 +1,119 @@
+"""`fishr-sweep-plan` against what `fishr-exp -m` does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from fishr_exp import plan_cli
+
+from .conftest import TINY, Command
+
+Plan = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    def call(*words: str) -> tuple[int, str, str]:
+        GlobalHydra.instance().clear()
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = plan_cli.main([*TINY, f"output_dir={tmp_path / 'runs'}", *words])
+        return status, out.getvalue(), err.getvalue()
+
+    return call
+
+
+def test_counts_agree_with_what_runs(fishr_exp: Command, plan: Plan, tmp_path: Path) -> None:
+    sweep = ("trainer.gamma=1,10", "seed=0,1")
+    status, before, _ = plan(*sweep)
+    assert status == 0
+    assert before.startswith(f"6 runs in {tmp_path / 'runs'}: 6 missing. All are well configured.")
+    assert not (tmp_path / "runs").exists()  # nothing was written
+    fishr_exp("trainer.gamma=0")
+    assert "6 runs in" in (out := plan(*sweep)[1])
+    assert "1 done, 5 missing" in out
+    assert fishr_exp("-m", *sweep).status == 0
+    planned = plan(*sweep)[1].splitlines()
+    assert planned == [f"6 runs in {tmp_path / 'runs'}: 6 done. All are well configured."]
+    assert len(list((tmp_path / "runs").glob("*/done"))) == 6
+
+
+def test_a_run_that_was_stopped_is_half_done(
+    fishr_exp: Command, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fishr_exp.training import loop
+
+    real = loop.optimizer_step
+
+    def step_or_stop(*given):
+        if given[-1] == 3:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", step_or_stop)
+        assert fishr_exp("trainer.gamma=1").status == 130
+    assert "2 runs" in (out := plan("trainer.gamma=0,1")[1])
+    assert "1 half-done, 1 missing" in out
+
+
+def test_the_estimate_names_each_kind_of_run(plan: Plan) -> None:
+    status, out, _ = plan("trainer=erm,fishr,vrex", "seed=0,1", "epochs=5", "steps_per_epoch=4")
+    assert status == 0
+    rows = {line.split()[2]: line.split() for line in out.splitlines() if " mlp " in line}
+    assert set(rows) == {"erm", "fishr", "vrex"}
+    assert all(row[3:5] == ["2", "20"] for row in rows.values())  # runs, steps
+    assert re.search(r"about .+ on this machine \(.+\), .+ of disk; .+ are free", out)
+    _, out, _ = plan("trainer.scope=classifier,all")
+    assert "fishr scope=classifier" in out
+    assert "fishr scope=all" in out
+
+
+def test_the_estimate_is_near_what_runs_cost(fishr_exp: Command, plan: Plan) -> None:
+    from fishr_exp.probe import Costs
+
+    # by hand: 10 steps, the first 4 before the penalty acts, an evaluation every 5
+    costs = Costs(1.0, 0.1, 0.5, 2.0, 3.0, 1000, 10, 5)
+    assert costs.seconds(0, 10, 4) == pytest.approx(1 + 0.4 + 3 + 4 + 3)
+    assert costs.seconds(5, 10, 4) == pytest.approx(1 + 2.5 + 2 + 3)
+    assert costs.bytes(10) == 1010
+
+    fishr_exp("seed=0")
+    folder = fishr_exp("seed=0").folder
+    used = sum(
+        f.stat().st_size for f in folder.rglob("*") if f.is_file() and ".hydra" not in str(f)
+    )
+    ((size, unit),) = re.findall(r"and ([\d.]+) (kB|MB) of disk", plan("seed=7")[1])
+    planned = float(size) * {"kB": 1e3, "MB": 1e6}[unit]
+    assert planned == pytest.approx(used, rel=0.3)
+
+
+def test_mistakes_of_all_runs_are_named_before_anything_is_paid_for(plan: Plan) -> None:
+    status, out, err = plan("trainer.gamma=1,-10", "seed=0,1")
+    assert (status, out) == (2, "")
+    assert "trainer.gamma=-10.0: must be finite and not negative" in err
+    assert "trainer.gamma=-10 seed=0 and 1 more" in err
+    for words, said in {
+        ("trainer.gama=1",): "did you mean trainer.gamma?",
+        ("test_domains=[minus90],[foo]",): "has no domain foo",
+        ("trainer=erm,fish",): "did you mean trainer=fishr?",
+        ("batch_size=64,many",): "batch_size=many",
+    }.items():
+        status, out, err = plan(*words)
+        assert (status, out) == (2, "")
+        assert said in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_probe_leaves_the_tracker_alone(plan: Plan, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    status, _, _ = plan("tracker=mlflow", f"tracker.tracking_uri=sqlite:///{database}")
+    assert status == 0
+    assert not database.exists()
