@@ -7,12 +7,29 @@ Time: the contenders make one step each, round after round, in a new random orde
 that whatever slows the machine slows all alike. `ratio` divides the medians; `paired` is the
 median over the rounds of the ratio to the ERM step of the same round, and the bars judge it.
 `erm again` is a second ERM: how far from 1 it is, the machine adds by itself. Contenders over all
-parameters are slow, and their bars wide: they take part in every fifth round. BackPACK's
-convolutions run in its mode `weight_jac_t_save_memory`, which is many times faster on a CPU than
-its default.
+parameters are slow, and their bars wide: they take part in every fifth round, and those whose
+first step took more than 20 times ERM's in every fifteenth. `steps` says how many were timed.
+
+Our engine is `native`. BackPACK over all parameters runs in up to four ways, and `native faster`
+says how many times as long as native it takes:
+
+- `backpack`: as it comes, which is what `engine=backpack` runs. It keeps all per-sample gradients,
+  and BackPACK chooses how to differentiate convolutions.
+- `backpack fast`: the same with BackPACK's mode `weight_jac_t_save_memory`.
+- `backpack squares`: by hand with BackPACK's extension `SumGradSquared`, one domain after the
+  other, which gives the same penalty. No per-sample gradients of linear layers are kept.
+- `backpack fast squares`: both.
+
+The bar is against BackPACK as it comes. Its convolutions as they come slow down faster than the
+batch grows: with 64 samples of each domain a step of the CNN takes minutes. There they are left
+out, and `cnn_minibatch` compares all four on a batch that they can do.
 
 Memory: each contender alone in a process of its own; the peak resident set of three steps, less
 what was resident before them (libraries, weights, batch). On CUDA, of allocated memory.
+
+With `--precision bf16` the objective is computed under autocast. With `--compile` the featurizers
+of ERM and of Fishr on the classifier are compiled; over all parameters nothing is, since compiled
+code cannot be differentiated twice. Bars are for one CPU thread in float32.
 """
 
 from __future__ import annotations
@@ -24,7 +41,6 @@ import gc
 import json
 import logging
 import os
-import platform
 import random
 import re
 import subprocess
@@ -32,17 +48,21 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from backpack import backpack, extend, memory_cleanup
 from backpack.core.derivatives.convnd import weight_jac_t_save_memory
+from backpack.extensions import SumGradSquared
 from tabulate import tabulate
+from torch import nn
 
-from fishr_exp.contracts import Batch, Model
+from fishr_exp.contracts import Batch, Model, Objective
+from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.models.mlp import mlp
 from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.models.resnet import resnet
@@ -50,16 +70,61 @@ from fishr_exp.results.environment import environment
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.training.step import Method, optimizer_step
+from fishr_exp.vision import torchvision
 
-ALL_EVERY = 5  # rounds
+ALL_EVERY, SLOW_EVERY = 5, 15  # rounds
+SLOW = 20  # times ERM
+
+
+class SquaresByBackpack:
+    """Fishr over all parameters, from BackPACK's sums of squared gradients of one domain a time."""
+
+    min_domains = 2
+
+    def objective(self, model: Model, batch: Batch, step: int) -> Objective:  # noqa: ARG002
+        """Return mean risk plus penalty, as `Fishr(1.0, scope="all")` does."""
+        extended, parameters = extend(model), [*model.parameters()]
+        variances, risks = [], []
+        for x, y in zip(batch.by_domain(batch.x), batch.by_domain(batch.y), strict=True):
+            x = x.clone().requires_grad_()  # else the hooks of the first layer do not fire
+            losses = per_sample_losses(extended(x), y)
+            with backpack(SumGradSquared()):
+                sums = torch.autograd.grad(losses.sum(), [*parameters, x], create_graph=True)
+            pairs = zip(parameters, sums, strict=False)
+            variances.append([p.sum_grad_squared / len(y) - (g / len(y)) ** 2 for p, g in pairs])
+            risks.append(losses.mean())
+        memory_cleanup(model)
+        risk, stacked = (
+            torch.stack(risks).mean(),
+            [torch.stack(v) for v in zip(*variances, strict=True)],
+        )
+        penalty = sum((v - v.mean(0)).square().sum() for v in stacked) / len(risks)
+        return Objective(risk + penalty, {"risk": risk, "penalty": torch.as_tensor(penalty)})
+
+
+_fishr_all_backpack = partial(Fishr, 1.0, scope="all", engine="backpack")
 CONTENDERS: dict[str, Callable[[], Method]] = {
     "erm": Erm,
     "erm again": Erm,
     "fishr classifier native": partial(Fishr, 1.0, engine="native"),
     "fishr classifier backpack": partial(Fishr, 1.0, engine="backpack"),
     "fishr all native": partial(Fishr, 1.0, scope="all", engine="native"),
-    "fishr all backpack": partial(Fishr, 1.0, scope="all", engine="backpack"),
+    "fishr all backpack": _fishr_all_backpack,
+    "fishr all backpack fast": _fishr_all_backpack,
+    "fishr all backpack squares": SquaresByBackpack,
+    "fishr all backpack fast squares": SquaresByBackpack,
 }
+RIVALS = tuple(name for name in CONTENDERS if name.startswith("fishr all backpack"))
+COMPILED = ("erm", "erm again", "fishr classifier native")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where the steps are made, and how."""
+
+    device: str = "cpu"
+    precision: str = "fp32"  # or bf16
+    compiler: str | None = None  # backend of torch.compile
 
 
 @dataclass(frozen=True)
@@ -71,7 +136,8 @@ class Workload:
     samples: int  # of each domain
     input_shape: tuple[int, ...]
     num_classes: int
-    bars: dict[str, float]  # by contender and quantity, see `judge`
+    bars: dict[str, float] = field(default_factory=dict)  # by contender and quantity, see `judge`
+    rivals: tuple[str, ...] = RIVALS[:1]  # of BackPACK over all parameters
 
     def model(self, device: str) -> Model:
         """Build the model, in training mode."""
@@ -83,6 +149,10 @@ class Workload:
         n = self.domains * self.samples
         x, y = torch.randn(n, *self.input_shape), torch.randint(self.num_classes, (n,))
         return Batch(x.to(device), y.to(device), (self.samples,) * self.domains)
+
+    def contenders(self, names: list[str]) -> list[str]:
+        """Those of `names` that take part."""
+        return [name for name in names if name not in RIVALS or name in self.rivals]
 
     def __str__(self) -> str:
         shape = "×".join(map(str, self.input_shape))
@@ -97,45 +167,99 @@ _resnet18 = partial(
 
 def _cnn_without_norm(**arguments: Any) -> Model:
     model = mnist_cnn(**arguments)
-    kept = [m for m in model.featurizer.children() if not isinstance(m, torch.nn.GroupNorm)]
-    return Model(torch.nn.Sequential(*kept), model.classifier)
+    kept = [m for m in model.featurizer.children() if not isinstance(m, nn.GroupNorm)]
+    return Model(nn.Sequential(*kept), model.classifier)
+
+
+def _vit(*, input_shape: tuple[int, ...], num_classes: int) -> Model:
+    """Build a small vision transformer: patches of 16, 6 layers of width 128 with 4 heads."""
+    body = torchvision.models.VisionTransformer(
+        image_size=input_shape[-1], patch_size=16, num_layers=6, num_heads=4, hidden_dim=128,
+        mlp_dim=512, num_classes=num_classes,
+    )  # fmt: skip
+    body.heads = nn.Identity()
+    return Model(body, nn.Linear(128, num_classes))
 
 
 WORKLOADS = {
     "mlp": Workload(
         _mlp, 2, 25_000, (2, 14, 14), 2,
         {"fishr classifier native time": 1.10, "fishr all native time": 4.5},
+        (RIVALS[0], RIVALS[2]),
     ),
     "mlp_minibatch": Workload(  # the MLP on what BackPACK can hold
-        _mlp, 2, 64, (2, 14, 14), 2, {"fishr all native speed-up": 2.2},
+        _mlp, 2, 64, (2, 14, 14), 2, {"fishr all backpack speed-up": 2.2}, (RIVALS[0], RIVALS[2]),
     ),
     "mnist_cnn": Workload(
         mnist_cnn, 3, 64, (1, 28, 28), 10,
         {"fishr classifier native time": 1.05, "fishr all native time": 4.5},
     ),
     "cnn_without_norm": Workload(  # the CNN as BackPACK can do it
-        _cnn_without_norm, 3, 64, (1, 28, 28), 10, {"fishr all native speed-up": 4.0},
+        _cnn_without_norm, 3, 64, (1, 28, 28), 10, rivals=(RIVALS[1], RIVALS[3]),
+    ),
+    "cnn_minibatch": Workload(  # on what its convolutions as they come can do
+        _cnn_without_norm, 3, 8, (1, 28, 28), 10, {"fishr all backpack speed-up": 4.0}, RIVALS,
     ),
     "resnet18": Workload(
         _resnet18, 3, 16, (3, 96, 96), 7,
         {"fishr classifier native time": 1.05, "fishr all native time": 6.0,
          "fishr all native memory": 2.5},
     ),
+    "vit": Workload(
+        _vit, 3, 16, (3, 96, 96), 7,
+        {"fishr classifier native time": 1.05, "fishr all native time": 6.0},
+    ),
 }  # fmt: skip
+
+
+class Autocast:
+    """A method whose objective is computed in bfloat16 where autocast allows it."""
+
+    def __init__(self, method: Method, device: str) -> None:
+        self.method, self.device, self.min_domains = method, device, method.min_domains
+
+    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
+        """Return the objective; its backward pass is made outside, as torch advises."""
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.method.objective(model, batch, step)
+
+
+class Compiled(nn.Module):
+    """A compiled featurizer, out of sight of torch function modes.
+
+    Fishr watches the forward pass by such a mode. Left in sight, the compiler would trace the
+    mode along with the featurizer, which holds no parameter that matters on the classifier.
+    """
+
+    def __init__(self, featurizer: nn.Module, backend: str) -> None:
+        super().__init__()
+        self.featurizer = featurizer
+        self.compiled = torch.compile(featurizer, backend=backend)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x [n, *input_shape] to features [n, F]."""
+        with torch._C.DisableTorchFunction():
+            return self.compiled(x)
 
 
 class Contender:
     """A method with its own model and optimizer."""
 
-    def __init__(self, name: str, model: Model, batch: Batch) -> None:
-        self.method, self.model, self.batch = CONTENDERS[name](), model, batch
+    def __init__(self, name: str, model: Model, batch: Batch, platform: Platform) -> None:
+        self.name, self.model, self.batch = name, model, batch
+        self.method = CONTENDERS[name]()
+        if platform.precision == "bf16":
+            self.method = Autocast(self.method, platform.device)
+        if platform.compiler and name in COMPILED:
+            model.featurizer = Compiled(model.featurizer, platform.compiler)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-        if name == "fishr all backpack":
+        self.fast_convolutions = "fast" in name
+        if name in RIVALS[:2]:
             self._refuse_what_does_not_fit()
 
     def step(self) -> None:
-        """Make one step; BackPACK's convolutions in the faster of its two modes."""
-        with weight_jac_t_save_memory(save_memory=True):
+        """Make one step."""
+        with weight_jac_t_save_memory(save_memory=self.fast_convolutions):
             optimizer_step(self.method, self.model, self.optimizer, self.batch, 0)
 
     def timed_step(self) -> float:
@@ -165,16 +289,22 @@ class Contender:
 
 
 def measure_times(
-    workload: Workload, names: list[str], rounds: int, device: str
+    workload: Workload, names: list[str], rounds: int, platform: Platform, *, sparing: bool = True
 ) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
-    """Time the contenders in turns; return milliseconds by name and round, and the refusals."""
-    model, batch = workload.model(device), workload.batch(device)
-    contenders, refusals = {}, {}
+    """Time the contenders in turns; return milliseconds by name and round, and the refusals.
+
+    Slow contenders take part in fewer rounds if `sparing`.
+    """
+    model, batch = workload.model(platform.device), workload.batch(platform.device)
+    contenders, refusals, every = {}, {}, {}
     for name in names:
         try:
-            contender = Contender(name, copy.deepcopy(model), batch)
-            for _ in range(1 if name.startswith("fishr all") else 3):  # warm-up
-                contender.step()
+            contender = Contender(name, copy.deepcopy(model), batch, platform)
+            every[name], slow = 1, name.startswith("fishr all")
+            warm_up = [contender.timed_step() for _ in range(1 if slow else 3)]
+            if slow and sparing:
+                is_very_slow = warm_up[0] > SLOW * contenders["erm"].timed_step()
+                every[name] = SLOW_EVERY if is_very_slow else ALL_EVERY
             contenders[name] = contender
         except (ValueError, NotImplementedError) as error:
             refusals[name] = str(error)
@@ -182,7 +312,7 @@ def measure_times(
     shuffle = random.Random(0).shuffle
     gc.freeze()  # what lives now need not be looked through before every step
     for i in range(rounds):
-        turns = [n for n in contenders if i % ALL_EVERY == 0 or not n.startswith("fishr all")]
+        turns = [name for name in contenders if i % every[name] == 0]
         shuffle(turns)
         for name in turns:
             gc.collect()
@@ -191,12 +321,15 @@ def measure_times(
     return times, refusals
 
 
-def measure_peak(workload: Workload, name: str, device: str) -> int:
+def measure_peak(workload: Workload, name: str, platform: Platform) -> int:
     """Peak memory of three steps in this process, less what it held before them, in bytes."""
+    device = platform.device
     model, batch = workload.model(device), workload.batch(device)
     small = replace(workload, samples=2).batch(device)
-    Contender(name, copy.deepcopy(model), small).step()  # libraries load much at first use
-    contender = Contender(name, model, batch)
+    Contender(name, copy.deepcopy(model), small, platform).step()  # first use loads much
+    contender = Contender(name, model, batch, platform)
+    if platform.compiler:
+        contender.step()  # compiles for these shapes
     gc.collect()
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -215,14 +348,23 @@ def _resident(field: str) -> int:
     return int(match[1]) * 1024
 
 
+def freeing_memory() -> dict[str, str]:
+    """Environment in which blocks above 64 KiB go back to the system when freed.
+
+    The peak is then what was in use.
+    """
+    return {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
 def peak_in_a_process(workload: str, name: str, arguments: argparse.Namespace) -> int | None:
     """Run `measure_peak` in a process of its own; None if that fails, as where Linux is absent."""
     command = [sys.executable, __file__, workload, "--peak-of", name]
-    for option in ("scale", "threads", "device"):
+    for option in ("scale", "threads", "device", "precision"):
         command += [f"--{option}", str(getattr(arguments, option))]
-    # Blocks above 64 KiB go back to the system when freed, so that the peak is what was in use.
-    settings = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run(command, capture_output=True, text=True, env=settings, check=False)
+    command += ["--compile", arguments.compile] if arguments.compile else []
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=freeing_memory(), check=False
+    )
     if done.returncode == 0:
         return int(done.stdout)
     reason = done.stderr.strip().rpartition("\n")[2] or f"exit status {done.returncode}"
@@ -233,20 +375,23 @@ def peak_in_a_process(workload: str, name: str, arguments: argparse.Namespace) -
 def summarise(
     times: dict[str, dict[int, float]], peaks: dict[str, int | None]
 ) -> dict[str, dict[str, Any]]:
-    """Medians, quartiles and ratios, by contender; `time` is the paired ratio."""
+    """Medians, quartiles and ratios, by contender; `time` is the paired ratio.
+
+    `speed-up`, of BackPACK alone, is how many times as long as the native engine it takes.
+    """
     erm, base, summary = times["erm"], peaks["erm"], {}
     for name, own in times.items():
-        peak, rival = peaks[name], times.get(name.replace("native", "backpack"), {})
+        peak, native = peaks[name], times.get(f"{name.partition(' backpack')[0]} native", {})
         first, median, third = np.quantile([*own.values()], (0.25, 0.5, 0.75)).tolist()
         paired = np.median([own[i] / erm[i] for i in own])
-        gains = [rival[i] / own[i] for i in own if i in rival]
+        gains = [own[i] / native[i] for i in own if i in native and " backpack" in name]
         summary[name] = {
             "milliseconds": [*own.values()],
             "median": median,
             "quartiles": (first, third),
             "ratio": median / float(np.median([*erm.values()])),
             "time": float(paired),
-            "speed-up": float(np.median(gains)) if gains and name.endswith("native") else None,
+            "speed-up": float(np.median(gains)) if gains else None,
             "peak": peak,
             "memory": peak / base if peak and base else None,
         }
@@ -254,7 +399,7 @@ def summarise(
 
 
 def judge(name: str, row: dict[str, Any], bars: dict[str, float]) -> str:
-    """Compare with the bars: time and memory of ERM at most, speed-up over BackPACK at least."""
+    """Compare with the bars: time and memory of ERM at most, BackPACK of native at least."""
     verdicts = []
     for quantity, sign in (("time", "≤"), ("memory", "≤"), ("speed-up", "≥")):
         bar, value = bars.get(f"{name} {quantity}"), row[quantity]
@@ -271,6 +416,7 @@ def render(
     rows = [
         [
             name,
+            len(row["milliseconds"]),
             f"{row['median']:.4g}",
             "{:.4g} – {:.4g}".format(*row["quartiles"]),
             f"{row['ratio']:.3f}",
@@ -281,24 +427,48 @@ def render(
             judge(name, row, bars),
         ]
         for name, row in summary.items()
-    ] + [[name, "refuses", *[""] * 7] for name in refusals]
-    columns = ["step", "ms", "quartiles", "ratio", "paired", "MiB", "memory", "speed-up", "bars"]
+    ] + [[name, "refuses", *[""] * 8] for name in refusals]
+    columns = [
+        "contender", "steps", "ms", "quartiles", "ratio", "paired", "MiB", "memory",
+        "native faster", "bars",
+    ]  # fmt: skip
     table = tabulate(rows, columns, tablefmt=style, disable_numparse=True)
-    return "\n\n".join([table, *(f"{name} refuses: {why}" for name, why in refusals.items())])
+    reasons = [f"{name} refuses: {why}" for name, why in refusals.items()]
+    return "\n\n".join([table, *reasons, *in_words(summary)])
 
 
-def header(device: str, threads: int) -> str:
+def in_words(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """How many times as long as native BackPACK takes over all parameters: a sentence or none."""
+    ways = {
+        "as it comes": RIVALS[0],
+        "with its fast convolutions": RIVALS[1],
+        "by sums of squares": RIVALS[2],
+        "by sums of squares with its fast convolutions": RIVALS[3],
+    }
+    gains = [
+        f"{summary[name]['speed-up']:.1f} times as long {way}"
+        for way, name in ways.items()
+        if name in summary and summary[name]["speed-up"]
+    ]
+    return [f"Over all parameters BackPACK takes, against native, {', '.join(gains)}."] * bool(
+        gains
+    )
+
+
+def header(platform: Platform, threads: int) -> str:
     """Machine, versions and date."""
-    known, cpu = environment(device, threads), Path("/proc/cpuinfo")
+    known, cpu = environment(platform.device, threads), Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
-    machine = found[1] if found else platform.machine()
-    if device == "cuda":
+    machine = found[1] if found else os.uname().machine
+    if platform.device == "cuda":
         machine = f"{torch.cuda.get_device_name()}, {machine}"
+    how = "bfloat16 by autocast" if platform.precision == "bf16" else "float32"
+    how += f", compiled by {platform.compiler}" * bool(platform.compiler)
     versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
     commit = known["git_commit"] or "unknown"
     return (
         f"Measured {datetime.date.today()} at commit {commit} on {machine}, "
-        f"threads: {threads}, float32; {versions}."
+        f"threads: {threads}, {how}; {versions}."
     )
 
 
@@ -313,6 +483,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--rounds", type=int, default=30, help="steps of each contender (default 30)")
     add("--threads", type=int, default=1, help="threads of one operation (default 1)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
+    add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="compile featurizers")
     add("--scale", type=float, default=1.0, help="times the samples of each domain, for trials")
     add("--json", type=Path, metavar="FILE", help="write every time and figure")
     add("--markdown", type=Path, metavar="FILE", help="write the tables")
@@ -324,20 +496,25 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     logging.getLogger("fishr_exp").setLevel(logging.ERROR)  # random weights are meant here
-    warnings.filterwarnings("ignore", message="Full backward hook is firing")  # BackPACK's
+    for message in ("Full backward hook is firing", "Extension saving to"):  # BackPACK's
+        warnings.filterwarnings("ignore", message=message)
 
     names = [name for name in CONTENDERS if name in {"erm", *arguments.contenders}]
-    head, figures = header(arguments.device, arguments.threads), {}
+    platform = Platform(arguments.device, arguments.precision, arguments.compile)
+    head, figures = header(platform, arguments.threads), {}
     pages = ["# Time and memory of a training step", head, (__doc__ or "").partition("\n\n")[2]]
     if not arguments.peak_of:
         print(head)
     for name in chosen:
         samples = max(2, round(WORKLOADS[name].samples * arguments.scale))
         workload = replace(WORKLOADS[name], samples=samples)
+        if platform != Platform():
+            workload = replace(workload, bars={})
         if arguments.peak_of:
-            print(measure_peak(workload, arguments.peak_of, arguments.device))
+            print(measure_peak(workload, arguments.peak_of, platform))
             return
-        times, refusals = measure_times(workload, names, arguments.rounds, arguments.device)
+        taking_part = workload.contenders(names)
+        times, refusals = measure_times(workload, taking_part, arguments.rounds, platform)
         summary = summarise(times, {n: peak_in_a_process(name, n, arguments) for n in times})
         tables = [render(summary, refusals, workload.bars, s) for s in ("simple", "github")]
         print(f"\n{name}: {workload}\n\n{tables[0]}", flush=True)

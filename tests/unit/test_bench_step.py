@@ -66,10 +66,77 @@ def test_ratios_are_paired_by_round(bench: ModuleType) -> None:
     rows = bench.summarise(times, {"erm": 100, NATIVE: 150, BACKPACK: None})
     assert [rows[name]["time"] for name in times] == [1, 1.5, 4.5]
     assert rows[NATIVE]["ratio"] == 3.0 / 2.0
-    assert rows[NATIVE]["speed-up"] == 3
-    assert rows[BACKPACK]["speed-up"] is None
+    assert rows[NATIVE]["speed-up"] is None
+    assert rows[BACKPACK]["speed-up"] == 3
     assert rows[NATIVE]["memory"] == 1.5
     assert rows[BACKPACK]["memory"] is None
+    assert bench.in_words(rows) == []
+
+
+def test_every_way_of_backpack_is_compared_with_native_in_words(bench: ModuleType) -> None:
+    ways = {name: {0: 10.0 * i} for i, name in enumerate(bench.RIVALS, 1)}
+    times = {"erm": {0: 1.0}, "fishr all native": {0: 4.0}, **ways}
+    (sentence,) = bench.in_words(bench.summarise(times, dict.fromkeys(times)))
+    assert "2.5 times as long as it comes" in sentence
+    assert "5.0 times as long with its fast convolutions" in sentence
+    assert "10.0 times as long by sums of squares with its fast convolutions" in sentence
+
+
+@pytest.mark.parametrize("workload", ["mlp", "cnn_minibatch"])
+def test_backpack_by_hand_has_the_objective_of_fishr(bench: ModuleType, workload: str) -> None:
+    torch.manual_seed(0)
+    small = bench.replace(bench.WORKLOADS[workload], samples=3)
+    model, batch = small.model("cpu").double(), small.batch("cpu")
+    batch = bench.replace(batch, x=batch.x.double())
+    totals, gradients = [], []
+    for name in ("fishr all native", "fishr all backpack fast squares"):
+        objective = bench.CONTENDERS[name]().objective(model, batch, 0)
+        totals.append(objective.total)
+        gradients.append(torch.autograd.grad(objective.total, [*model.parameters()]))
+        assert objective.logs["penalty"] > 1e-3
+    torch.testing.assert_close(totals[1], totals[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_bf16_computes_the_objective_under_autocast(bench: ModuleType) -> None:
+    torch.manual_seed(0)
+    workload = bench.replace(bench.WORKLOADS["mlp"], samples=8)
+    model, batch = workload.model("cpu"), workload.batch("cpu")
+    for name in ("erm", "fishr classifier native", "fishr all native"):
+        plain = bench.CONTENDERS[name]().objective(model, batch, 0).total.item()
+        bf16 = bench.Platform(precision="bf16")
+        contender = bench.Contender(name, bench.copy.deepcopy(model), batch, bf16)
+        rounded = contender.method.objective(model, batch, 0).total.item()
+        assert rounded != plain
+        assert rounded == pytest.approx(plain, rel=0.05)
+        assert contender.timed_step() > 0
+
+
+def test_a_compiled_featurizer_changes_no_objective_and_no_update(bench: ModuleType) -> None:
+    torch.manual_seed(0)
+    workload = bench.replace(bench.WORKLOADS["cnn_without_norm"], samples=4)
+    model, batch = workload.model("cpu"), workload.batch("cpu")
+    for name in ("erm", "fishr classifier native", "fishr all native"):
+        updated = []
+        for compiler in (None, "aot_eager"):
+            platform = bench.Platform(compiler=compiler)
+            contender = bench.Contender(name, bench.copy.deepcopy(model), batch, platform)
+            is_compiled = isinstance(contender.model.featurizer, bench.Compiled)
+            assert is_compiled == (compiler is not None and name in bench.COMPILED)
+            contender.step()
+            updated.append([*contender.model.parameters()])
+        torch.testing.assert_close(*updated, rtol=1e-4, atol=1e-6)
+
+
+def test_slow_contenders_take_part_in_fewer_rounds(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"erm": 1.0, "fishr all native": 4.0, "fishr all backpack": 21.0}
+    monkeypatch.setattr(bench.Contender, "timed_step", lambda self: seconds[self.name])
+    workload = bench.replace(bench.WORKLOADS["mlp"], samples=2)
+    for sparing, counts in ((True, [30, 6, 2]), (False, [30, 30, 30])):
+        times, _ = bench.measure_times(workload, [*seconds], 30, bench.Platform(), sparing=sparing)
+        assert [len(own) for own in times.values()] == counts
 
 
 def test_bars_bound_time_and_memory_above_and_the_speed_up_below(bench: ModuleType) -> None:
@@ -87,7 +154,7 @@ def test_a_contender_that_refuses_is_a_line_with_its_reason(
     monkeypatch.setattr(bench.os, "sysconf", lambda _: 1)  # one byte of free memory
     workload = bench.replace(bench.WORKLOADS["mlp"], samples=2)
     names = ["erm", "fishr all backpack"]
-    times, refusals = bench.measure_times(workload, names, 2, "cpu")
+    times, refusals = bench.measure_times(workload, names, 2, bench.Platform())
     assert list(times) == ["erm"]
     page = bench.render(bench.summarise(times, {"erm": 1}), refusals, {}, "github")
     assert "| fishr all backpack" in page
@@ -100,3 +167,4 @@ def test_every_bar_belongs_to_a_contender(bench: ModuleType) -> None:
             name, _, quantity = bar.rpartition(" ")
             assert name in bench.CONTENDERS
             assert quantity in ("time", "memory", "speed-up")
+            assert workload.contenders([name]) == [name]
