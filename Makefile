@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DIR    ?= outputs/quickstart
+ROUNDS ?= 30
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-slow check format golden bench table
@@ -21,7 +22,6 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data, its table and figure
-	$(BIN)/fishr-exp --multirun experiment=quickstart_erm
 	$(BIN)/fishr-exp --multirun experiment=quickstart
 	$(BIN)/fishr-table outputs/quickstart
 
@@ -44,8 +44,9 @@ format: $(READY)  ## mend what ruff can mend
 golden: $(READY)  ## rewrite the golden files; say why in the commit
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/unit/results
 
-bench: $(READY)  ## milliseconds a step and peak memory, ERM beside Fishr, as ratios
-	$(BIN)/python scripts/bench_step.py
+bench: $(READY)  ## time and memory of a step, ERM beside Fishr: writes docs/benchmarks.md; half an hour on a quiet machine
+	$(BIN)/python scripts/bench_step.py --rounds $(ROUNDS) --markdown docs/benchmarks.md
+	$(BIN)/python scripts/bench_growth.py --figure docs/growth --json docs/growth.json --markdown docs/benchmarks.md
 
 table: $(READY)  ## the table of the runs under DIR (outputs/quickstart)
 	$(BIN)/fishr-table $(DIR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from fishr_exp.config import arguments, conf_dir, run_name
 from fishr_exp.errors import TrainingError
 from fishr_exp.mistakes import before_the_run, one_line
+from fishr_exp.protocol import standing
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,7 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
-    # Only hydra.run.dir and hydra.sweep.subdir use it; the run's own keys are all at the root.
-    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    register_run_name()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
@@ -43,32 +44,65 @@ def main() -> None:
         sys.exit(_say(one_line(error) or before_the_run(error), 2))
 
 
+def register_run_name() -> None:
+    """Let configurations name a run's folder."""
+    # Only hydra.run.dir and hydra.sweep.subdir use it; the run's own keys are all at the root.
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+
 def job(config: DictConfig) -> float | None:
     """Run one configuration; a sweeper that optimises gets the validation accuracy."""
-    from fishr_exp.run import run  # imports torch
+    from fishr_exp import ranks  # imports torch
+    from fishr_exp.run import run
 
     context = HydraConfig.get()
+    said_by = ""
     try:
-        checked = arguments(config)
-        choices = context.runtime.choices
-        result = run(
-            **checked,
-            folder=Path(context.runtime.output_dir),
-            labels={group: choices[group] for group in ("dataset", "model", "trainer")},
-        )
+        if ranks.launched() and context.mode is RunMode.MULTIRUN:
+            sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
+        with ranks.joined():
+            if not ranks.first():
+                said_by = f"rank {ranks.rank()}: "
+                _only_errors()
+            checked = arguments(config)
+            choices = context.runtime.choices
+            if config.get("protocol"):
+                checked["config"]["protocol"] |= _standing(config, choices)
+            result = run(
+                **checked,
+                folder=Path(context.runtime.output_dir),
+                labels={group: choices[group] for group in ("dataset", "model", "trainer")},
+            )
     except Exception as error:
         # Said here: Hydra tells of a sweep's first failure only, and not in the run's own log.
         message = one_line(error)
         if message is None:
-            log.exception("fishr-exp: the run failed")
+            log.exception("fishr-exp: %sthe run failed", said_by)
         else:
-            log.error("fishr-exp: %s", message)
+            log.error("fishr-exp: %s%s", said_by, message)
         status = 1 if message is None or isinstance(error, TrainingError) else 2
         if context.mode is RunMode.RUN and not FULL_ERROR:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
     return result["validation_accuracy"]
+
+
+def _standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """Return how the run stands to its protocol's preset, and say where it departs."""
+    found = standing(config, choices)
+    if found["departures"]:
+        keys = ", ".join(found["departures"])
+        log.warning("departs from protocol=%s in: %s", choices["protocol"], keys)
+    return found
+
+
+def _only_errors() -> None:
+    """Leave the run's log file, and all that is no error, to the first rank."""
+    root = logging.getLogger()
+    root.setLevel(logging.ERROR)
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
 
 
 class ShareSweepName(Callback):

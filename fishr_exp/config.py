@@ -19,18 +19,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fishr_exp import protocol  # noqa: F401 - its resolvers must be known
 from fishr_exp.errors import ConfigError
 from fishr_exp.results.settings import settings
 
-GROUPS = ("dataset", "model", "trainer", "optimizer", "observer", "tracker")
+GROUPS = ("dataset", "model", "loss", "trainer", "optimizer", "observer", "tracker")
 # Keywords that `run` gives to what it builds, and that no configuration holds.
 SUPPLIED = {
     "model": ("input_shape", "num_classes"),
+    "trainer": ("loss",),
     "optimizer": ("params",),
     "tracker": ("folder",),
 }
 # Root keys that say where a run is written; `run` gets the folder that they make.
 PLACES = ("output_dir", "sweep_name")
+# A root key that `run` only records.
+RECORDED = ("protocol",)
+# Arguments of `run` that a protocol sets. Absent without one, so that they are in no run's name.
+SET_BY_A_PROTOCOL = ("total_steps", "data_seed")
 # Arguments of `run` that the command line supplies.
 GIVEN_TO_RUN = ("folder", "labels", "config")
 
@@ -73,7 +79,8 @@ def arguments(config: DictConfig) -> dict[str, Any]:
         mend = f"add {' '.join(f'{key}=VALUE' for key in missing)}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    root = {key: value for key, value in plain.items() if key not in (*GROUPS, *PLACES)}
+    apart = (*GROUPS, *PLACES, *RECORDED)
+    root = {key: value for key, value in plain.items() if key not in apart}
     checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *PLACES))
     parts = {group: part(plain.get(group), group) for group in GROUPS}
     return {**checked, **parts, "config": plain}

@@ -17,6 +17,7 @@ from fishr_exp.errors import ConfigError, TrainingError
 
 def one_line(error: Exception) -> str | None:
     """Explain an error that a user can be expected to make; None of any other."""
+    error = _of_a_resolver(error) or error
     if isinstance(error, ConfigError | TrainingError):
         return " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
@@ -41,6 +42,14 @@ def before_the_run(error: Exception) -> str:
         if not overrides[group][:1].isalpha() or overrides[group] == "null":
             return str(_no_option(group, overrides[group]))
     return f"{_flat(error)}; HYDRA_FULL_ERROR=1 shows where"
+
+
+def _of_a_resolver(error: Exception) -> ConfigError | None:
+    """Return the error of ours that a resolver raised, which OmegaConf and Hydra wrap."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ConfigError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
 
 
 def _overrides() -> dict[str, str]:
@@ -88,7 +97,7 @@ def _unknown(key: str) -> ConfigError:
 
 
 def _is_group(name: str) -> bool:
-    return name in (*GROUPS, "experiment")
+    return name in (*GROUPS, "protocol", "search", "experiment")
 
 
 def _flat(error: Exception) -> str:

@@ -6,21 +6,23 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fishr_exp import seeding
-from fishr_exp.contracts import Domain, Domains, Minibatch, Model
+from fishr_exp import ranks, seeding
+from fishr_exp.contracts import Batch, Domain, Domains, Minibatch, Model
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.splits import split
 from fishr_exp.errors import ConfigError, TrainingError
+from fishr_exp.gradient_variance import Loss
 from fishr_exp.results.environment import environment
 from fishr_exp.results.run_folder import RunFolder
 from fishr_exp.training import checkpoint
+from fishr_exp.training.diagnostics import diagnose
 from fishr_exp.training.evaluation import accuracy
 from fishr_exp.training.loop import Training, fit
 from fishr_exp.training.observer import Observer, Verdict
@@ -29,6 +31,7 @@ from fishr_exp.training.step import Method
 log = logging.getLogger(__name__)
 
 PARTS = ("train", "validation")
+T = TypeVar("T")
 
 
 class Mirror(Protocol):
@@ -47,7 +50,8 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     *,
     dataset: Callable[[], Domains],
     model: Callable[..., Model],
-    trainer: Callable[[], Method],
+    loss: Callable[[], Loss],
+    trainer: Callable[..., Method],
     optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
     observer: Callable[[], Observer],
     tracker: Callable[[RunFolder], Mirror] | None,
@@ -55,7 +59,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     test_domains: list[str],
     holdout_fraction: float,
     batch_size: int | None,
-    epochs: int,
+    epochs: int | None,
     steps_per_epoch: int | None,
     evaluate_train: bool,
     evaluation_batch_size: int,
@@ -65,10 +69,15 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     folder: Path,
     labels: Mapping[str, str],
     config: Mapping[str, Any],
+    total_steps: int | None = None,
+    data_seed: int | None = None,
+    diagnostics: bool = False,
 ) -> dict[str, Any]:
     """Train one method on the training domains and evaluate it on all; return the result.
 
-    The first six arguments make the parts when called. The keys of `conf/config.yaml` are the
+    Within `ranks.joined`, the ranks do so together, and only the first writes.
+
+    The first seven arguments make the parts when called. The keys of `conf/config.yaml` are the
     arguments up to `resume`, and are described there.
 
     Args:
@@ -76,73 +85,76 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             continued, unless `resume` is false.
         labels: What the parts are called: `dataset`, `model`, `trainer`.
         config: The resolved configuration, to be recorded.
+        total_steps: Updates in all, where `epochs` is None; the last epoch may have fewer.
+        data_seed: Decides the splits; None: `seed`. A protocol sets it, and `total_steps`.
 
     Raises:
         ConfigError: If what was asked for cannot be; nothing was trained.
         TrainingError: If the run could not go on; its records and checkpoints stay.
     """
     # --- check and build -------------------------------------------------------------------
-    _check_counts(epochs, steps_per_epoch, evaluation_batch_size, num_workers)
+    _check_counts(epochs, total_steps, steps_per_epoch, evaluation_batch_size, num_workers)
     where = _device(device)
     record_folder = RunFolder(folder)
-    if resume and record_folder.state == "done":
-        result = _done(record_folder, tracker, config, labels)
+    if resume and ranks.from_first(lambda: record_folder.state) == "done":
+        result = ranks.from_first(lambda: _done(record_folder, tracker, config, labels))
         if result is not None:
             return result
-    method = trainer()
+    criterion = _built(loss, "loss", config)
+    method = trainer(loss=criterion)
     watcher = observer()
     domains = dataset()
     training_domains = _training_domains(domains, test_domains, method, labels["trainer"])
     if watcher.watches(test_domains):
         log.warning("observer.monitor=%s chooses by a test domain", watcher.monitor)
+    split_seed = seed if data_seed is None else data_seed
     parts = {
-        name: dict(zip(PARTS, split(domain, holdout_fraction, seed), strict=True))
+        name: dict(zip(PARTS, split(domain, holdout_fraction, split_seed), strict=True))
         for name, domain in domains.by_name.items()
     }
     evaluated = PARTS if evaluate_train else PARTS[1:]
     _check_monitor(watcher.monitor, parts, training_domains, evaluated)
+    part = (ranks.rank(), ranks.count())
     streams = [
-        Minibatches(domains.by_name[name], parts[name]["train"], batch_size, seed)
+        Minibatches(domains.by_name[name], parts[name]["train"], batch_size, seed, part)
         for name in training_domains
     ]
     steps = steps_per_epoch or min(stream.per_pass for stream in streams)
+    total = epochs * steps if total_steps is None else total_steps  # type: ignore[operator]
     watcher.not_before = anneal_steps = getattr(method, "anneal_steps", 0)
-    if anneal_steps >= epochs * steps:
+    if anneal_steps >= total:
         log.warning(
             "trainer.anneal_steps=%d: the penalty never acts in %d epochs of %d steps",
             anneal_steps,
-            epochs,
+            -(-total // steps),
             steps,
         )
     seeding.seed_global_streams(seed, "model")
     network = model(input_shape=domains.input_shape, num_classes=domains.num_classes).to(where)
     seeding.seed_global_streams(seed, "training")
-    try:
-        training = Training(network, method, optimizer, watcher)
-    except ValueError as error:  # from PyTorch: a rate below 0, say
-        raise ConfigError("optimizer", _given(config["optimizer"]), str(error)) from error
+    _check_batch_statistics(network, labels["model"])
+    _check_loss(criterion, network, config)
+    training = _built(lambda: Training(network, method, optimizer, watcher), "optimizer", config)
 
     read = functools.partial(
         chunks,
         size=evaluation_batch_size,
         num_workers=num_workers,
         pin_memory=where.type == "cuda",
+        part=part,
     )
     evaluate = functools.partial(_evaluate, network, domains, parts, training_domains, read, where)
+    look = _look(streams, network, method, where) if diagnostics else None
 
     # --- fit ---------------------------------------------------------------------------------
     with record_folder:
-        if not resume:
-            record_folder.clear()
-        record_folder.open(config)
-        record_folder.checkpoints.mkdir(exist_ok=True)
-        record_folder.write_environment(environment(_device_name(where), torch.get_num_threads()))
         best, last = (record_folder.checkpoints / name for name in ("best.pt", "last.pt"))
-        if last.exists():
-            training.load_state_dict(checkpoint.load(last))
+        reached = ranks.from_first(lambda: _open(record_folder, last, config, where, resume=resume))
+        if reached:
+            training.load_state_dict(reached)
             log.info("continuing %s after step %d", folder, training.step)
-        record_folder.keep_until(training.step)
-        mirror = tracker(record_folder) if tracker else None
+        _draw_apart(seed, training.step)
+        mirror = tracker(record_folder) if tracker and ranks.first() else None
         if mirror:
             mirror.start(config, labels)
 
@@ -151,6 +163,9 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
         seconds_before = earlier[-1]["seconds"] if earlier else 0.0
 
         def on_evaluation(record: dict[str, Any], verdict: Verdict) -> None:
+            _draw_apart(seed, training.step)
+            if not ranks.first():
+                return
             record["seconds"] = seconds_before + time.perf_counter() - started
             record_folder.append(record)
             if verdict.improved:
@@ -159,6 +174,10 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             if mirror:
                 mirror.sync()
 
+        def measure() -> dict[str, Any]:
+            looked = {"diagnostics": look(training.step)} if look else {}
+            return {**evaluate(evaluated), **looked}
+
         outline = {
             "labels": dict(labels),
             "gamma": getattr(method, "gamma", None),
@@ -166,32 +185,34 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             "training_domains": training_domains,
             "test_domains": test_domains,
         }
-        with _failure_recorded(record_folder, mirror, outline):
+        with _failure_recorded(record_folder, mirror, outline), ranks.failing_together():
             fit(
                 training,
                 [
                     loader(
                         stream,
                         training.step,
-                        epochs * steps,
+                        total,
                         num_workers=num_workers,
                         pin_memory=where.type == "cuda",
                     )
                     for stream in streams
                 ],
-                functools.partial(evaluate, evaluated),
+                measure,
                 on_evaluation,
-                epochs=epochs,
+                total_steps=total,
                 steps_per_epoch=steps,
                 title=folder.name,
             )
             chosen_step = training.step
             if watcher.keep == "best":
-                kept = checkpoint.load(best)
+                kept = ranks.from_first(lambda: checkpoint.load(best))
                 network.load_state_dict(kept["model"])
                 chosen_step = kept["step"]
             log.info("evaluating all domains at step %d", chosen_step)
             chosen = evaluate(PARTS)
+            if not ranks.first():
+                return {"status": "done", **outline, **chosen}
 
             # --- record ------------------------------------------------------------------------
             counts = {name: {p: len(parts[name][p]) for p in PARTS} for name in parts}
@@ -200,7 +221,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 **outline,
                 "selected": {
                     "step": chosen_step,
-                    "epoch": chosen_step // steps,
+                    "epoch": -(-chosen_step // steps),
                     "monitor": watcher.monitor if watcher.keep == "best" else "last step",
                     "uses_test_domain": watcher.keep == "best" and watcher.watches(test_domains),
                     "penalty_had_acted": bool(outline["gamma"]) and chosen_step > anneal_steps,
@@ -224,6 +245,27 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     log.info("%s", _line(result))
     log.info("%s", folder)
     return result
+
+
+def _open(
+    folder: RunFolder, last: Path, config: Mapping[str, Any], device: torch.device, *, resume: bool
+) -> dict[str, Any] | None:
+    """Take the folder; return the checkpoint to go on from, of a run that was stopped."""
+    if not resume:
+        folder.clear()
+    folder.open(config)
+    folder.checkpoints.mkdir(exist_ok=True)
+    threads = torch.get_num_threads()
+    folder.write_environment(environment(_device_name(device), threads, ranks.count()))
+    reached = checkpoint.load(last) if last.exists() else None
+    folder.keep_until(reached["step"] if reached else 0)
+    return reached
+
+
+def _draw_apart(seed: int, step: int) -> None:
+    """From here on, let this rank draw its own dropout; checkpoints hold the first one's draws."""
+    if not ranks.first():
+        seeding.seed_global_streams(seed, "training", ranks.rank(), step)
 
 
 def _done(
@@ -252,7 +294,7 @@ def _failure_recorded(
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        if not stopped:
+        if ranks.first() and not stopped:
             with contextlib.suppress(OSError):  # a full disk may be why the run failed
                 folder.fail(f"{type(error).__name__}: {error}", outline)
         if mirror:
@@ -263,10 +305,19 @@ def _failure_recorded(
 
 
 def _check_counts(
-    epochs: int, steps_per_epoch: int | None, evaluation_batch_size: int, num_workers: int
+    epochs: int | None,
+    total_steps: int | None,
+    steps_per_epoch: int | None,
+    evaluation_batch_size: int,
+    num_workers: int,
 ) -> None:
+    if (epochs is None) == (total_steps is None):
+        mend = "pass epochs=NUMBER" if epochs is None else "pass epochs=null, or total_steps=null"
+        reason = f"one of epochs and total_steps ({total_steps or 'null'}) must be given"
+        raise ConfigError("epochs", epochs, reason, mend)
     for key, value, least in (
         ("epochs", epochs, 1),
+        ("total_steps", total_steps, 1),
         ("steps_per_epoch", steps_per_epoch, 1),
         ("evaluation_batch_size", evaluation_batch_size, 1),
         ("num_workers", num_workers, 0),
@@ -325,7 +376,7 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = ranks.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
@@ -335,6 +386,31 @@ def _device(name: str) -> torch.device:
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
     return device
+
+
+def _built(make: Callable[[], T], group: str, config: Mapping[str, Any]) -> T:
+    """Make a part that knows nothing of our errors: PyTorch refuses a rate below 0, say."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ConfigError(group, _given(config[group]), str(error)) from error
+
+
+def _check_loss(loss: Loss, network: Model, config: Mapping[str, Any]) -> None:
+    """Try the loss on a sample, before any training: it may not fit the number of classes."""
+    logits = torch.zeros(1, network.classifier.out_features)
+    _built(lambda: loss(logits, torch.zeros(1, dtype=torch.long)), "loss", config)
+
+
+def _check_batch_statistics(network: Model, model: str) -> None:
+    """Refuse, for several ranks, statistics that each would take over its own samples."""
+    network.train()
+    norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if ranks.count() > 1 and any(norm.training or not norm.track_running_stats for norm in norms):
+        raise ConfigError(
+            "model", model, "BatchNorm in training mode would see one rank's samples only",
+            "pass model.freeze_bn=true, or start one process",
+        )  # fmt: skip
 
 
 def _given(node: Mapping[str, Any]) -> str:
@@ -373,6 +449,16 @@ def _evaluate(
             for part in PARTS
         },
     }
+
+
+def _look(
+    streams: Sequence[Minibatches], model: Model, method: Method, device: torch.device
+) -> Callable[[int], dict[str, float | None]]:
+    """Return what diagnoses model and method at a step, on the run's first batch."""
+    batch = Batch.join([stream[0] for stream in streams])
+    batch = Batch(batch.x.to(device), batch.y.to(device), batch.sizes)
+    names = [stream.domain.name for stream in streams]
+    return lambda step: diagnose(method, model, batch, names, step)
 
 
 def _mean(values: list[float | None]) -> float | None:

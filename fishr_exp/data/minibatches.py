@@ -25,12 +25,16 @@ class Minibatches(Dataset[Minibatch]):
     a checkpoint must keep. Each pass over the part has its own order, and leaves out what does not
     fill a last minibatch.
 
+    Several ranks read the minibatches of one process, each its share of every one. Only the draws
+    of an augmentation are others: each rank draws its own.
+
     Args:
         domain: Where the samples are read.
         indices: The training part [N], int64.
         batch_size: Samples a minibatch, >= 2; None for the whole part at every step, in the order
             of `indices`.
         seed: The run's seed.
+        part: Which rank reads, of how many.
 
     Attributes:
         per_pass: Minibatches in a pass over the part.
@@ -39,18 +43,28 @@ class Minibatches(Dataset[Minibatch]):
             another device can be kept. Treat them as read-only.
 
     Raises:
-        ConfigError: If a minibatch would have fewer than two samples, or more than the part has.
+        ConfigError: If a minibatch would have fewer than two samples a rank, or more than the part
+            has.
     """
 
-    def __init__(self, domain: Domain, indices: Tensor, batch_size: int | None, seed: int) -> None:
-        _check_sizes(domain.name, len(indices), batch_size)
+    def __init__(
+        self,
+        domain: Domain,
+        indices: Tensor,
+        batch_size: int | None,
+        seed: int,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        _check_sizes(domain.name, len(indices), batch_size, part[1])
         self.domain = domain
         self.indices = indices
         self.batch_size = batch_size
         self.seed = seed
+        self.rank = part[0]
+        self.share = share(batch_size or len(indices), *part)
         self.per_pass = 1 if batch_size is None else len(indices) // batch_size
         self.constant = batch_size is None and isinstance(domain, TensorDomain)
-        self._whole = domain.read(indices) if self.constant else None
+        self._whole = domain.read(indices[self.share]) if self.constant else None
         self._pass = -1
         self._order = indices
 
@@ -58,8 +72,9 @@ class Minibatches(Dataset[Minibatch]):
         """Return minibatch `k`, counted from the first step of the run."""
         if self._whole is not None:
             return self._whole
-        augment = generator(self.seed, "augment", self.domain.name, k)
-        return self.domain.read(self._indices_of(k), augment)
+        own = (self.rank,) if self.rank else ()
+        augment = generator(self.seed, "augment", self.domain.name, k, *own)
+        return self.domain.read(self._indices_of(k)[self.share], augment)
 
     def _indices_of(self, k: int) -> Tensor:
         if self.batch_size is None:
@@ -73,7 +88,17 @@ class Minibatches(Dataset[Minibatch]):
         return self._order[start : start + self.batch_size]
 
 
-def _check_sizes(name: str, samples: int, batch_size: int | None) -> None:
+def share(samples: int, rank: int, ranks: int) -> slice:
+    """Return a rank's samples of a minibatch: contiguous, an even number for all but the last.
+
+    Even, so that a rank's samples at even places are those at even places of the whole.
+    """
+    pairs = samples // 2
+    start = 2 * (pairs * rank // ranks)
+    return slice(start, samples if rank == ranks - 1 else 2 * (pairs * (rank + 1) // ranks))
+
+
+def _check_sizes(name: str, samples: int, batch_size: int | None, shares: int) -> None:
     if batch_size is not None and batch_size < _MIN_SAMPLES:
         raise ConfigError(
             "batch_size",
@@ -95,6 +120,14 @@ def _check_sizes(name: str, samples: int, batch_size: int | None) -> None:
             batch_size,
             f"domain {name} has {samples} training samples",
             f"choose at most {samples}, or null for the whole domain",
+        )
+    if (batch_size or samples) < _MIN_SAMPLES * shares:
+        raise ConfigError(
+            "batch_size",
+            batch_size,
+            f"{shares} ranks share the {batch_size or samples} samples of domain {name}, and a "
+            "variance needs at least 2 on each",
+            f"choose {_MIN_SAMPLES * shares} or more, or start fewer ranks",
         )
 
 
@@ -131,6 +164,7 @@ def chunks(
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> DataLoader[Minibatch]:
     """Return a loader of the samples at `indices` for evaluation: in order, nothing augmented.
 
@@ -140,9 +174,11 @@ def chunks(
         size: Samples a chunk; the last may have fewer.
         num_workers: Processes that read ahead; 0 reads in this process.
         pin_memory: Put the chunks into page-locked memory, for a copy to a CUDA device.
+        part: Which rank reads, of how many; the ranks take the chunks in turn.
     """
     dataset = _Chunks(domain, indices, size)
-    return _loader(dataset, range(len(dataset)), num_workers, pin_memory)
+    rank, step = part
+    return _loader(dataset, range(rank, len(dataset), step), num_workers, pin_memory)
 
 
 class _Chunks(Dataset[Minibatch]):

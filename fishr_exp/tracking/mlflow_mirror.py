@@ -236,6 +236,7 @@ def _metrics(record: Mapping[str, Any]) -> list[Any]:
         **{key: record[key] for key in ("epoch", "learning_rate", "seconds_per_step")},
         **{key: record[key] for key in ("train_accuracy", "validation_accuracy")},
     }
+    numbers |= {f"diagnostics/{k}": v for k, v in record.get("diagnostics", {}).items()}
     for domain, parts in record["accuracy"].items():
         for part, value in parts.items():
             numbers[f"accuracy/{domain}/{part}"] = value

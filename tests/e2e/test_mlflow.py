@@ -52,11 +52,11 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
 
 
 def test_a_sweep_is_mirrored_in_flat_runs(tracked: Tracked) -> None:
-    outcome = tracked.command("sweep", "sweep")("-m", "trainer.gamma=1,10", "tracker.sweep=both")
+    outcome = tracked.command("sweep", "sweep")("-m", "trainer.gamma=0,10", "tracker.sweep=both")
     assert outcome.status == 0
     assert "mlflow" not in outcome.err.lower()
     runs = tracked.runs("sweep")
-    assert [run.data.params["trainer.gamma"] for run in runs] == ["1", "10"]
+    assert [run.data.params["trainer.gamma"] for run in runs] == ["0", "10"]
     for run, folder in zip(runs, sorted((tracked.folder / "sweep").glob("fishr-*")), strict=False):
         assert run.info.status == "FINISHED"
         assert run.info.run_name == folder.name

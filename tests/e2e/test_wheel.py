@@ -35,10 +35,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_yaml_and_module(wheel: Path) -> None:
+def test_the_wheel_holds_every_data_file_and_module(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     for folder, prefix in ((ROOT / "conf", "fishr_exp/conf"), (ROOT / "fishr_exp", "fishr_exp")):
-        for path in [*folder.rglob("*.yaml"), *folder.rglob("*.py")]:
+        for path in [*folder.rglob("*.yaml"), *folder.rglob("*.json"), *folder.rglob("*.py")]:
             assert f"{prefix}/{path.relative_to(folder)}" in held
     assert not any(name.startswith(("tests/", "conf/", "outputs/")) for name in held)
 

@@ -14,6 +14,8 @@ from fishr_exp.config import (
     GIVEN_TO_RUN,
     GROUPS,
     PLACES,
+    RECORDED,
+    SET_BY_A_PROTOCOL,
     SUPPLIED,
     arguments,
     bind,
@@ -25,6 +27,8 @@ from fishr_exp.run import run
 
 YAMLS = sorted(p for group in GROUPS for p in (conf_dir() / group).glob("*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
+PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
+SEARCHES = sorted((conf_dir() / "search").rglob("*.yaml"))
 
 
 def composed(*overrides: str):
@@ -38,8 +42,10 @@ def node(path: Path):
 
 
 def test_the_root_holds_the_arguments_of_run() -> None:
-    keys = set(composed()) - set(PLACES)
-    assert keys == set(inspect.signature(run).parameters) - set(GIVEN_TO_RUN)
+    arguments_of_run = set(inspect.signature(run).parameters) - set(GIVEN_TO_RUN)
+    assert set(composed()) - set(PLACES) == arguments_of_run - set(SET_BY_A_PROTOCOL)
+    keys = set(composed("protocol=paper_2022")) - set(PLACES) - set(RECORDED)
+    assert keys == arguments_of_run
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -67,7 +73,33 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
 
 def test_every_yaml_was_found() -> None:
     found = set((conf_dir()).rglob("*.yaml")) - {conf_dir() / "config.yaml"}
-    assert found == set(YAMLS) | set(EXPERIMENTS)
+    assert found == set(YAMLS) | set(EXPERIMENTS) | set(PROTOCOLS) | set(SEARCHES)
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)
+def test_protocol_binds(path: Path) -> None:
+    config = composed(f"protocol={path.stem}")
+    assert config.protocol.name == path.stem
+    assert arguments(config)["config"]["protocol"] == config.protocol
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda p: str(p.relative_to(conf_dir() / "search")))
+def test_search_binds(path: Path) -> None:
+    """Each YAML belongs to a search and to an option of its group, and sets keys that are there."""
+    parts = path.relative_to(conf_dir() / "search").with_suffix("").parts
+    if len(parts) == 1:
+        arguments(composed("protocol=paper_2022", f"search={path.stem}"))
+        return
+    place, search, option = parts
+    group = place.removeprefix("of_")
+    assert (conf_dir() / "search" / f"{search}.yaml").exists()
+    if (group, option) == ("dataset", "domain_net"):
+        assert not (conf_dir() / group / f"{option}.yaml").exists(), "take this exception out"
+        return
+    config = composed("protocol=paper_2022", f"search={search}", f"{group}={option}")
+    if OmegaConf.is_missing(config.dataset, "root"):
+        config.dataset.root = "somewhere"
+    assert arguments(config)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
