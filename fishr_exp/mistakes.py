@@ -27,6 +27,9 @@ def one_line(error: Exception) -> str | None:
         return _unreadable(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         unknown = re.match(r"Could not override '(.+)'", str(error))
+        removed = [group for group in GROUPS if f"~{group}" in sys.argv]
+        if removed:  # others are named by it: Hydra speaks of those
+            return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))
         return str(_unknown(unknown.group(1))) if unknown else _flat(error)
     return None
 

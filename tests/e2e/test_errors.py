@@ -26,7 +26,7 @@ MISTAKES = {
     "option of a sweep": (["-m", "trainer=erm,fish"], ["trainer=fish: no such option", "erm"]),
     "experiment": (["experiment=table9"], ["experiment=table9: no such option", "quickstart"]),
     "no option": (["trainer=null"], ["trainer=null: no such option", "choose from erm, fishr"]),
-    "option as number": (["model=3"], ["model=3: no such option", "choose from mlp"]),
+    "option as number": (["model=3"], ["model=3: no such option", "choose from domainbed, ", "mlp"]),
     "group": (["traner=fishr"], ["traner=fishr: no such key", "known are", "mean trainer?"]),
     "key": (["trainer.gama=3"], ["trainer.gama=3: no such key", "known are gamma, convention",
         "did you mean trainer.gamma?"]),
@@ -43,7 +43,7 @@ MISTAKES = {
     "no dataset.root": (["dataset=pacs", "test_domains=[sketch]"], ["dataset.root=???",
         "add dataset.root=VALUE"]),
     "removed key": (["~trainer.gamma"], ["trainer.gamma=???: must be given"]),
-    "removed group": (["~trainer"], ["trainer=null", "pass trainer=NAME"]),
+    "removed group": (["~trainer"], ["trainer=null: was removed; pass trainer=NAME"]),
     "target": (["trainer._target_=fishr_exp.trainers.no.No"], ["trainer._target_=fishr_exp.train",
         "cannot be imported (No module named 'fishr_exp.trainers.no')", "pass trainer=NAME"]),
     "two equals signs": (["trainer.gamma=1=2"], ["trainer.gamma=1=2: cannot be read as KEY=VALUE",
@@ -247,7 +247,7 @@ def test_a_bad_job_does_not_stop_a_sweep(fishr_exp: Command, tmp_path: Path) -> 
     assert "trainer.gamma=-1.0: must be" in said[0]
     assert "Traceback" not in outcome.err
     done = sorted(path.parent.name[:15] for path in (tmp_path / "runs").glob("*/done"))
-    assert done == ["fishr-gamma1-se", "fishr-gamma10-s"]
+    assert done == ["fishr-gamma0-se", "fishr-gamma1-se", "fishr-gamma10-s"]
 
 
 def test_a_failed_job_does_not_stop_a_sweep(fishr_exp: Command, tmp_path: Path) -> None:
