@@ -204,7 +204,6 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    logging.getLogger("fishr_exp").setLevel(logging.ERROR)
     platform = Platform(arguments.device, arguments.precision)
     if arguments.peaks_of:
         print(json.dumps(measure_peaks(arguments.peaks_of, platform)))
@@ -227,4 +226,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("fishr_exp").setLevel(logging.ERROR)  # random weights are meant here
     main()

@@ -495,7 +495,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{', '.join(unknown)}: choose of {', '.join(WORKLOADS)}")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    logging.getLogger("fishr_exp").setLevel(logging.ERROR)  # random weights are meant here
     for message in ("Full backward hook is firing", "Extension saving to"):  # BackPACK's
         warnings.filterwarnings("ignore", message=message)
 
@@ -527,4 +526,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("fishr_exp").setLevel(logging.ERROR)  # random weights are meant here
     main()
