@@ -165,7 +165,7 @@ def _entries(memory_limit: float, parameters: Iterable[Tensor]) -> int:
     """Turn MiB into entries, of four bytes at least."""
     if not memory_limit > 0:
         raise ValueError(f"memory_limit={memory_limit}: must be positive, in MiB")
-    size = max(4, *(parameter.element_size() for parameter in parameters), 4)
+    size = max(4, *(parameter.element_size() for parameter in parameters))
     return max(1, int(memory_limit * 2**20) // size)
 
 

@@ -260,8 +260,8 @@ class Fishr(nn.Module):
         """Return the factor that takes a weight of this convention into the paper's terms.
 
         In the paper's terms the weight multiplies (1/D) Σ_e ‖v_e − v‖² beside the mean risk, v_e
-        being the statistic. With
-        a moving average, it is the weight that gives the same gradient once the average is steady.
+        being the statistic. With a moving average, it is the weight that gives the same gradient
+        once the average is steady.
         """
         convention = CONVENTIONS[self.convention]
         factor = 1.0
