@@ -24,7 +24,7 @@ import torch
 from bench_step import Platform, Workload, freeing_memory, header, measure_peak, measure_times
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from tabulate import tabulate
 from torch import nn
 
@@ -147,6 +147,8 @@ def _draw_panel(axes: Any, rows: Sequence[dict[str, Any]], quantity: str) -> Non
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(linewidth=0.4, alpha=0.4)
 
 
