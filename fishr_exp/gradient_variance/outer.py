@@ -128,8 +128,9 @@ def _pull_back_products(
     constant = constant[0].index_fill(0, exact_rows, 0)
     scale = scale[0].index_fill(0, exact_rows, 0)
     leaves, (left, right) = _differentiable(factors, domain, out)
-    grads = pull_back_products(left.detach()[:, 0, 0], right.detach()[:, 0, 0], scale, constant)
-    _finish(leaves, (left, right), tuple(grad[:, None, None] for grad in grads), out)
+    grads = pull_back_products(left[:, 0, 0], right[:, 0, 0], scale, constant)
+    shaped = tuple(None if grad is None else grad[:, None, None] for grad in grads)
+    _finish(leaves, (left, right), shaped, out)
 
 
 def _moments(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

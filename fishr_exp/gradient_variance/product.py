@@ -39,10 +39,11 @@ def moments_by_products(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Te
 
 def pull_back_products(
     left: Tensor, right: Tensor, scale: Tensor, constant: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients at left and right, given dg_i = scale * g_i + constant with g_i = left right^T.
 
-    dleft_i = left_i * (scale right_i^2) + constant right_i, and dright_i likewise.
+    dleft_i = left_i * (scale right_i^2) + constant right_i, and dright_i likewise; None where the
+    factor needs no gradient.
 
     Args:
         left: [n, R].
@@ -50,11 +51,17 @@ def pull_back_products(
         scale: [R, K].
         constant: [R, K].
     """
-    grad_left, grad_right = torch.empty_like(left), torch.empty_like(right)
-    for a, b, at_a, at_b in _blocks(left, right, grad_left, grad_right):
-        torch.mm(b * b, scale.t(), out=at_a).mul_(a).addmm_(b, constant.t())
-        torch.mm(a * a, scale, out=at_b).mul_(b).addmm_(a, constant)
-    return grad_left, grad_right
+    at_left = _pull_back(left, right, scale.t(), constant.t()) if left.requires_grad else None
+    return at_left, _pull_back(right, left, scale, constant) if right.requires_grad else None
+
+
+def _pull_back(factor: Tensor, other: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
+    """Gradient at one factor [n, K], given the other [n, R], and scale and constant as [R, K]."""
+    factor, other = factor.detach(), other.detach()
+    grad = torch.empty_like(factor)
+    for a, b, at_a in _blocks(factor, other, grad):
+        torch.mm(b * b, scale, out=at_a).mul_(a).addmm_(b, constant)
+    return grad
 
 
 def _blocks(*tensors: Tensor) -> zip[tuple[Tensor, ...]]:
