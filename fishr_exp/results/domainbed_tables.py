@@ -229,6 +229,15 @@ def _domain_names(dataset: str, runs: Sequence[History], reference: Reference) -
 
 
 def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]:
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        here = [run for run in runs if run.dataset == dataset and run.protocol]
+        protocols = sorted({run.protocol for run in here})
+        if len(protocols) > 1:
+            yield f"{dataset} mixes protocols, which cannot be compared: {', '.join(protocols)}."
+        elif protocols:
+            yield f"{dataset}: protocol {protocols[0]}."
+        if departures := sorted({key for run in here for key in run.departures}):
+            yield f"{dataset}: runs depart from that preset in {', '.join(departures)}."
     if any(not run.in_protocol for run in runs):
         yield (
             "Some runs are outside DomainBed's protocol (protocol.name is not set): their seed"

@@ -53,6 +53,8 @@ class History:
     evaluations: tuple[Evaluation, ...]  # by ascending step
     settings: Mapping[str, Any] = field(default_factory=dict)  # flat; what else the run was
     in_protocol: bool = True  # False: trial and hparams_seed were not set, see `place`
+    protocol: str = ""  # preset and digest, of a run in the protocol
+    departures: tuple[str, ...] = ()  # keys in which the run is not as its preset
     done: bool = True  # False: an imported run without DomainBed's mark
 
     @property
@@ -119,6 +121,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
     ]
     trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
     apart = ("test_domains", "protocol.", "seed")
+    protocol = run.config.get("protocol") or {}
     return History(
         path=run.path,
         dataset=DATASETS.get(run.dataset, run.dataset),
@@ -130,6 +133,8 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         evaluations=_by_step(evaluations),
         settings={k: v for k, v in settings(run.config).items() if not k.startswith(apart)},
         in_protocol=in_protocol,
+        protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
+        departures=tuple(protocol.get("departures", ())),
     )
 
 

@@ -26,7 +26,7 @@ MISTAKES = {
     "option of a sweep": (["-m", "trainer=erm,fish"], ["trainer=fish: no such option", "erm"]),
     "experiment": (["experiment=table9"], ["experiment=table9: no such option", "quickstart"]),
     "no option": (["trainer=null"], ["trainer=null: no such option", "choose from erm, fishr"]),
-    "option as number": (["model=3"], ["model=3: no such option", "choose from domainbed, ", "mlp"]),
+    "option as number": (["model=3"], ["model=3: no such option", "choose from domainbed", "mlp"]),
     "group": (["traner=fishr"], ["traner=fishr: no such key", "known are", "mean trainer?"]),
     "key": (["trainer.gama=3"], ["trainer.gama=3: no such key", "known are gamma, convention",
         "did you mean trainer.gamma?"]),

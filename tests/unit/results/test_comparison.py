@@ -94,6 +94,19 @@ def own(table, method="erm"):
     return {column: cell.own for column, cell in row.cells.items()}
 
 
+def test_a_table_names_its_protocol_and_what_departs_from_it():
+    runs = pacs(protocol="paper_2022 0a1b2c3d")
+    (table, _) = build_domainbed_tables(runs, "training")
+    assert "PACS: protocol paper_2022 0a1b2c3d." in table.notes
+    assert not any("depart" in note for note in table.notes)
+    other = pacs(method="irm", protocol="paper_2022 ffffffff", departures=("total_steps",))
+    (table, averages) = build_domainbed_tables([*runs, *other], "training")
+    for notes in (table.notes, averages.notes):
+        mixed = "paper_2022 0a1b2c3d, paper_2022 ffffffff."
+        assert f"PACS mixes protocols, which cannot be compared: {mixed}" in notes
+        assert "PACS: runs depart from that preset in total_steps." in notes
+
+
 def test_a_dataset_s_table_and_the_averages():
     table, averages = build_domainbed_tables(pacs(), "training")
     assert (table.name, table.columns) == ("PACS", ("A", "C", "P", "S", "Avg"))
