@@ -315,6 +315,26 @@ def test_a_sweep_and_its_table(
     assert (runs / "table" / "figure.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_runs_side_by_side_are_the_same_runs(fishr_exp: Command, tmp_path: Path) -> None:
+    words = ("trainer.gamma=1,10", "seed=0,1")
+    together = process(
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY, *words,
+        f"output_dir={tmp_path / 'together'}",
+    )  # fmt: skip
+    _, err = together.communicate()
+    assert together.returncode == 0, err
+    assert fishr_exp("-m", *words).status == 0
+    folders = sorted((tmp_path / "runs").glob("fishr-*"))
+    assert len(folders) == 6  # gamma 0 is added under either launcher
+    for folder in folders:
+        ours, theirs = (
+            json.loads((runs / folder.name / "result.json").read_text())["accuracy"]
+            for runs in (tmp_path / "runs", tmp_path / "together")
+        )
+        assert ours == theirs
+
+
 def test_one_is_one_point_zero(fishr_exp: Command) -> None:
     assert fishr_exp("trainer.gamma=1").status == 0
     assert "done already" in fishr_exp("trainer.gamma=1.0").err
