@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
+from tqdm import tqdm
 
 from fishr_exp.baseline import AddBaseline
 from fishr_exp.cli import register_run_name
@@ -117,7 +118,8 @@ def compose(overrides: Sequence[str]) -> list[Job]:
         assert inner is not None
         config = inner.compose_config("config", list(overrides), RunMode.MULTIRUN)
         AddBaseline().on_multirun_start(config)
-        for words in _split(config, inner.config_loader):
+        runs = _split(config, inner.config_loader)
+        for words in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
             varied = " ".join(w for w in words if w not in overrides) or " ".join(words)
             try:
                 job = _job(inner.config_loader.load_sweep_config(config, words), varied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fishr_exp.contracts import Domain, Domains, Minibatch
 from fishr_exp.data.minibatches import Minibatches
 from fishr_exp.data.splits import split
-from fishr_exp.results.run_folder import RECORDS
+from fishr_exp.results.run_folder import RECORDS, write_atomically
 from fishr_exp.run import run
 
 WARM, BEFORE, AFTER = 2, 3, 3  # steps: not counted, before the penalty acts, and when it does
+SAMPLES = 1000  # of each domain, at least, in the evaluation
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,13 @@ def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
     began = time.perf_counter()
     domains = arguments["dataset"]()
     per_pass, share = _sizes(arguments, domains)
+    few = _few(arguments, domains)
     keywords = arguments["trainer"].keywords
     after = max(AFTER, keywords.get("penalty_interval", 1))
     steps = WARM + BEFORE + after + 1
     shortened = {
         **arguments,
-        "dataset": lambda: domains,
+        "dataset": lambda: few,
         "trainer": _timed(arguments["trainer"], watch),
         "tracker": lambda _: watch,
         "epochs": 1,
@@ -110,22 +115,62 @@ def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
             with contextlib.suppress(_EnoughError):
                 run(**shortened, folder=Path(folder) / "probe", labels=labels)
             files = {f.name: f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()}
+            saving = _seconds_to_write(Path(folder), files)
     finally:
         logging.disable(logging.NOTSET)
     starts = watch.steps[:steps]
     lengths = [later - earlier for earlier, later in itertools.pairwise(starts)]
     step = sum(lengths[-after:]) / after
-    evaluation = max(0.0, watch.end - starts[-1] - step)
+    reading = max(0.0, watch.end - starts[-1] - step - saving) * _samples(domains) / _samples(few)
     return Costs(
         start=starts[0] - began,
         step_before=sorted(lengths[WARM : WARM + BEFORE])[BEFORE // 2],
         step=step,
-        evaluation=evaluation,
-        last_evaluation=evaluation / share,
+        evaluation=reading + saving,
+        last_evaluation=reading / share,
         files=sum(files.values()),
         record=files.get(RECORDS, 0),
         steps_per_epoch=arguments["steps_per_epoch"] or per_pass,
     )
+
+
+class _Few:
+    """The first samples of a domain."""
+
+    def __init__(self, domain: Domain, count: int) -> None:
+        self.name = domain.name
+        self._domain = domain
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
+        return self._domain.read(indices, augment)
+
+
+def _few(arguments: Mapping[str, Any], domains: Domains) -> Domains:
+    """Return the domains with the samples that the steps need, and enough to time reading them."""
+    batch_size = arguments["batch_size"]
+    if batch_size is None:
+        return domains
+    # Twice the minibatch: a split of so few samples may be a little off its fraction.
+    least = max(SAMPLES, int(2 * batch_size / (1 - arguments["holdout_fraction"])))
+    by_name: dict[str, Domain] = {
+        name: _Few(d, min(len(d), least)) for name, d in domains.by_name.items()
+    }
+    return dataclasses.replace(domains, by_name=by_name)
+
+
+def _samples(domains: Domains) -> int:
+    return sum(len(domain) for domain in domains.by_name.values())
+
+
+def _seconds_to_write(folder: Path, files: Mapping[str, int]) -> float:
+    """Return how long the checkpoints of one evaluation take to write there."""
+    began = time.perf_counter()
+    write_atomically(folder / "same", bytes(sum(files.get(n, 0) for n in ("best.pt", "last.pt"))))
+    return time.perf_counter() - began
 
 
 def _timed(trainer: functools.partial[Any], watch: _StopWatch) -> Callable[..., Any]:
