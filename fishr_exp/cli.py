@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +15,6 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,11 +22,17 @@ from fishr_exp.config import arguments, conf_dir, run_name
 from fishr_exp.errors import TrainingError
 from fishr_exp.mistakes import before_the_run, one_line
 from fishr_exp.protocol import standing
+from fishr_exp.results.run_folder import CONFIG, LOCK
+from fishr_exp.sweeping import failures, stopped_by
 
 log = logging.getLogger(__name__)
 
 # Asked for before `main` sets it for itself.
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+_MISTAKE = 2  # the exit status
+STOPPED = "stopped; the same command goes on from the last checkpoint"
+_stopped: Exception | None = None  # in a launcher's process: it starts no other run
 
 
 def main() -> None:
@@ -34,12 +43,16 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        sys.exit(_say("stopped; the same command goes on from the last checkpoint", 130))
+    except KeyboardInterrupt as stop:
+        sys.exit(_say(STOPPED, 128 + getattr(stop, "signal", signal.SIGINT)))
     except Exception as error:
+        if stopped_by():
+            sys.exit(_say(STOPPED, 128 + stopped_by()))
         if FULL_ERROR:
             raise
         if hasattr(error, "status"):  # from a job of a sweep, which has said it
+            for line in failures():
+                _say(line, 1)
             sys.exit(error.status)
         sys.exit(_say(one_line(error) or before_the_run(error), 2))
 
@@ -55,8 +68,12 @@ def job(config: DictConfig) -> float | None:
     from fishr_exp import ranks  # imports torch
     from fishr_exp.run import run
 
+    global _stopped
     context = HydraConfig.get()
+    folder = Path(context.runtime.output_dir)
     said_by = ""
+    if _stopped:
+        raise _stopped
     try:
         if ranks.launched() and context.mode is RunMode.MULTIRUN:
             sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
@@ -70,9 +87,15 @@ def job(config: DictConfig) -> float | None:
                 checked["config"]["protocol"] |= _standing(config, choices)
             result = run(
                 **checked,
-                folder=Path(context.runtime.output_dir),
+                folder=folder,
                 labels={group: choices[group] for group in ("dataset", "model", "trainer")},
             )
+    except KeyboardInterrupt as stop:
+        if multiprocessing.parent_process() is None:
+            raise
+        _stopped = RuntimeError(STOPPED)  # a launcher would kill its other processes for a Ctrl-C
+        _stopped.status = 128 + getattr(stop, "signal", signal.SIGINT)  # type: ignore[attr-defined]
+        raise _stopped from stop
     except Exception as error:
         # Said here: Hydra tells of a sweep's first failure only, and not in the run's own log.
         message = one_line(error)
@@ -80,12 +103,25 @@ def job(config: DictConfig) -> float | None:
             log.exception("fishr-exp: %sthe run failed", said_by)
         else:
             log.error("fishr-exp: %s%s", said_by, message)
-        status = 1 if message is None or isinstance(error, TrainingError) else 2
+        status = 1 if message is None or isinstance(error, TrainingError) else _MISTAKE
+        if status == _MISTAKE:
+            _forget(folder)
         if context.mode is RunMode.RUN and not FULL_ERROR:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
     return result["validation_accuracy"]
+
+
+def _forget(folder: Path) -> None:
+    """Remove what Hydra wrote ahead for a run that was never begun."""
+    if (folder / CONFIG).exists():
+        return
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    with contextlib.suppress(OSError):  # it may hold other things
+        (folder / "fishr-exp.log").unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -103,15 +139,6 @@ def _only_errors() -> None:
     root.setLevel(logging.ERROR)
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
         root.removeHandler(handler)
-
-
-class ShareSweepName(Callback):
-    """Resolve `sweep_name` before a sweep's jobs, which Hydra gives all that is resolved then."""
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Read the name once: each job would else take the time of its own start."""
-        del kwargs
-        OmegaConf.select(config, "sweep_name")
 
 
 def _run_name(*, _root_: DictConfig) -> str:

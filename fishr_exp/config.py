@@ -13,7 +13,7 @@ import importlib
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ SUPPLIED = {
     "optimizer": ("params",),
     "tracker": ("folder",),
 }
+# What a configuration may build: what begins so, or with a name in `allow_targets`.
+TARGETS = ("fishr_exp", "torch.optim")
+ALLOW_TARGETS = "allow_targets"
 # Root keys that say where a run is written; `run` gets the folder that they make.
 PLACES = ("output_dir", "sweep_name")
 # A root key that `run` only records.
@@ -79,20 +82,28 @@ def arguments(config: DictConfig) -> dict[str, Any]:
         mend = f"add {' '.join(f'{key}=VALUE' for key in missing)}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    apart = (*GROUPS, *PLACES, *RECORDED)
+    apart = (*GROUPS, *PLACES, *RECORDED, ALLOW_TARGETS)
     root = {key: value for key, value in plain.items() if key not in apart}
     checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *PLACES))
-    parts = {group: part(plain.get(group), group) for group in GROUPS}
+    more = _convert(ALLOW_TARGETS, plain.get(ALLOW_TARGETS) or [], list[str])
+    parts = {group: part(plain.get(group), group, more) for group in GROUPS}
     return {**checked, **parts, "config": plain}
 
 
-def part(node: object, group: str) -> Callable[..., Any] | None:
-    """Return what a group's node builds, ready to be called; None of an empty group."""
+def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[..., Any] | None:
+    """Return what a group's node builds, ready to be called; None of an empty group.
+
+    Args:
+        node: The group's part of the configuration.
+        group: Its name.
+        allowed: Packages, modules or names that `_target_` may name besides `TARGETS`. A
+            configuration may come from somebody else, and must not call just anything.
+    """
     if node is None and group == "tracker":
         return None
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
-    target = _target(node["_target_"], group)
+    target = _target(str(node["_target_"]), group, (*TARGETS, *allowed))
     keywords = {key: value for key, value in node.items() if key != "_target_"}
     supplied = SUPPLIED.get(group, ())
     return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
@@ -149,7 +160,12 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
     return ConfigError(key, value, f"no such key{known}", mend)
 
 
-def _target(name: str, group: str) -> Callable[..., Any]:
+def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
+    if not any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed):
+        raise ConfigError(
+            f"{group}._target_", name, f"a configuration builds only what is in {', '.join(allowed)}",
+            f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it",
+        )  # fmt: skip
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)

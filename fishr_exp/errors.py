@@ -25,3 +25,15 @@ class ConfigError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; what it had recorded stays, and the message says where it is."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to stop, and its checkpoint is written.
+
+    Args:
+        signal: The signal's number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal

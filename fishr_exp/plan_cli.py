@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fishr_exp.probe import Costs
 
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-STATES = {"done": "done", "started": "half-done", "failed": "failed", "new": "missing"}
+STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned": "missing"}
 
 
 class MistakesError(Exception):
@@ -161,7 +161,7 @@ def _job(config: DictConfig, varied: str) -> Job:
         folder=folder,
         labels={group: choices[group] for group in ("dataset", "model", "trainer")},
         arguments=checked,
-        state=there.state if checked["resume"] else "new",
+        state=there.state if checked["resume"] else "planned",
         step=records[-1]["step"] if records and checked["resume"] else 0,
     )
 

@@ -169,7 +169,8 @@ def _samples(domains: Domains) -> int:
 def _seconds_to_write(folder: Path, files: Mapping[str, int]) -> float:
     """Return how long the checkpoints of one evaluation take to write there."""
     began = time.perf_counter()
-    write_atomically(folder / "same", bytes(sum(files.get(n, 0) for n in ("best.pt", "last.pt"))))
+    size = sum(size for name, size in files.items() if name.endswith(".pt"))
+    write_atomically(folder / "same", bytes(size))
     return time.perf_counter() - began
 
 

@@ -140,6 +140,24 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def largest(*values: int) -> list[int]:
+    """Return the largest of each value over the ranks, so that all decide alike."""
+    if not together():
+        return list(values)
+    found = torch.tensor(values)
+    distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
+    return found.tolist()
+
+
+def gathered(value: T) -> list[T]:
+    """Return the values of all ranks, in their order; every rank calls it."""
+    if not together():
+        return [value]
+    box: list[Any] = [None] * count()
+    distributed.all_gather_object(box, value)
+    return box
+
+
 def average_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace the gradients by their mean over the ranks."""
     if not together():

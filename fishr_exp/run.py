@@ -21,11 +21,13 @@ from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.gradient_variance import Loss
 from fishr_exp.results.environment import environment
 from fishr_exp.results.run_folder import RunFolder
-from fishr_exp.training import checkpoint
+from fishr_exp.results.settings import settings
+from fishr_exp.training.checkpoint import Checkpoints, Interval
 from fishr_exp.training.diagnostics import diagnose
 from fishr_exp.training.evaluation import accuracy
 from fishr_exp.training.loop import Training, fit
 from fishr_exp.training.observer import Observer, Verdict
+from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.step import Method
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     num_workers: int,
     device: str,
     resume: bool,
+    retry_failed: bool,
+    checkpoint_every: int | str | None,
     folder: Path,
     labels: Mapping[str, str],
     config: Mapping[str, Any],
@@ -78,7 +82,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     Within `ranks.joined`, the ranks do so together, and only the first writes.
 
     The first seven arguments make the parts when called. The keys of `conf/config.yaml` are the
-    arguments up to `resume`, and are described there.
+    arguments up to `checkpoint_every`, and are described there.
 
     Args:
         folder: The run folder. A done run found there is returned as it is, and a stopped one is
@@ -90,16 +94,25 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
 
     Raises:
         ConfigError: If what was asked for cannot be; nothing was trained.
-        TrainingError: If the run could not go on; its records and checkpoints stay.
+        TrainingError: If the run could not go on, or failed before; what it had written stays.
+        Stopped: If a signal asked for it, after a checkpoint.
     """
     # --- check and build -------------------------------------------------------------------
     _check_counts(epochs, total_steps, steps_per_epoch, evaluation_batch_size, num_workers)
     where = _device(device)
+    save_every = Interval(checkpoint_every)
     record_folder = RunFolder(folder)
-    if resume and ranks.from_first(lambda: record_folder.state) == "done":
+    checkpoints = Checkpoints(record_folder.checkpoints, settings(config))
+    state = ranks.from_first(lambda: record_folder.state) if resume else "planned"
+    if state == "done":
         result = ranks.from_first(lambda: _done(record_folder, tracker, config, labels))
         if result is not None:
             return result
+    if state == "failed" and not retry_failed:
+        raise TrainingError(
+            f"this run failed before ({_error(record_folder)}); "
+            f"pass retry_failed=true to go on from its last checkpoint in {folder}"
+        )
     criterion = _built(loss, "loss", config)
     method = trainer(loss=criterion)
     watcher = observer()
@@ -124,7 +137,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     watcher.not_before = anneal_steps = getattr(method, "anneal_steps", 0)
     if anneal_steps >= total:
         log.warning(
-            "trainer.anneal_steps=%d: the penalty never acts in %d epochs of %d steps",
+            "trainer.anneal_steps=%d: trainer.gamma never acts in %d epochs of %d steps",
             anneal_steps,
             -(-total // steps),
             steps,
@@ -136,24 +149,28 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     _check_loss(criterion, network, config)
     training = _built(lambda: Training(network, method, optimizer, watcher), "optimizer", config)
 
-    read = functools.partial(
-        chunks,
-        size=evaluation_batch_size,
-        num_workers=num_workers,
-        pin_memory=where.type == "cuda",
-        part=part,
-    )
+    signals = Signals()
+
+    def read(domain: Domain, indices: Tensor) -> Iterable[Minibatch]:
+        pinned = where.type == "cuda"
+        size = evaluation_batch_size
+        return signals.interrupting(
+            chunks(domain, indices, size, num_workers=num_workers, pin_memory=pinned, part=part)
+        )
+
     evaluate = functools.partial(_evaluate, network, domains, parts, training_domains, read, where)
     look = _look(streams, network, method, where) if diagnostics else None
 
     # --- fit ---------------------------------------------------------------------------------
     with record_folder:
-        best, last = (record_folder.checkpoints / name for name in ("best.pt", "last.pt"))
-        reached = ranks.from_first(lambda: _open(record_folder, last, config, where, resume=resume))
+        reached = ranks.from_first(
+            lambda: _open(record_folder, checkpoints, config, where, resume=resume)
+        )
         if reached:
             training.load_state_dict(reached)
             log.info("continuing %s after step %d", folder, training.step)
-        _draw_apart(seed, training.step)
+        if not reached or len(reached["random"]) != ranks.count():
+            _draw_apart(seed, training.step)
         mirror = tracker(record_folder) if tracker and ranks.first() else None
         if mirror:
             mirror.start(config, labels)
@@ -163,14 +180,18 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
         seconds_before = earlier[-1]["seconds"] if earlier else 0.0
 
         def on_evaluation(record: dict[str, Any], verdict: Verdict) -> None:
-            _draw_apart(seed, training.step)
             if not ranks.first():
                 return
             record["seconds"] = seconds_before + time.perf_counter() - started
+            record["time"] = time.time()
             record_folder.append(record)
             if verdict.improved:
-                checkpoint.save(best, {"step": training.step, "model": network.state_dict()})
-            checkpoint.save(last, training.state_dict())
+                checkpoints.save_best({"step": training.step, "model": network.state_dict()})
+
+        def save() -> None:
+            state = training.state_dict()
+            if ranks.first():
+                checkpoints.save(state)
             if mirror:
                 mirror.sync()
 
@@ -185,7 +206,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             "training_domains": training_domains,
             "test_domains": test_domains,
         }
-        with _failure_recorded(record_folder, mirror, outline), ranks.failing_together():
+        with _failure_recorded(record_folder, mirror, outline), ranks.failing_together(), signals:
             fit(
                 training,
                 [
@@ -200,17 +221,20 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 ],
                 measure,
                 on_evaluation,
+                save,
+                save_every,
+                signals,
                 total_steps=total,
                 steps_per_epoch=steps,
                 title=folder.name,
             )
             chosen_step = training.step
             if watcher.keep == "best":
-                kept = ranks.from_first(lambda: checkpoint.load(best))
+                kept = ranks.from_first(checkpoints.best)
                 network.load_state_dict(kept["model"])
                 chosen_step = kept["step"]
             log.info("evaluating all domains at step %d", chosen_step)
-            chosen = evaluate(PARTS)
+            chosen = _heeding(signals, lambda: evaluate(PARTS))
             if not ranks.first():
                 return {"status": "done", **outline, **chosen}
 
@@ -238,6 +262,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 "seconds": seconds_before + time.perf_counter() - started,
             }
             record_folder.finish(result)
+            checkpoints.tidy()
         if mirror:
             mirror.finish("FINISHED")
     if chosen_step <= anneal_steps < training.step:
@@ -248,7 +273,12 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
 
 
 def _open(
-    folder: RunFolder, last: Path, config: Mapping[str, Any], device: torch.device, *, resume: bool
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    config: Mapping[str, Any],
+    device: torch.device,
+    *,
+    resume: bool,
 ) -> dict[str, Any] | None:
     """Take the folder; return the checkpoint to go on from, of a run that was stopped."""
     if not resume:
@@ -257,13 +287,25 @@ def _open(
     folder.checkpoints.mkdir(exist_ok=True)
     threads = torch.get_num_threads()
     folder.write_environment(environment(_device_name(device), threads, ranks.count()))
-    reached = checkpoint.load(last) if last.exists() else None
-    folder.keep_until(reached["step"] if reached else 0)
+    reached = checkpoints.newest()
+    if reached is None:
+        folder.keep_until(0)
+    else:  # what was logged is not yet evaluated: the record of that step is still to come
+        folder.keep_until(reached["step"] - bool(reached["logged"]))
     return reached
 
 
+def _heeding(signals: Signals, evaluate: Callable[[], T]) -> T:
+    """Evaluate after the last checkpoint, where a signal finds nothing to save."""
+    while True:
+        try:
+            return evaluate()
+        except InterruptedEvaluationError:
+            signals.obey(signals.pending)
+
+
 def _draw_apart(seed: int, step: int) -> None:
-    """From here on, let this rank draw its own dropout; checkpoints hold the first one's draws."""
+    """From here on, let each rank draw its own dropout."""
     if not ranks.first():
         seeding.seed_global_streams(seed, "training", ranks.rank(), step)
 
@@ -285,6 +327,12 @@ def _done(
         return result
 
 
+def _error(folder: RunFolder) -> str:
+    """Return why a run failed."""
+    error = str((folder.result() or {}).get("error", ""))
+    return error.removeprefix("TrainingError: ").partition("; records and")[0]
+
+
 @contextlib.contextmanager
 def _failure_recorded(
     folder: RunFolder, mirror: Mirror | None, outline: Mapping[str, Any]
@@ -301,7 +349,23 @@ def _failure_recorded(
             mirror.finish("KILLED" if stopped else "FAILED")
         if isinstance(error, TrainingError | OSError):
             raise TrainingError(f"{error}; records and checkpoints are in {folder.path}") from error
+        if is_out_of_memory(error):
+            raise TrainingError(
+                f"out of memory ({_first_line(error)}): lower batch_size, evaluation_batch_size or "
+                f"trainer.memory_limit; records and checkpoints are in {folder.path}"
+            ) from error
         raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there, on the CPU or on a device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_counts(

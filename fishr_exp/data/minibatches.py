@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -203,9 +204,17 @@ def _loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_the_run,
         # Its own stream, as a loader draws a seed for its workers: the global one is not touched.
         generator=torch.Generator(),
     )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Let a worker outlive a Ctrl-C, which all processes of a terminal get: the run's step ends."""
+    del worker
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(item: Any) -> Any:  # the samples of a minibatch are together already

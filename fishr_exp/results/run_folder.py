@@ -25,7 +25,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.settings import settings
+from fishr_exp.results.settings import differences, settings
 
 CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "config.json",
@@ -36,7 +36,7 @@ CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
 )
 CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
 
-State = Literal["new", "started", "failed", "done"]
+State = Literal["planned", "running", "failed", "done"]
 Record = dict[str, Any]
 
 
@@ -89,7 +89,8 @@ def parse_records(path: Path) -> list[Record]:
 class RunFolder:
     """One run's folder.
 
-    `open` (or `clear`) takes the folder's lock, `close` gives it back, as does leaving a `with`.
+    `acquire`, `open` and `clear` take the folder's lock, `close` gives it back, as does leaving a
+    `with`.
 
     Args:
         path: The folder; it need not exist.
@@ -112,14 +113,17 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """How far the run came, as its files say."""
+        """How far the run came, as its files say: one of four, at whatever moment it was stopped.
+
+        A run that is `running` with no process behind it was stopped; the next one goes on.
+        """
         if (self.path / DONE).exists():
             return "done"
         result = self.path / RESULT
         # A result without the marker may also be a good one, cut off in the last moment.
         if result.exists() and _read_object(result).get("status") == "failed":
             return "failed"
-        return "started" if (self.path / CONFIG).exists() else "new"
+        return "running" if (self.path / CONFIG).exists() else "planned"
 
     def open(self, config: Mapping[str, Any]) -> None:
         """Take the folder for a run of `config`, to start it or to go on with it.
@@ -130,7 +134,7 @@ class RunFolder:
             ConfigError: If the folder cannot be written, another process has it, or it holds a
                 run with other settings (those that do not matter to the result may differ).
         """
-        self._acquire()
+        self.acquire()
         try:
             with self._explaining_os_errors():
                 self._start_or_go_on(json.loads(to_json(config)))
@@ -184,7 +188,7 @@ class RunFolder:
         """
         if not self.path.exists():
             return
-        self._acquire()
+        self.acquire()
         with self._explaining_os_errors():
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
             for name in (DONE, RESULT, RECORDS, ENVIRONMENT, TRACKING):
@@ -194,9 +198,7 @@ class RunFolder:
                     file.unlink()
                 with contextlib.suppress(OSError):
                     self.checkpoints.rmdir()  # stays where somebody else's files are in it
-            for folder in (self.path, self.checkpoints):
-                for file in folder.glob(".*.tmp"):  # left by a crash while writing
-                    file.unlink()
+            self._sweep()
             (self.path / CONFIG).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -205,7 +207,12 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def _acquire(self) -> None:
+    def acquire(self) -> None:
+        """Take the folder's lock, unless it is ours already; `close` gives it back.
+
+        Raises:
+            ConfigError: If another process has it, or the folder cannot be written.
+        """
         if self._lock is not None:
             return
         with self._explaining_os_errors():
@@ -226,25 +233,27 @@ class RunFolder:
         path = self.path / CONFIG
         if path.exists():
             self._compare(_read_object(path), config)
+        self._sweep()
         self._mend_records()
         if not path.exists():
             write_atomically(path, to_json(config, indent=2) + "\n")
         if self.state == "failed":
             (self.path / RESULT).unlink(missing_ok=True)
 
+    def _sweep(self) -> None:
+        """Remove what a kill in the middle of writing left behind."""
+        for folder in (self.path, self.checkpoints):
+            for file in folder.glob(".*.tmp"):
+                file.unlink()
+
     def _compare(self, there: Record, here: Record) -> None:
-        old, new = settings(there), settings(here)
-        differing = [key for key in {**old, **new} if _get(old, key) != _get(new, key)]
-        if not differing:
-            return
-        shown = ", ".join(f"{k} ({_get(old, k)} there, {_get(new, k)} here)" for k in differing[:3])
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ConfigError(
-            "output_dir",
-            self.path,
-            f"this folder holds a run with other settings: {shown}{more}",
-            "choose another output_dir, or resume=false to replace that run",
-        )
+        if differing := differences(settings(there), settings(here)):
+            raise ConfigError(
+                "output_dir",
+                self.path,
+                f"this folder holds a run with other settings: {differing}",
+                "choose another output_dir, or resume=false to replace that run",
+            )
 
     def _mend_records(self) -> None:
         path = self.path / RECORDS
@@ -271,16 +280,6 @@ class RunFolder:
                 f"this folder cannot be written ({error.strerror or error})",
                 "choose another output_dir",
             ) from error
-
-
-def _get(values: Record, key: str) -> str:
-    # As JSON: absent, null and "null" are three different things; 1 and 1.0 are one.
-    if key not in values:
-        return "absent"
-    value = values[key]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return to_json(value)
 
 
 def _read_object(path: Path) -> Record:

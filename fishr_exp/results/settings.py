@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from typing import Any
 BOOKKEEPING = frozenset(
     {
         "resume",
+        "retry_failed",
+        "checkpoint_every",
+        "allow_targets",
         "output_dir",
         "sweep_name",
         "num_workers",
@@ -44,3 +48,26 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_bookkeeping(key: str) -> bool:
     return key in BOOKKEEPING or key.split(".")[0] in BOOKKEEPING
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Name the settings in which two runs differ, the first three with their values; or nothing.
+
+    Args:
+        there: Flat settings of what was found.
+        here: Flat settings of what is asked for.
+    """
+    differing = [key for key in {**there, **here} if _written(there, key) != _written(here, key)]
+    shown = [f"{k} ({_written(there, k)} there, {_written(here, k)} here)" for k in differing[:3]]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return ", ".join(shown) + more
+
+
+def _written(values: Mapping[str, Any], key: str) -> str:
+    # As JSON: absent, null and "null" are three different things; 1 and 1.0 are one.
+    if key not in values:
+        return "absent"
+    value = values[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, ensure_ascii=False)

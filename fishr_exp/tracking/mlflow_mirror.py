@@ -8,8 +8,9 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,22 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
+_METRICS = 1000  # MLflow's limit, metrics a call
+_PAUSE = 30.0  # seconds between two tries at a server that is away
+_PATIENCE = 30.0  # seconds to wait for a server at the end of a run
 _SQLITE = "sqlite:///"
 _ERROR = "error"  # the tag of a failed run
 
 
 class MlflowMirror:
-    """Send a run folder's configuration, records and result to MLflow.
+    """Send a run folder's configuration, records and result to MLflow, in a thread of its own.
 
-    The folder is the truth. When MLflow fails, one warning is logged and the run goes on; the end
-    of the run, and `catch_up`, send all that is missing.
+    The folder is the truth, and training does not wait. When MLflow fails, one warning is logged,
+    and the thread tries again from time to time; what is missing at the end of the run is left to
+    `fishr-sync`, or to the same command, given again.
+
+    Nothing is sent twice: after a failure the server is asked what it has, and a record bears the
+    time at which it was written, so that MLflow knows it again.
 
     Args:
         folder: The run folder.
@@ -52,57 +60,102 @@ class MlflowMirror:
         self.tracking_uri = f"{_SQLITE}{self._database}" if self._database else tracking_uri
         self.experiment = experiment
         self.sweep = sweep
+        self.error = ""  # of the last try; empty after a good one
         self._state_file = folder.path / TRACKING
         self._client: Any = None
         self._run_id = ""
         self._sent_step = -1  # MLflow has the records up to this one
-        self._down = False
+        self._warned = False
+        self._status = ""  # how the run ended; empty while it goes on
+        self._news = threading.Event()
+        self._given_up = False
+        self._thread: threading.Thread | None = None
 
     def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
         """Make MLflow's run, or take up the one of an earlier start, and send what it lacks."""
+        import mlflow  # noqa: F401 - 1.5 s, here: a loader that forks meanwhile could hang
+
         self._config, self._labels = config, labels
-        self._guarded(self._send_records)
+        self._run_id = self._known().get("run_id", "")
+        self._save("RUNNING")
+        self._thread = threading.Thread(target=self._keep_sending, name="mlflow", daemon=True)
+        self._thread.start()
 
     def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
         """Send what MLflow lacks of a run that is done; does not import MLflow if it has all."""
-        if self._known().get("ended") != "FINISHED":
+        if self.lacks("FINISHED"):
             self.start(config, labels)
             self.finish("FINISHED")
 
+    def lacks(self, status: str) -> bool:
+        """Whether MLflow has not heard of all that a run has to tell that ended with `status`."""
+        return self._known().get("ended") != status
+
     def sync(self) -> None:
-        """Send the records that MLflow lacks; does nothing after a failure."""
-        if not self._down:
-            self._guarded(self._send_records)
+        """Let the records be sent that MLflow lacks; returns at once."""
+        self._news.set()
 
     def finish(self, status: str) -> None:
-        """Send all that is missing, the artifacts, and how the run ended.
+        """Let all that is missing be sent, the artifacts, and how the run ended.
+
+        It waits while that is under way, half a minute at most.
 
         Args:
             status: `FINISHED`, `FAILED` or `KILLED`.
         """
-        self._guarded(lambda: self._send_end(status))
+        assert self._thread is not None, "start comes first"
+        self._status = status
+        self._news.set()
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            self._given_up = True  # it ends after the call that it waits for
+            self.error = f"no answer in {_PATIENCE:.0f} s"
+            self._warn()
 
-    def _guarded(self, send: Callable[[], None]) -> None:
+    def _keep_sending(self) -> None:
+        """Send whenever there is news; after a failure, not before a while, or at the end."""
+        while True:
+            status, attempted = self._status, time.monotonic()
+            self._send(status)
+            if status or self._given_up:
+                return
+            self._news.wait()
+            self._news.clear()
+            while self.error and not self._status and time.monotonic() < attempted + _PAUSE:
+                self._news.wait(1.0)
+                self._news.clear()
+
+    def _send(self, status: str) -> None:
         try:
-            send()
+            if status:
+                self._send_end(status)
+            else:
+                self._send_records()
         except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the run goes on
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            if not self._down:
-                log.warning(
-                    "MLflow at %s failed (%s: %.200s); the run does without: its records are in "
-                    "%s, and the same command, given again, sends them",
-                    self.tracking_uri,
-                    type(error).__name__,
-                    first_line,
-                    self.folder.path,
-                )
-            self._down = True
+            self.error = f"{type(error).__name__}: {first_line:.200s}"
+            self._client = None  # so that the server is asked anew what it has
+            self._warn()
+        else:
+            if self.error:
+                log.info("MLflow at %s is back, and has all records", self.tracking_uri)
+            self.error, self._warned = "", False
+
+    def _warn(self) -> None:
+        if not self._warned:
+            log.warning(
+                "MLflow at %s failed (%s); the run does without: its records are in %s, and "
+                "fishr-sync, or the same command given again, sends them",
+                self.tracking_uri,
+                self.error,
+                self.folder.path,
+            )
+        self._warned = True
 
     def _connect(self) -> Any:
         """Return the client; the first call opens MLflow's run."""
         if self._client is None:
             client, experiment_id = self._open_experiment()
-            self._run_id = self._known().get("run_id", "")
             if self._run_id and _has_run(client, self._run_id):
                 client.update_run(self._run_id, status="RUNNING")
             else:
@@ -142,14 +195,21 @@ class MlflowMirror:
         if not self._state_file.exists():
             return {}
         state: dict[str, Any] = json.loads(self._state_file.read_text())
-        if state["tracking_uri"] != self.tracking_uri:
+        if state["tracking_uri"] != self.tracking_uri or not state["run_id"]:
             return {}
         if self._database and not _holds_run(self._database, state["run_id"]):
             return {}  # the database was lost, or made anew
         return state
 
     def _save(self, ended: str) -> None:
-        state = {"tracking_uri": self.tracking_uri, "run_id": self._run_id, "ended": ended}
+        state = {
+            "tracking_uri": self.tracking_uri,
+            "experiment": self.experiment,
+            "sweep": self.sweep,
+            "labels": dict(self._labels),
+            "run_id": self._run_id,
+            "ended": ended,
+        }
         write_atomically(self._state_file, json.dumps(state))
 
     def _creation_lock(self) -> contextlib.AbstractContextManager[Any]:
@@ -174,10 +234,17 @@ class MlflowMirror:
 
     def _send_records(self) -> None:
         client = self._connect()
-        for record in self.folder.records():
-            if record["step"] > self._sent_step:
-                client.log_batch(self._run_id, metrics=_metrics(record))
-                self._sent_step = record["step"]
+        waiting: list[Any] = []
+        missing = [r for r in self.folder.records() if r["step"] > self._sent_step]
+        for record in missing:
+            own = _metrics(record)
+            if len(waiting) + len(own) > _METRICS:
+                client.log_batch(self._run_id, metrics=waiting)
+                waiting = []
+            waiting += own
+        if waiting:
+            client.log_batch(self._run_id, metrics=waiting)
+            self._sent_step = missing[-1]["step"]
 
     def _send_end(self, status: str) -> None:
         self._send_records()
@@ -240,9 +307,9 @@ def _metrics(record: Mapping[str, Any]) -> list[Any]:
     for domain, parts in record["accuracy"].items():
         for part, value in parts.items():
             numbers[f"accuracy/{domain}/{part}"] = value
-    now = int(time.time() * 1000)
+    written = int(1000 * record.get("time", time.time()))
     return [
-        Metric(_name(name), float(value), now, record["step"])
+        Metric(_name(name), float(value), written, record["step"])
         for name, value in numbers.items()
         if value is not None
     ]

@@ -3,15 +3,125 @@
 from __future__ import annotations
 
 import io
+import logging
 import random
+import re
+import time
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fishr_exp.errors import TrainingError
+from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.results.run_folder import write_atomically
+from fishr_exp.results.settings import differences
+
+log = logging.getLogger(__name__)
+
+BEST = "best.pt"
+
+
+class Checkpoints:
+    """The checkpoints of a run: `best.pt`, the weights to be evaluated, and `step-N.pt`, the state.
+
+    Of the states the newest is kept, and the one before, for a file that a disk has spoilt.
+
+    Args:
+        folder: Where they are; it must exist when one is written.
+        settings: The flat settings of the run, which are saved with every state, and compared.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._settings = dict(settings)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state; `step` in it is the number of updates made."""
+        new = self.folder / f"step-{state['step']}.pt"
+        save(new, {**state, "settings": self._settings})
+        for old in [path for path in self._states() if path != new][1:]:
+            old.unlink()
+
+    def newest(self) -> dict[str, Any] | None:
+        """Read the newest state that can be read; None where there is none.
+
+        Raises:
+            ConfigError: If it belongs to a run with other settings.
+            TrainingError: If there are states, and none can be read.
+        """
+        unreadable = None
+        for path in self._states():
+            try:
+                state = load(path)
+            except TrainingError as error:
+                unreadable = unreadable or error
+                continue
+            if differing := differences(state.pop("settings"), self._settings):
+                raise ConfigError(
+                    "output_dir", path, f"a checkpoint of a run with other settings: {differing}",
+                    "remove it, or pass resume=false to start this run anew",
+                )  # fmt: skip
+            if unreadable:
+                reason = str(unreadable).partition(";")[0]
+                log.warning("%s: going on from the one before, %s", reason, path.name)
+            return state
+        if unreadable:
+            raise unreadable
+        return None
+
+    def tidy(self) -> None:
+        """Leave the newest state alone: a run that is done needs no other."""
+        for old in self._states()[1:]:
+            old.unlink()
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Write the weights to be evaluated, and their `step`."""
+        save(self.folder / BEST, state)
+
+    def best(self) -> dict[str, Any]:
+        """Read the weights to be evaluated."""
+        return load(self.folder / BEST)
+
+    def _states(self) -> list[Path]:
+        """The states, the newest first."""
+        steps = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in self.folder.glob("*")}
+        found = {path: int(match[1]) for path, match in steps.items() if match}
+        return sorted(found, key=lambda path: found[path], reverse=True)
+
+
+class Interval:
+    """Says when the next checkpoint is due: `every` so many steps, or seconds.
+
+    Args:
+        every: Steps, as a number, or seconds, as `"300s"`; None: never.
+
+    Raises:
+        ConfigError: If it is neither, or not positive.
+    """
+
+    def __init__(self, every: int | str | None) -> None:
+        match = re.fullmatch(r"(\d+(?:\.\d*)?)(s?)", str(every))
+        if every is not None and (match is None or not float(match[1]) > 0):
+            raise ConfigError(
+                "checkpoint_every", every, "must be positive, a number of steps or seconds",
+                "write 500 for steps, 300s for seconds, or null for evaluations only",
+            )  # fmt: skip
+        self._seconds = float(match[1]) if match and match[2] else None
+        self._steps = int(float(match[1])) if match and not match[2] else None
+        self.restart()
+
+    def restart(self) -> None:
+        """Count the seconds from now, by a clock that nobody sets."""
+        self._since = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` updates."""
+        if self._steps is not None:
+            return step % self._steps == 0
+        return self._seconds is not None and time.monotonic() - self._since >= self._seconds
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -28,9 +138,12 @@ def load(path: Path) -> dict[str, Any]:
     reading them does not wait for a GPU.
 
     Raises:
-        TrainingError: If the file cannot be read as a checkpoint.
+        TrainingError: If the file cannot be read as a checkpoint, or its checksums are wrong.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch reads flipped bits without a word
+            if spoilt := archive.testzip():
+                raise ValueError(f"the checksum of {spoilt} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise TrainingError(

@@ -25,9 +25,11 @@ def accuracy(model: Model, chunks: Iterable[Minibatch], device: torch.device) ->
     was_training = model.training
     model.eval()
     counted = torch.zeros(2, dtype=torch.int64, device=device)  # correct ones, all
-    for x, y in chunks:
-        counted[0] += (predictions(model(x.to(device))) == y.to(device)).sum()
-        counted[1] += len(y)
-    model.train(was_training)
+    try:
+        for x, y in chunks:
+            counted[0] += (predictions(model(x.to(device))) == y.to(device)).sum()
+            counted[1] += len(y)
+    finally:
+        model.train(was_training)
     correct, count = ranks.total(counted).tolist()
     return correct / count if count else None

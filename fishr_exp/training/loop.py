@@ -4,7 +4,8 @@
         for every step of the epoch:
             make the optimizer anew, if the method wants it before this step
             one minibatch of each training domain -> batch -> objective -> update
-        evaluate -> record -> observer -> what the caller does with both (write, save)
+            save, if it is time to; and stop, if a signal asks for it
+        evaluate -> record -> observer -> what the caller does with both (write) -> save
 """  # fmt: skip
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fishr_exp import ranks
 from fishr_exp.contracts import Batch, Minibatch, Model
-from fishr_exp.training.checkpoint import random_state, restore_random_state
+from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
 from fishr_exp.training.observer import Observer, Verdict
+from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.step import Method, as_module, check_weights, optimizer_step
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ class Training:
     make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
     observer: Observer
     step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
+    # Of the steps since the last evaluation: what each logged, and the seconds that all took.
+    logged: dict[str, list[Tensor]] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.reset_optimizer()
@@ -53,24 +58,29 @@ class Training:
         self.optimizer = self.make_optimizer(parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next step depends on."""
+        """Return everything that the next step depends on; every rank calls it."""
         return {
             "step": self.step,
+            "logged": {name: torch.stack(values) for name, values in self.logged.items()},
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "method": as_module(self.method).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "observer": self.observer.state_dict(),
-            "random": random_state(self.device),
+            "random": ranks.gathered(random_state(self.device)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         self.step = state["step"]
+        self.logged = {name: list(values.unbind()) for name, values in state["logged"].items()}
+        self.seconds = state["seconds"]
         self.model.load_state_dict(state["model"])
         as_module(self.method).load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.observer.load_state_dict(state["observer"])
-        restore_random_state(state["random"], self.device)
+        if ranks.rank() < len(state["random"]):
+            restore_random_state(state["random"][ranks.rank()], self.device)
 
 
 def fit(
@@ -78,6 +88,9 @@ def fit(
     loaders: Iterable[Iterable[Minibatch]],
     evaluate: Callable[[], dict[str, Any]],
     on_evaluation: Callable[[dict[str, Any], Verdict], None],
+    save: Callable[[], None],
+    save_every: Interval,
+    signals: Signals,
     *,
     total_steps: int,
     steps_per_epoch: int,
@@ -89,19 +102,35 @@ def fit(
         training: What is trained; it may be in the middle, after a resume.
         loaders: One a training domain, in a fixed order, each from the minibatch of the current
             step on.
-        evaluate: Returns the accuracies of a record.
+        evaluate: Returns the accuracies of a record. It may raise `InterruptedEvaluationError`,
+            when a signal waits.
         on_evaluation: Called after the observer with every record and its verdict.
+        save: Writes a checkpoint: after every evaluation, when one is due, and before a stop.
+        save_every: Says when one is due between two evaluations.
+        signals: Those that ask to stop.
         total_steps: At most so many updates.
         steps_per_epoch: Updates between two evaluations; the last epoch may have fewer.
         title: What the progress bar calls the run.
 
     Raises:
         TrainingError: If the objective or the weights become NaN or infinite.
+        Stopped: If a signal asked for it; the last step is saved.
     """
     model, method, observer = training.model, training.method, training.observer
     batches = _batches(loaders, training.device)
     epochs = -(-total_steps // steps_per_epoch)
     model.train()
+
+    def heed() -> None:
+        """Save when it is time to, or when a signal waits, and obey that; the ranks alike."""
+        number, due = ranks.largest(signals.pending, save_every.due(training.step))
+        if number or due:
+            check_weights(model, training.step)  # before they could be saved as good ones
+            save()
+            save_every.restart()
+        if number:
+            signals.obey(number)
+
     with (
         tqdm(
             total=total_steps,
@@ -114,36 +143,49 @@ def fit(
         ) as bar,
         logging_redirect_tqdm(),
     ):
-        while training.step < total_steps and not observer.stop:
-            logged: dict[str, list[Tensor]] = {}
-            started = time.perf_counter()
-            steps = min(steps_per_epoch, total_steps - training.step)
-            for _ in range(steps):
+        # What was logged and not evaluated is an epoch that a checkpoint was taken in.
+        while (training.logged or training.step < total_steps) and not observer.stop:
+            done = -(-training.step // steps_per_epoch) if training.logged else 0
+            epoch = done or training.step // steps_per_epoch + 1
+            first = (epoch - 1) * steps_per_epoch
+            end = min(epoch * steps_per_epoch, total_steps)
+            while training.step < end:
+                started = time.perf_counter()
                 if training.step == getattr(method, "reset_optimizer_at", None):
                     training.reset_optimizer()
                 logs = optimizer_step(
                     method, model, training.optimizer, next(batches), training.step
                 )
                 training.step += 1
+                training.seconds += time.perf_counter() - started
                 if training.step == 1:
                     observer.check_losses(logs)
                 for name, value in logs.items():
-                    logged.setdefault(name, []).append(value)
+                    training.logged.setdefault(name, []).append(value)
                 bar.update()
-            losses = {name: torch.stack(values).mean().item() for name, values in logged.items()}
-            seconds_per_step = (time.perf_counter() - started) / steps
-            check_weights(model, training.step)  # before they could be saved as good ones
+                heed()
+            check_weights(model, training.step)
             bar.set_postfix_str("evaluating")
+            try:
+                evaluated = evaluate()
+            except InterruptedEvaluationError:
+                heed()
+                continue  # whoever had the signal wants us to go on
+            logged = training.logged
             record = {
                 "step": training.step,
-                "epoch": -(-training.step // steps_per_epoch),
-                "seconds_per_step": seconds_per_step,
+                "epoch": epoch,
+                "seconds_per_step": training.seconds / (training.step - first),
                 "learning_rate": training.optimizer.param_groups[0]["lr"],
-                "losses": losses,  # means over the steps of the epoch that logged them
-                **evaluate(),
+                # means over the steps of the epoch that logged them
+                "losses": {name: torch.stack(v).mean().item() for name, v in logged.items()},
+                **evaluated,
             }
+            training.logged, training.seconds = {}, 0.0
             verdict = observer.observe(record)
             on_evaluation(record, verdict)
+            save()
+            save_every.restart()
             bar.set_postfix_str("")
             log.info(_line(record, epochs, verdict.improved and observer.keep == "best"))
     if observer.stop and training.step < total_steps:

@@ -42,7 +42,15 @@ class Outcome:
         return json.loads((self.folder / "result.json").read_text())
 
     def checkpoint(self, name: str) -> dict[str, Any]:
-        return torch.load(self.folder / "checkpoints" / f"{name}.pt", weights_only=True)
+        """The checkpoint `best`, or `last`, the newest state."""
+        path = newest_state(self.folder) if name == "last" else self.folder / "checkpoints/best.pt"
+        return torch.load(path, weights_only=True)
+
+
+def newest_state(folder: Path) -> Path:
+    """The checkpoint of a run folder that a stopped run goes on from."""
+    states = (folder / "checkpoints").glob("step-*.pt")
+    return max(states, key=lambda path: int(path.stem.removeprefix("step-")))
 
 
 Command = Callable[..., Outcome]

@@ -7,7 +7,7 @@ import torch
 
 from fishr_exp import diagnostics_cli
 
-from .conftest import Command
+from .conftest import Command, newest_state
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_run_is_the_same_to_the_last_bit(
     )
     assert (plain.status, looked.status) == (0, 0)
     one, other = (
-        torch.load(tmp_path / name / "r" / "checkpoints" / "last.pt", weights_only=True)
+        torch.load(newest_state(tmp_path / name / "r"), weights_only=True)
         for name in ("plain", "runs")
     )
     flat_one, flat_other = ([*_tensors(state)] for state in (one, other))

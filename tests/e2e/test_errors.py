@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from fishr_exp.results.run_folder import RunFolder
 
-from .conftest import Command, Outcome, process
+from .conftest import Command, Outcome, newest_state, process
 
 FOLDER = ("dataset=image_folder", "dataset.image_size=8", "batch_size=2", "test_domains=[sketch]")
 
@@ -165,8 +165,11 @@ def test_an_objective_that_becomes_infinite(fishr_exp: Command) -> None:
         state = outcome.checkpoint(name)
         assert state["step"] <= 4
         assert all(value.isfinite().all() for value in state["model"].values())
-    # Given again, it goes on from step 4, fails there again, and doubles no record.
+    # Given again, it is left alone; or goes on, fails there again, and doubles no record.
     again = fishr_exp(*words)
+    words_said = ["this run failed before (the objective is not", "pass retry_failed=true"]
+    assert_one_line(again, words_said, status=1)
+    again = fishr_exp(*words, "retry_failed=true")
     assert again.status == 1
     continuing, failed = again.err.splitlines()
     assert continuing == f"continuing {again.folder} after step 4"
@@ -277,7 +280,7 @@ def test_the_error_is_in_the_log_of_the_run(fishr_exp: Command, tmp_path: Path) 
 def test_a_broken_checkpoint_says_how_to_start_anew(fishr_exp: Command) -> None:
     folder = fishr_exp().folder
     (folder / "done").unlink()
-    torch.save(torch.nn.Linear(1, 1), folder / "checkpoints" / "last.pt")  # not only weights
-    words = ["last.pt is no readable checkpoint", "resume=false"]
+    torch.save(torch.nn.Linear(1, 1), newest_state(folder))  # not only weights
+    words = ["step-4.pt is no readable checkpoint", "resume=false"]
     assert_one_line(fishr_exp(), words, status=1)
     assert fishr_exp("resume=false").status == 0

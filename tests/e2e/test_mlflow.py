@@ -145,7 +145,7 @@ def test_a_failed_run_that_is_mended_is_no_longer_marked(
     (run,) = tracked.runs("mended")
     assert run.info.status == "FAILED"
     assert "ZeroDivisionError" in run.data.tags["error"]
-    assert command().status == 0
+    assert command("retry_failed=true").status == 0
     (run,) = tracked.runs("mended")
     assert run.info.status == "FINISHED"
     assert "error" not in run.data.tags

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, TINY, Command, Outcome
+from .conftest import ROOT, TINY, Command, Outcome, newest_state
 
 
 def torchrun(runs: Path, *words: str, given: tuple[str, ...] = TINY) -> subprocess.CompletedProcess:
@@ -71,7 +71,7 @@ def test_ranks_go_on_where_they_stopped(fishr_exp: Command, tmp_path: Path) -> N
     for name in ("done", "result.json"):  # as if stopped after the last evaluation
         (folder / name).unlink()
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
-    checkpoint = folder / "checkpoints" / "last.pt"
+    checkpoint = newest_state(folder)
     whole = checkpoint.read_bytes()
     again = torchrun(runs, *words)
     assert again.returncode == 0, again.stderr

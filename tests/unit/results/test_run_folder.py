@@ -44,9 +44,9 @@ def test_settings_leave_out_what_does_not_matter_to_the_result():
 
 def test_a_run_goes_from_new_to_done(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    assert folder.state == "new"
+    assert folder.state == "planned"
     folder.open(CONFIG)
-    assert folder.state == "started"
+    assert folder.state == "running"
     folder.write_environment({"torch": "2"})
     folder.append({"step": 1})
     folder.finish({"seed": 0})
@@ -60,7 +60,7 @@ def test_a_run_goes_from_new_to_done(tmp_path):
 def test_a_result_without_the_marker_is_not_done(folder):
     folder.finish({})
     (folder.path / "done").unlink()
-    assert folder.state == "started"
+    assert folder.state == "running"
 
 
 def test_a_failed_run_keeps_its_records_and_can_go_on(folder):
@@ -70,7 +70,7 @@ def test_a_failed_run_keeps_its_records_and_can_go_on(folder):
     result = json.loads((folder.path / "result.json").read_text())
     assert result == {"status": "failed", "error": "loss is NaN at step 2", "seed": 0}
     folder.open(CONFIG)
-    assert folder.state == "started"
+    assert folder.state == "running"
     assert folder.records() == [{"step": 1}]
 
 
@@ -151,7 +151,7 @@ def test_clear_removes_our_files_only(folder):
     (folder.path / "notes.txt").touch()
     folder.finish({})
     folder.clear()
-    assert folder.state == "new"
+    assert folder.state == "planned"
     left = {p.name for p in folder.path.rglob("*")} - {".lock"}
     assert left == {"notes.txt", "checkpoints", "mine.txt"}
     folder.open({**CONFIG, "epochs": 9})  # other settings are fine now
@@ -175,7 +175,7 @@ def test_a_second_process_is_turned_away(folder):
     command = [sys.executable, "-c", code, str(folder.path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert out.count("another process is running in this folder") == 2
-    assert folder.state == "started"
+    assert folder.state == "running"
     folder.close()
     RunFolder(folder.path).open(CONFIG)  # free again
 

@@ -1,0 +1,83 @@
+"""Signals that ask a run to stop: heeded between two steps, when a checkpoint is written."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import FrameType
+from typing import Any, TypeVar
+
+from fishr_exp import ranks
+from fishr_exp.errors import Stopped
+
+T = TypeVar("T")
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends a process, Ctrl-C and preemption
+ANNOUNCING = (signal.SIGUSR1, signal.SIGUSR2)  # what a cluster sends ahead, where somebody listens
+
+
+class InterruptedEvaluationError(Exception):
+    """An evaluation was broken off, because a signal waits; it can be made anew."""
+
+
+class Signals:
+    """In a `with` block, note signals instead of dying of them.
+
+    Whoever does the work asks for `pending`, saves, and calls `obey`. A signal that comes again a
+    second later or more acts at once. Signals that the process ignores stay ignored, and
+    outside the main thread nothing is noted, for Python delivers none there.
+
+    Attributes:
+        pending: The number of the signal that waits; 0: none.
+    """
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self._since = 0.0
+        self._earlier: dict[int, Any] = {}  # the handlers that were there
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (*STOPPING, *ANNOUNCING):
+                handler = signal.getsignal(number)
+                if callable(handler) or (number in STOPPING and handler is not signal.SIG_IGN):
+                    self._earlier[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier = {}
+
+    def interrupting(self, chunks: Iterable[T]) -> Iterator[T]:
+        """Pass on the chunks of an evaluation.
+
+        Raises:
+            InterruptedEvaluationError: When a signal waits. Ranks go on to the end, for they must
+                stop at the same place.
+        """
+        for chunk in chunks:
+            if self.pending and ranks.count() == 1:
+                raise InterruptedEvaluationError
+            yield chunk
+
+    def obey(self, number: int) -> None:
+        """Do what the process would have done with the signal; that may be nothing.
+
+        Raises:
+            Stopped: If nobody had asked for it.
+        """
+        self.pending = 0
+        handler = self._earlier.get(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(number, None)  # a launcher's, which may put the run into its queue again
+        else:
+            raise Stopped(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.pending == number and time.monotonic() > self._since + 1:
+            raise Stopped(number)  # no sooner: a terminal and a launcher may both send one
+        if self.pending != number:
+            self.pending, self._since = number, time.monotonic()
