@@ -20,10 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.config import arguments, conf_dir, run_name
 from fishr_exp.errors import TrainingError
-from fishr_exp.mistakes import before_the_run, one_line
+from fishr_exp.mistakes import before_the_run, is_out_of_memory, one_line
 from fishr_exp.protocol import standing
 from fishr_exp.results.run_folder import CONFIG, LOCK
-from fishr_exp.sweeping import failures, stopped_by
+from fishr_exp.sweeping import failures, heeding_signals, stopped_by
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +39,27 @@ def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
     register_run_name()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
+    with heeding_signals():
+        status = _main()
+    sys.exit(status)
+
+
+def _main() -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt as stop:
-        sys.exit(_say(STOPPED, 128 + getattr(stop, "signal", signal.SIGINT)))
-    except Exception as error:
-        if stopped_by():
-            sys.exit(_say(STOPPED, 128 + stopped_by()))
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or stopped_by():
+            return _say(STOPPED, 128 + (stopped_by() or signal.SIGINT))
         if FULL_ERROR:
             raise
         if hasattr(error, "status"):  # from a job of a sweep, which has said it
             for line in failures():
                 _say(line, 1)
-            sys.exit(error.status)
-        sys.exit(_say(one_line(error) or before_the_run(error), 2))
+            return error.status
+        return _say(one_line(error) or before_the_run(error), _MISTAKE)
+    return 0
 
 
 def register_run_name() -> None:
@@ -103,7 +108,8 @@ def job(config: DictConfig) -> float | None:
             log.exception("fishr-exp: %sthe run failed", said_by)
         else:
             log.error("fishr-exp: %s%s", said_by, message)
-        status = 1 if message is None or isinstance(error, TrainingError) else _MISTAKE
+        failed = message is None or isinstance(error, TrainingError) or is_out_of_memory(error)
+        status = 1 if failed else _MISTAKE
         if status == _MISTAKE:
             _forget(folder)
         if context.mode is RunMode.RUN and not FULL_ERROR:

@@ -162,10 +162,9 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
 
 def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
     if not any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed):
-        raise ConfigError(
-            f"{group}._target_", name, f"a configuration builds only what is in {', '.join(allowed)}",
-            f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it",
-        )  # fmt: skip
+        reason = f"a configuration builds only what is in {', '.join(allowed)}"
+        mend = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
+        raise ConfigError(f"{group}._target_", name, reason, mend)
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)

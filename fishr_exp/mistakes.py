@@ -20,6 +20,11 @@ def one_line(error: Exception) -> str | None:
     error = _of_a_resolver(error) or error
     if isinstance(error, ConfigError | TrainingError):
         return " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({_flat(error)}); lower batch_size, evaluation_batch_size, "
+            "trainer.memory_limit or the model's size, and pass retry_failed=true"
+        )
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(_no_option(group, name))
@@ -32,6 +37,15 @@ def one_line(error: Exception) -> str | None:
             return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))
         return str(_unknown(unknown.group(1))) if unknown else _flat(error)
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that is not there, on the CPU or on a device."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, which need not be imported
+        or "can't allocate memory" in str(error)
+    )
 
 
 def before_the_run(error: Exception) -> str:

@@ -349,23 +349,7 @@ def _failure_recorded(
             mirror.finish("KILLED" if stopped else "FAILED")
         if isinstance(error, TrainingError | OSError):
             raise TrainingError(f"{error}; records and checkpoints are in {folder.path}") from error
-        if is_out_of_memory(error):
-            raise TrainingError(
-                f"out of memory ({_first_line(error)}): lower batch_size, evaluation_batch_size or "
-                f"trainer.memory_limit; records and checkpoints are in {folder.path}"
-            ) from error
         raise
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that is not there, on the CPU or on a device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _check_counts(

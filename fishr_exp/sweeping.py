@@ -1,4 +1,4 @@
-"""What a sweep's own process does: it names the sweep, passes signals on, and says what failed."""
+"""What the command's own process does: it heeds signals, names the sweep, says what failed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,11 +15,44 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from fishr_exp.errors import Stopped
 from fishr_exp.results.run_folder import CONFIG, RunFolder
 
 _MOST = 10  # failures to name
 _folder: Path | None = None  # of the sweep that runs in this process
-_signal = 0  # that the sweep was stopped by
+_signal = 0  # that the command was stopped by
+
+
+@contextlib.contextmanager
+def heeding_signals() -> Iterator[None]:
+    """In the block, let Ctrl-C and SIGTERM raise `Stopped`, and note which it was.
+
+    Libraries turn what is raised into errors of their own; so `stopped_by` tells.
+    """
+    global _signal
+    _signal = 0
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                earlier[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def stopped_by() -> int:
+    """Return the number of the signal that stopped the command; 0: none."""
+    return _signal
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    global _signal
+    _signal = number
+    raise Stopped(number)
 
 
 class ShareSweepName(Callback):
@@ -54,11 +89,6 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             # Not SIGTERM: a process that is between two runs would die of it, and the others too.
             os.kill(process.pid or 0, signal.SIGINT)
-
-
-def stopped_by() -> int:
-    """Return the number of the signal that was passed on to the jobs; 0: none."""
-    return _signal
 
 
 def failures() -> list[str]:

@@ -20,10 +20,12 @@ FLOORS = {
 # A library that is known in these rooms or files only.
 HOMES = {
     "hydra": {
-        "cli.py", "config.py", "mistakes.py", "protocol.py", "baseline.py", "plan_cli.py", "sweeping.py",
+        "cli.py", "config.py", "mistakes.py", "protocol.py", "baseline.py", "plan_cli.py",
+        "sweeping.py",
     },
     "omegaconf": {
-        "cli.py", "config.py", "mistakes.py", "protocol.py", "baseline.py", "plan_cli.py", "sweeping.py",
+        "cli.py", "config.py", "mistakes.py", "protocol.py", "baseline.py", "plan_cli.py",
+        "sweeping.py",
     },
     "mlflow": {"tracking/"},
     "backpack": {"gradient_variance/backpack_engine.py"},
