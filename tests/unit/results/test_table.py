@@ -161,6 +161,42 @@ def test_gamma_zero_is_the_baseline_where_no_erm_fits(factory):
     assert [row.p for row in rows] == [None, None, 0.5, 0.5]  # 0.25, twice
 
 
+def test_its_own_gamma_zero_is_a_method_s_baseline_before_erm(factory):
+    for method, gamma, test in [("erm", None, 0.1), ("fishr", 0.0, 0.3), ("fishr", 9.0, 0.7)]:
+        factory.done(method, gamma, 0, test)
+    factory.done("vrex", 9.0, 0, 0.7)
+    table = table_of(factory)
+    assert [
+        (row.method, row.gamma, row.difference and row.difference.mean) for row in table.rows
+    ] == [
+        ("erm", None, None),
+        ("fishr", 0.0, None),
+        ("fishr", 9.0, pytest.approx(40.0)),
+        ("vrex", 9.0, pytest.approx(60.0)),
+    ]
+    assert [curve.baseline and curve.baseline.gamma for curve in table.curves] == [0.0, None]
+
+
+def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
+    def done(method, gamma, l2, test):
+        trainer = {"_target_": method, "l2": l2} | ({} if gamma is None else {"gamma": gamma})
+        factory.done(method, gamma, 0, test, trainer=trainer)
+
+    done("erm", None, 0.0, 0.1)
+    done("fishr", 9.0, 0.001, 0.7)
+    table = table_of(factory)
+    assert table.setting_names == ("trainer.l2",)
+    assert [row.settings["trainer.l2"] for row in table.rows] == ["0.0", "0.001"]
+    assert [row.difference for row in table.rows] == [None, None]
+    assert table.curves[0].baseline is None
+    done("erm", None, 0.001, 0.2)
+    assert [row.difference and row.difference.mean for row in table_of(factory).rows] == [
+        None,
+        None,
+        pytest.approx(50.0),
+    ]
+
+
 def test_seeds_without_a_partner_are_named_and_left_out(factory):
     for seed in (0, 1, 2):
         factory.done("erm", None, seed, 0.1 * seed)
