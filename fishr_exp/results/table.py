@@ -13,7 +13,7 @@ from fishr_exp.results.paired import Paired, compare, holm
 from fishr_exp.results.picks import Pick, pick_gammas
 from fishr_exp.results.run_folder import to_json
 from fishr_exp.results.runs import Run
-from fishr_exp.results.settings import settings
+from fishr_exp.results.settings import compared
 from fishr_exp.results.statistics import Estimate, estimate
 
 BASELINE = "erm"
@@ -227,13 +227,13 @@ def _identity(run: Run, values: Mapping[str, Any]) -> str:
 
 
 def _without_seeds(run: Run) -> dict[str, Any]:
-    values = settings(run.config)
+    values = compared(run.config)
     apart = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one choice of test domains
     return {key: value for key, value in values.items() if key not in apart}
 
 
 def _inner_seeds(run: Run) -> dict[str, Any]:
-    return {key: v for key, v in settings(run.config).items() if key.endswith(".seed")}
+    return {key: v for key, v in compared(run.config).items() if key.endswith(".seed")}
 
 
 def _base(group: _Group) -> str:

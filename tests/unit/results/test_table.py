@@ -54,6 +54,27 @@ def test_what_does_not_matter_is_averaged_over(factory):
     assert table.setting_names == ()
 
 
+def test_one_setting_in_two_spellings_is_one_row(factory):
+    for seed, (root, gamma) in enumerate([("../data/mnist", 1), ("/data/mnist", 1.0)]):
+        trainer = {"_target_": "fishr", "gamma": gamma}
+        data = {"_target_": "mnist", "root": root, "seed": seed}
+        factory.done("fishr", 1.0, seed, 0.1, trainer=trainer, dataset=data)
+    table = table_of(factory)
+    assert [row.seeds for row in table.rows] == [(0, 1)]
+    assert table.setting_names == ()
+
+
+def test_images_without_a_name_of_their_own_are_told_apart_by_their_folder(factory):
+    for name in ("image_folder", "office"):
+        for root in ("a", "b"):
+            factory.done("erm", None, 0, 0.1, dataset={"name": name, "root": root})
+    table = table_of(factory)
+    assert table.setting_names == ("dataset.name", "dataset.root")
+    shown = [tuple(row.settings.values()) for row in table.rows]
+    assert shown == [("image_folder", "a"), ("image_folder", "b"), ("office", "–")]
+    assert len(table.repeats) == 1
+
+
 def test_unlike_runs_are_never_averaged_and_what_varies_is_a_column(factory):
     for batch in (128, 64):
         for seed in (0, 1):
@@ -186,7 +207,7 @@ def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
     done("fishr", 9.0, 0.001, 0.7)
     table = table_of(factory)
     assert table.setting_names == ("trainer.l2",)
-    assert [row.settings["trainer.l2"] for row in table.rows] == ["0.0", "0.001"]
+    assert [row.settings["trainer.l2"] for row in table.rows] == ["0", "0.001"]
     assert [row.difference for row in table.rows] == [None, None]
     assert table.curves[0].baseline is None
     done("erm", None, 0.001, 0.2)

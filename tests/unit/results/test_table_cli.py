@@ -206,7 +206,7 @@ def test_a_sweep_of_gamma_is_no_sweep_of_domainbed(factory, capsys):
         line = json.dumps({"step": 10, "accuracy": accuracy}) + "\n"
         (folder.path / "records.jsonl").write_text(line)
     assert main([str(factory.root), "--protocol", "domainbed"]) == 2
-    assert "with another trainer.gamma (1.0 there, 10.0 here)" in capsys.readouterr().err
+    assert "with another trainer.gamma (1 there, 10 here)" in capsys.readouterr().err
 
 
 def test_the_tables_of_a_protocol_import_no_torch(factory):
