@@ -8,7 +8,7 @@ from fishr_exp.results.sheet import Line, Sheet
 from fishr_exp.results.table_sheet import ABSENT, show_estimate
 
 MISSING = "X"
-MARKS = {"within": "≈", "higher": "↑", "lower": "↓", "not published": "∘"}
+MARKS = {"within": "≈", "higher": "↑", "lower": "↓", "not published": "∘", "departs": ""}
 _MEANINGS = {
     "within": "within the published error",
     "higher": "higher",

@@ -275,6 +275,7 @@ def run_of(choice) -> Run:
         gamma=gamma,
         seed=choice["seed"],
         test_domains=("t",),
+        step=10,
         monitor="validation_accuracy",
         chosen_by_test_domain=False,
         train_accuracy=0.5,

@@ -169,7 +169,8 @@ def test_own_and_imported_runs_stand_in_one_table(factory, capsys):
 def test_colored_mnist(factory, capsys):
     for seed in range(2):
         factory.done("erm", None, seed, {"minus90": 0.14, "gray": 0.71}, None, 0.864,
-                     {"dataset": "colored_mnist"}, observer={"monitor": "last step"})  # fmt: skip
+                     {"dataset": "colored_mnist"}, 500, observer={"monitor": "last step"},
+                     batch_size=None, optimizer={})  # fmt: skip
     factory.done("erm", None, 0, 0.5)
     assert main([str(factory.root), "--protocol", "colored_mnist", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
