@@ -389,8 +389,9 @@ def test_latex_is_in_ascii_and_keeps_its_columns(factory):
 def test_latex_compiles(factory, tmp_path):
     (tmp_path / "table.tex").write_text(to_latex(sheets(factory)))
     (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}\end{document}"
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert not re.findall(r"^(?:Overfull \\hbox|Missing character).*", done.stdout, re.M)
