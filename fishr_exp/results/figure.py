@@ -63,7 +63,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(domains), sharex=True, sharey=True, squeeze=False)[0]
         for axes, domain in zip(panels, domains, strict=True):
             if varies_gamma(table):
                 _draw_over_gamma(axes, table, domain)
