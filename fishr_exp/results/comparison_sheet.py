@@ -59,7 +59,7 @@ def cells_sheet(table: Comparison) -> Sheet:
         for trace in row.cells[column].traces
     ]
     parents = [str(trace.run.parent) for _, _, trace in traces]
-    root = os.path.commonpath(parents) if parents else "."
+    root = os.path.commonpath(parents or ["."]) or "."
     rows = [_trace_row(*found, root) for found in traces]
     # A protocol without choices has nothing to say about them.
     headers = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
