@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from fishr_exp.results.comparison import Cell, Comparison, ComparisonRow, Trace, over_restarts
 from fishr_exp.results.published import Reference, method_key
+from fishr_exp.results.run_folder import to_json
 from fishr_exp.results.runs import Run
+from fishr_exp.results.settings import compared
 from fishr_exp.results.table import Row, build_tables
 from fishr_exp.results.table_sheet import show_gammas
 
@@ -17,6 +20,31 @@ COLUMNS: dict[str, Callable[[Run], float | None]] = {
     "train": lambda run: run.train_accuracy,
     "test": lambda run: run.test_accuracy.get("minus90"),
     "gray": lambda run: run.test_accuracy.get("gray"),
+}
+# What the published figures were made with; a method has not all of these settings.
+PRESCRIBED: dict[str, Any] = {
+    "steps": 500,
+    "test_domains": ["gray", "minus90"],
+    "holdout_fraction": 0,
+    "batch_size": None,  # the whole domain
+    "model.hidden": 390,
+    "model.hidden_layers": 2,
+    "model.single_logit": True,
+    "loss.label_smoothing": 0,
+    "loss.class_weights": None,
+    "optimizer._target_": "torch.optim.Adam",
+    "optimizer.lr": 0.0004898536566546834,
+    "optimizer.weight_decay": 0,
+    "trainer.l2": 0.00110794568,
+    "trainer.gamma": 91257.18613115903,
+    "trainer.convention": "colored_mnist",
+    "trainer.anneal_steps": 190,
+    "trainer.ema_decay": 0,
+    "trainer.scope": "classifier",
+    "trainer.statistic": "variance",
+    "trainer.unbiased": False,
+    "trainer.within_classes": False,
+    "trainer.penalty_interval": 1,
 }
 _NOTES = (
     "Accuracy in % at the last step, mean ± population standard deviation over seeds; one seed"
@@ -43,6 +71,20 @@ def is_in_protocol(run: Run) -> bool:
     return run.dataset == DATASET and run.monitor == "last step"
 
 
+def departures(run: Run) -> list[str]:
+    """Say in which settings a run is not what the published figures were made with."""
+    own = {
+        **compared(run.config),
+        "steps": run.step,
+        "test_domains": sorted(run.test_domains),
+    }
+    return [
+        f"{key} {to_json(own[key])}, not {to_json(value)}"
+        for key, value in PRESCRIBED.items()
+        if key in own and own[key] != value
+    ]
+
+
 def _label_noise(run: Run) -> float:
     return float(run.config["dataset"].get("label_noise", 0.25))
 
@@ -51,10 +93,14 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
     name = f"label noise {noise:g}"
     reference = Reference(PROTOCOL, None)
     tables = build_tables(runs)  # several, if runs leave out different domains
-    rows = [
-        _row(row, label, reference, name)
-        for table in tables
-        for row, label in zip(table.rows, _labels(table.rows), strict=True)
+    labelled = [
+        pair for table in tables for pair in zip(table.rows, _labels(table.rows), strict=True)
+    ]
+    rows = [_row(row, label, reference, name) for row, label in labelled]
+    departing = [
+        f"No verdict on {label}, which departs from the published runs: {'; '.join(found)}."
+        for row, label in labelled
+        if (found := departures(row.runs[0]))  # the others differ in their seed only
     ]
     published = reference.methods(name)
     there = {method_key(row.method.split(",")[0]) for row in rows}
@@ -69,6 +115,7 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
     rows.sort(key=lambda row: order.get(method_key(row.method.split(",")[0]), len(order)))
     repeats = [run for table in tables for run in table.repeats]
     again = ", ".join(str(run.path) for run in repeats)
+    notes = [f"Not counted, since they repeat a run: {again}."] if again else []
     return Comparison(
         protocol=PROTOCOL,
         selection=None,
@@ -78,17 +125,17 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
         rows=tuple(rows),
         repeated="seeds",
         beside=True,
-        notes=(*_NOTES, *([f"Not counted, since they repeat a run: {again}."] if again else [])),
+        notes=(*_NOTES, *departing, *notes),
     )
 
 
 def _row(row: Row, label: str, reference: Reference, name: str) -> ComparisonRow:
-    cells = {}
+    cells, departs = {}, bool(departures(row.runs[0]))
     for column, accuracy in COLUMNS.items():
         known = [(run, value) for run in row.runs if (value := accuracy(run)) is not None]
         own = over_restarts([100 * value for _, value in known])
         traces = tuple(Trace(run.seed, 100 * value, run.path) for run, value in known)
-        cells[column] = Cell(own, reference.figure(name, row.method, column), traces)
+        cells[column] = Cell(own, reference.figure(name, row.method, column), traces, departs)
     return ComparisonRow(label, cells, len(row.runs))
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from fishr_exp.results.published import Published
 from fishr_exp.results.statistics import Estimate, mean, population_std
 
-Verdict = Literal["within", "higher", "lower", "not published"]
+Verdict = Literal["within", "higher", "lower", "not published", "departs"]
 DIGITS = 1  # of published figures
 
 
@@ -36,6 +36,7 @@ class Cell:
     own: Estimate | None
     published: Published | None = None
     traces: tuple[Trace, ...] = ()
+    departs: bool = False  # from what the published figure was made with
 
     @property
     def verdict(self) -> Verdict | None:
@@ -47,6 +48,8 @@ class Cell:
             return None
         if self.published is None:
             return "not published"
+        if self.departs:
+            return "departs"
         difference = round(self.own.mean, DIGITS) - self.published.mean
         if abs(difference) <= (self.published.error or 0.0) + 1e-9:
             return "within"

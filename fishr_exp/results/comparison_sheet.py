@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from fishr_exp.results.comparison import Cell, Comparison, ComparisonRow, Trace
 from fishr_exp.results.published import Published
 from fishr_exp.results.sheet import Line, Sheet
 from fishr_exp.results.table_sheet import ABSENT, show_estimate
 
 MISSING = "X"
-MARKS = {"within": "≈", "higher": "↑", "lower": "↓", "not published": "∘"}
+MARKS = {"within": "≈", "higher": "↑", "lower": "↓", "not published": "∘", "departs": ""}
 _MEANINGS = {
     "within": "within the published error",
     "higher": "higher",
@@ -56,10 +58,14 @@ def cells_sheet(table: Comparison) -> Sheet:
         for column in table.columns
         for trace in row.cells[column].traces
     ]
-    rows = [_trace_row(*found) for found in traces]
+    parents = [str(trace.run.parent) for _, _, trace in traces]
+    root = os.path.commonpath(parents or ["."]) or "."
+    rows = [_trace_row(*found, root) for found in traces]
     # A protocol without choices has nothing to say about them.
     headers = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
     notes = ["A cell is the mean over its lines; averages are made of the cells."]
+    if root != ".":
+        notes.append(f"The runs are in {root}.")
     if "candidates" in headers:
         notes.append("hparams_seed: the one of all candidates with the highest value.")
     return Sheet(
@@ -68,6 +74,7 @@ def cells_sheet(table: Comparison) -> Sheet:
         rows=[[row[name] for name in headers] for row in rows],
         left=2,
         notes=notes,
+        last=len({"run", "pairs"} & {*headers}),
         lines=[_trace_line(table, *found) for found in traces],
     )
 
@@ -153,7 +160,7 @@ def _trace_line(table: Comparison, method: str, column: str, trace: Trace) -> Li
     return Line(identity, measures)
 
 
-def _trace_row(method: str, column: str, trace: Trace) -> dict[str, str]:
+def _trace_row(method: str, column: str, trace: Trace, root: str) -> dict[str, str]:
     selected = trace.step is not None
     return {
         "method": method,
@@ -164,7 +171,7 @@ def _trace_row(method: str, column: str, trace: Trace) -> dict[str, str]:
         "candidates": _integer(trace.candidates),
         "step": _integer(trace.step),
         "value": "" if trace.value is None else f"{trace.value:.1f}",
-        "run": str(trace.run),
+        "run": str(trace.run.relative_to(root)),
         "pairs": " ".join(path.name for path in trace.pairs),
     }
 

@@ -63,7 +63,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(domains), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(domains), sharex=True, sharey=True, squeeze=False)[0]
         for axes, domain in zip(panels, domains, strict=True):
             if varies_gamma(table):
                 _draw_over_gamma(axes, table, domain)
@@ -108,10 +108,9 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
 
 
 def _levels(table: Table, curves: Sequence[Curve]) -> list[Row]:
-    """The rows that are a horizontal line: those without a gamma, and ERM as gamma 0."""
+    """The rows that are a horizontal line: those without a gamma, or else ERM as gamma 0."""
     rows = [row for row in table.rows if row.gamma is None]
-    zero = [c.baseline for c in curves if c.baseline and c.baseline.gamma == 0]
-    return rows + [row for row in zero if not any(row is other for other in rows)]
+    return rows or [c.baseline for c in curves if c.baseline]
 
 
 def _draw_curve(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fishr_exp.results.run_folder import RECORDS, parse_records
 from fishr_exp.results.runs import Run
-from fishr_exp.results.settings import flatten, settings
+from fishr_exp.results.settings import compared, flatten
 
 IMPORTED = "results.jsonl"
 NAN = float("nan")
@@ -131,7 +131,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         test_domains=frozenset(names.index(name) for name in run.test_domains),
         domains=tuple(names),
         evaluations=_by_step(evaluations),
-        settings={k: v for k, v in settings(run.config).items() if not k.startswith(apart)},
+        settings={k: v for k, v in compared(run.config).items() if not k.startswith(apart)},
         in_protocol=in_protocol,
         protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
         departures=tuple(protocol.get("departures", ())),

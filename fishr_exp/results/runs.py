@@ -25,6 +25,7 @@ class Run:
     gamma: float | None  # weight of the penalty; None for a method without one
     seed: int
     test_domains: tuple[str, ...]
+    step: int  # optimizer updates until the checkpoint
     monitor: str  # what the checkpoint was chosen by
     chosen_by_test_domain: bool
     train_accuracy: float | None  # mean over the training domains' training parts
@@ -94,6 +95,7 @@ def _read_run(folder: Path) -> Run:
             gamma=_number(result.get("gamma")),
             seed=int(result["seed"]),
             test_domains=tuple(str(name) for name in result["test_domains"]),
+            step=int(selected["step"]),
             monitor=str(selected["monitor"]),
             chosen_by_test_domain=bool(selected["uses_test_domain"]),
             train_accuracy=_number(result.get("train_accuracy")),

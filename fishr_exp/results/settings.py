@@ -46,6 +46,22 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if not _is_bookkeeping(key)}
 
 
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that tell results apart: `settings`, but not where the data lie.
+
+    A whole number is an int, so that 1 and 1.0 are one setting. The folder is part of a run's name,
+    which stays as it is; of images that have no name of their own, it is the name.
+    """
+    values = settings(config)
+    if values.get("dataset.name") != "image_folder":
+        values.pop("dataset.root", None)
+    return {key: _whole_as_int(value) for key, value in values.items()}
+
+
+def _whole_as_int(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _is_bookkeeping(key: str) -> bool:
     return key in BOOKKEEPING or key.split(".")[0] in BOOKKEEPING
 

@@ -27,9 +27,10 @@ class Sheet:
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left: int  # the first columns, which hold words; the others hold numbers
+    left: int  # the first columns, which hold words; the next ones hold numbers
     notes: Sequence[str]
     lines: Sequence[Line] = field(default_factory=list)
+    last: int = 0  # the last columns, which hold words again
     wide: bool = False  # LaTeX sets it small, to fit a page
 
 
@@ -50,8 +51,8 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def to_latex(sheets: Sequence[Sheet]) -> str:
-    r"""Write `sheets` for `\input` in a document that uses the package booktabs."""
-    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(_latex_table(s) for s in sheets)
+    r"""Write `sheets` for `\input` in a document that uses the packages booktabs and graphicx."""
+    return "% Needs \\usepackage{booktabs,graphicx}.\n" + "\n".join(_latex_table(s) for s in sheets)
 
 
 def to_csv(sheets: Sequence[Sheet]) -> str:
@@ -116,8 +117,14 @@ _LATEX = {
 
 def _lay_out(sheet: Sheet, style: str, change: Callable[[str], str] = str) -> str:
     headers, rows = _cells(sheet, change)
-    alignment = ["left"] * sheet.left + ["right"] * (len(headers) - sheet.left)
-    return tabulate(rows, headers, tablefmt=style, colalign=alignment, disable_numparse=True)
+    return tabulate(
+        rows, headers, tablefmt=style, colalign=_alignment(sheet), disable_numparse=True
+    )
+
+
+def _alignment(sheet: Sheet) -> list[str]:
+    numbers = len(sheet.headers) - sheet.left - sheet.last
+    return ["left"] * sheet.left + ["right"] * numbers + ["left"] * sheet.last
 
 
 def _cells(sheet: Sheet, change: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
@@ -133,21 +140,27 @@ def _latex_table(sheet: Sheet) -> str:
     headers, rows = _cells(sheet, escape_latex)
     headers = [r"$\gamma$" if header == "gamma" else header for header in headers]
     # A hyphen is no minus sign.
-    rows = [[re.sub(r"^-(?=\d)", "$-$", cell) for cell in row] for row in rows]
-    caption = " ".join(escape_latex(text) for text in [f"{sheet.title}.", *sheet.notes])
+    rows = [[re.sub(r"(^|[\[ ])-(?=\d)", r"\1$-$", cell) for cell in row] for row in rows]
     small = [r"  \footnotesize\setlength{\tabcolsep}{3pt}"] if sheet.wide else []
+    notes = escape_latex(" ".join(sheet.notes)).replace("/", r"/\allowbreak{}")  # long paths
+    columns = "".join(side[0] for side in _alignment(sheet))
     lines = [
         r"\begin{table}",
         r"  \centering",
+        rf"  \caption{{{escape_latex(sheet.title)}.}}",
+        r"  \smallskip",
         *small,
-        rf"  \caption{{{caption}}}",
-        rf"  \begin{{tabular}}{{{'l' * sheet.left}{'r' * (len(headers) - sheet.left)}}}",
+        # As wide as it is, at most as wide as the text.
+        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
         rf"    {' & '.join(headers)} \\",
         r"    \midrule",
         *(rf"    {' & '.join(row)} \\" for row in rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
+        r"  \end{tabular}}",
+        r"  \par\smallskip",
+        rf"  \parbox{{\linewidth}}{{\footnotesize\raggedright {notes}}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

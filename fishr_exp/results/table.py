@@ -13,10 +13,11 @@ from fishr_exp.results.paired import Paired, compare, holm
 from fishr_exp.results.picks import Pick, pick_gammas
 from fishr_exp.results.run_folder import to_json
 from fishr_exp.results.runs import Run
-from fishr_exp.results.settings import settings
+from fishr_exp.results.settings import compared
 from fishr_exp.results.statistics import Estimate, estimate
 
 BASELINE = "erm"
+L2 = "trainer.l2"  # the one setting of a method that ERM has, too
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -123,18 +124,18 @@ def _build_table(runs: list[Run]) -> Table:
 
 
 def _baselines(groups: Sequence[_Group]) -> list[_Group | None]:
-    """Find the baseline of each group: ERM, or its own method with gamma 0, which is ERM too.
+    """Find the baseline of each group: its own method with gamma 0, which is ERM, or else ERM.
 
-    Two rows of ERM that fit leave open which one to compare with.
+    Two rows of ERM that fit leave open which one to compare with. A baseline has none itself.
     """
     erm = _partition((g for g in groups if g.first.method == BASELINE), _base)
     zero = {_family(g): g for g in groups if g.first.gamma == 0}
     found: list[_Group | None] = []
     for group in groups:
         fitting = erm.get(_base(group), [])
-        own = zero.get(_family(group))
-        choice = fitting[0] if len(fitting) == 1 else own if not fitting else None
-        found.append(None if group.first.method == BASELINE or choice is group else choice)
+        own = zero.get(_family(group)) or (fitting[0] if len(fitting) == 1 else None)
+        is_baseline = group.first.method == BASELINE or group.first.gamma == 0
+        found.append(None if is_baseline else own)
     return found
 
 
@@ -226,18 +227,18 @@ def _identity(run: Run, values: Mapping[str, Any]) -> str:
 
 
 def _without_seeds(run: Run) -> dict[str, Any]:
-    values = settings(run.config)
+    values = compared(run.config)
     apart = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one choice of test domains
     return {key: value for key, value in values.items() if key not in apart}
 
 
 def _inner_seeds(run: Run) -> dict[str, Any]:
-    return {key: v for key, v in settings(run.config).items() if key.endswith(".seed")}
+    return {key: v for key, v in compared(run.config).items() if key.endswith(".seed")}
 
 
 def _base(group: _Group) -> str:
-    """Name what a method and its baseline have in common: all settings but the method's own."""
-    values = {k: v for k, v in group.settings.items() if not k.startswith("trainer.")}
+    """Name what a method and ERM have in common: all settings but the method's own."""
+    values = {k: v for k, v in group.settings.items() if k == L2 or not k.startswith("trainer.")}
     return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
 
 
@@ -251,8 +252,8 @@ def _family(group: _Group) -> str:
 def _varying(groups: Sequence[_Group]) -> list[str]:
     """Name the settings that need a column, so that no two rows look alike.
 
-    A setting that follows from the method (`trainer.*`), the model's name (`model.*`) or the class
-    that a part of the configuration builds (`optimizer.*`) needs none.
+    A setting that follows from the method (`trainer.*`, but for `L2`), the model's name (`model.*`)
+    or the class that a part of the configuration builds (`optimizer.*`) needs none.
     """
     names = ["model"] if len({group.first.model for group in groups}) > 1 else []
     if all(_value(g, "trainer.gamma") in (g.first.gamma, _ABSENT) for g in groups):
@@ -269,6 +270,8 @@ def _varying(groups: Sequence[_Group]) -> list[str]:
 
 def _label(group: _Group, key: str) -> str:
     """Name what the setting `key` may follow from, which the table shows already."""
+    if key == L2:
+        return ""
     part, _, rest = key.partition(".")
     labels = {"trainer": group.first.method, "model": group.first.model}
     if part in labels:

@@ -95,7 +95,7 @@ def _notes(table: Table) -> list[str]:
     ]
     if any(row.difference for row in table.rows):
         notes += _about_differences(table)
-    elif any(not row.is_baseline for row in table.rows):
+    elif any(not row.is_baseline and row.gamma != 0 for row in table.rows):
         notes.append("No row of ERM has the same settings and seeds, so there is no Δ ERM.")
     if any(row.chosen_by_test_domain for row in table.rows):
         notes.append("*: checkpoint chosen by a test domain, so its accuracy is no fair estimate.")
@@ -106,9 +106,10 @@ def _notes(table: Table) -> list[str]:
 
 
 def _about_differences(table: Table) -> Iterator[str]:
-    zero = any(curve.baseline and curve.baseline.gamma == 0 for curve in table.curves)
+    gammas = {curve.baseline.gamma for curve in table.curves if curve.baseline}
+    which = " (gamma 0, else the row of ERM)" if len(gammas) > 1 else " (gamma 0)"
     yield (
-        f"Δ ERM: difference to ERM{' (gamma 0)' if zero else ''} in {table.test_domains[0]},"
+        f"Δ ERM: difference to ERM{which if 0 in gammas else ''} in {table.test_domains[0]},"
         " in points, paired by seed."
     )
     if unpaired := [f"{_name(row)}, {_seeds(row.unpaired)}" for row in table.rows if row.unpaired]:

@@ -93,9 +93,6 @@ def test_search_binds(path: Path) -> None:
     place, search, option = parts
     group = place.removeprefix("of_")
     assert (conf_dir() / "search" / f"{search}.yaml").exists()
-    if (group, option) == ("dataset", "domain_net"):
-        assert not (conf_dir() / group / f"{option}.yaml").exists(), "take this exception out"
-        return
     config = composed("protocol=paper_2022", f"search={search}", f"{group}={option}")
     if OmegaConf.is_missing(config.dataset, "root"):
         config.dataset.root = "somewhere"

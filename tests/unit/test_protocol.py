@@ -90,6 +90,14 @@ def test_a_hyperparameter_is_domainbeds(
     assert abs(mean - (low + high) / 2) < 3 * (high - low) / math.sqrt(12 * 30) + 0.1 * whole
 
 
+def test_domain_net_has_smaller_batches() -> None:
+    config = composed("dataset=image_folder", "dataset.name=domain_net", "test_domains=[a]")
+    assert (config.batch_size, config.steps_per_epoch) == (32, 1000)
+    largest = max(at(config, trial, hparams).batch_size
+                  for trial in range(2) for hparams in range(1, 31))  # fmt: skip
+    assert 28 <= largest < 2**5
+
+
 @pytest.mark.parametrize("distribution", [d for d in DISTRIBUTIONS if d != "one_of"])
 def test_draws_are_uniform_in_the_exponent(distribution: str) -> None:
     values = [exponent(distribution, v) for v in drawn("x", distribution, 10, 14)]

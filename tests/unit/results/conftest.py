@@ -55,6 +55,7 @@ class Factory:
         validation: float | None = 0.7,
         train: float | None = 0.8,
         labels: dict[str, str] | None = None,
+        step: int = 10,
         **settings: Any,
     ) -> RunFolder:
         """A run with the given accuracies; `test` in minus90, or by domain."""
@@ -70,7 +71,7 @@ class Factory:
             "training_domains": ["plus90", "plus80"],
             "test_domains": list(by_domain),
             "selected": {
-                "step": 10,
+                "step": step,
                 "epoch": 1,
                 "monitor": monitor,
                 "uses_test_domain": any(name in monitor for name in by_domain),

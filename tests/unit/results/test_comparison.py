@@ -13,15 +13,23 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from fishr_exp.config import conf_dir
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.colored_mnist_table import build_colored_mnist_tables
+from fishr_exp.results.colored_mnist_table import (
+    PRESCRIBED,
+    build_colored_mnist_tables,
+    departures,
+)
 from fishr_exp.results.comparison import Cell, over_restarts, over_trials
 from fishr_exp.results.comparison_sheet import cells_sheet, comparison_sheet
 from fishr_exp.results.domainbed_tables import build_domainbed_tables
 from fishr_exp.results.history import Evaluation, History
 from fishr_exp.results.published import Published
 from fishr_exp.results.runs import read_runs
+from fishr_exp.results.settings import flatten
 from fishr_exp.results.sheet import to_csv, to_latex, to_markdown, to_text
 from fishr_exp.results.statistics import Estimate
 
@@ -239,14 +247,21 @@ def test_what_a_verdict_may_not_rest_on_is_said():
     assert len(table.notes) == 2
 
 
-def colored_mnist(factory, method, accuracies, seeds=range(10), gamma=None, noise=0.25, **changes):
+def colored_mnist(
+    factory, method, accuracies, seeds=range(10), gamma=None, noise=0.25, step=500, **changes
+):
+    trainer = {"_target_": method, "l2": PRESCRIBED["trainer.l2"]}
+    if gamma is not None:
+        trainer |= {"gamma": gamma, "convention": "colored_mnist", "anneal_steps": 190}
+    optimizer = {"_target_": "torch.optim.Adam", "lr": PRESCRIBED["optimizer.lr"]}
+    settings = {"batch_size": None, "trainer": trainer, "optimizer": optimizer, **changes}
     for seed in seeds:
         train, test, gray = (mean / 100 + (-1) ** seed / 200 for mean in accuracies)
         factory.done(
             method, gamma, seed, {"minus90": test, "gray": gray}, None, train,
-            {"dataset": "colored_mnist"},
+            {"dataset": "colored_mnist"}, step,
             dataset={"seed": seed, "label_noise": noise},
-            observer={"monitor": "last step"}, **changes,
+            observer={"monitor": "last step"}, **settings,
         )  # fmt: skip
 
 
@@ -266,6 +281,46 @@ def test_colored_mnist_beside_table_2(factory):
     assert re.search(r"^erm +10 +86.4 ± 0.5 ≈ +86.4 ± 0.2 +14.0 ± 0.5 ≈ +14.0 ± 0.7 ", text, re.M)
     lines = [line for line in to_csv([cells_sheet(table)]).splitlines() if ",erm,test," in line]
     assert len(lines) == 10
+
+
+def test_colored_mnist_that_departs_has_no_verdict_and_says_in_what(factory):
+    accuracies = (71.0, 69.5, 70.2)  # as published
+    colored_mnist(factory, "fishr_colored_mnist", accuracies, gamma=1.0, step=3, batch_size=64)
+    colored_mnist(factory, "irm_colored_mnist", (71.0, 65.6, 66.1), gamma=91257.18613115903)
+    (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
+    _, irm, _, fishr = table.rows
+    assert {cell.verdict for cell in irm.cells.values()} == {"within"}
+    assert {cell.verdict for cell in fishr.cells.values()} == {"departs"}
+    text = to_text([comparison_sheet(table)])
+    assert re.search(
+        r"^fishr_colored_mnist, batch_size=64 +10 +71.0 ± 0.5 +71.0 ± 0.9 +69.5 ", text, re.M
+    )
+    assert (
+        "No verdict on fishr_colored_mnist, batch_size=64, which departs from the published runs:"
+        " steps 3, not 500; batch_size 64, not null; trainer.gamma 1, not 91257.18613115903.\n"
+    ) in text
+    assert "No verdict on irm_colored_mnist" not in text
+
+
+def test_the_experiments_and_the_records_of_colored_mnist_do_not_depart():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        found = compose("config", ["experiment=colored_mnist_table2"], return_hydra_config=True)
+        trainers = found.hydra.sweeper.params.trainer.split(",")
+        configs = [
+            compose("config", ["experiment=colored_mnist_table2", f"trainer={trainer}"])
+            for trainer in trainers
+        ]
+    records = conf_dir().parent / "docs" / "results" / "records" / "colored_mnist_table2"
+    run = read_runs(records).done[0]
+    compared_keys = set()
+    for config in configs:
+        config.dataset.root = "somewhere"
+        plain = OmegaConf.to_container(config, resolve=True)
+        compared_keys |= set(flatten(plain))
+        steps = config.epochs * config.steps_per_epoch
+        assert departures(dataclasses.replace(run, config=plain, step=steps)) == []
+    assert set(PRESCRIBED) <= compared_keys | {"steps"}  # none is misspelt
+    assert not any(departures(run) for run in read_runs(records).done)
 
 
 def test_colored_mnist_without_a_published_table_leaves_the_column_empty(factory):
@@ -334,8 +389,9 @@ def test_latex_is_in_ascii_and_keeps_its_columns(factory):
 def test_latex_compiles(factory, tmp_path):
     (tmp_path / "table.tex").write_text(to_latex(sheets(factory)))
     (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}\end{document}"
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert not re.findall(r"^(?:Overfull \\hbox|Missing character).*", done.stdout, re.M)

@@ -170,6 +170,12 @@ def test_without_variation_of_gamma_one_point_a_row(factory, drawn):
     assert "error" not in figure.get_suptitle()
 
 
+def test_panels_of_points_have_one_scale(factory, drawn):
+    factory.done("erm", None, 0, {"minus90": 0.1, "gray": 0.7})
+    first, second = drawn().axes
+    assert first.get_xlim() == second.get_xlim()
+
+
 def test_dollars_in_names_are_no_mathematics(factory, drawn):
     factory.done("erm", None, 0, {r"a$\frac$": 0.2})
     assert r"\$" in drawn().get_suptitle()  # drawing it raised nothing

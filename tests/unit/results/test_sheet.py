@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 
@@ -108,9 +109,11 @@ def test_latex_compiles(factory, tmp_path):
     factory.done("erm", None, 0, {"".join(map(chr, range(0x21, 0x180))) + "e\u0301素": 0.5})
     (tmp_path / "table.tex").write_text(to_latex(sheets(factory)))
     (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}\end{document}"
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
     )
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+    found = re.findall(r"^(?:Overfull \\hbox|Missing character).*", done.stdout, re.M)
+    assert len(found) == 1  # the caption that is one word of 300 letters; the tables fit
     assert (tmp_path / "paper.pdf").exists()

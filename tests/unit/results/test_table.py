@@ -54,6 +54,27 @@ def test_what_does_not_matter_is_averaged_over(factory):
     assert table.setting_names == ()
 
 
+def test_one_setting_in_two_spellings_is_one_row(factory):
+    for seed, (root, gamma) in enumerate([("../data/mnist", 1), ("/data/mnist", 1.0)]):
+        trainer = {"_target_": "fishr", "gamma": gamma}
+        data = {"_target_": "mnist", "root": root, "seed": seed}
+        factory.done("fishr", 1.0, seed, 0.1, trainer=trainer, dataset=data)
+    table = table_of(factory)
+    assert [row.seeds for row in table.rows] == [(0, 1)]
+    assert table.setting_names == ()
+
+
+def test_images_without_a_name_of_their_own_are_told_apart_by_their_folder(factory):
+    for name in ("image_folder", "office"):
+        for root in ("a", "b"):
+            factory.done("erm", None, 0, 0.1, dataset={"name": name, "root": root})
+    table = table_of(factory)
+    assert table.setting_names == ("dataset.name", "dataset.root")
+    shown = [tuple(row.settings.values()) for row in table.rows]
+    assert shown == [("image_folder", "a"), ("image_folder", "b"), ("office", "–")]
+    assert len(table.repeats) == 1
+
+
 def test_unlike_runs_are_never_averaged_and_what_varies_is_a_column(factory):
     for batch in (128, 64):
         for seed in (0, 1):
@@ -161,6 +182,42 @@ def test_gamma_zero_is_the_baseline_where_no_erm_fits(factory):
     assert [row.p for row in rows] == [None, None, 0.5, 0.5]  # 0.25, twice
 
 
+def test_its_own_gamma_zero_is_a_method_s_baseline_before_erm(factory):
+    for method, gamma, test in [("erm", None, 0.1), ("fishr", 0.0, 0.3), ("fishr", 9.0, 0.7)]:
+        factory.done(method, gamma, 0, test)
+    factory.done("vrex", 9.0, 0, 0.7)
+    table = table_of(factory)
+    assert [
+        (row.method, row.gamma, row.difference and row.difference.mean) for row in table.rows
+    ] == [
+        ("erm", None, None),
+        ("fishr", 0.0, None),
+        ("fishr", 9.0, pytest.approx(40.0)),
+        ("vrex", 9.0, pytest.approx(60.0)),
+    ]
+    assert [curve.baseline and curve.baseline.gamma for curve in table.curves] == [0.0, None]
+
+
+def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
+    def done(method, gamma, l2, test):
+        trainer = {"_target_": method, "l2": l2} | ({} if gamma is None else {"gamma": gamma})
+        factory.done(method, gamma, 0, test, trainer=trainer)
+
+    done("erm", None, 0.0, 0.1)
+    done("fishr", 9.0, 0.001, 0.7)
+    table = table_of(factory)
+    assert table.setting_names == ("trainer.l2",)
+    assert [row.settings["trainer.l2"] for row in table.rows] == ["0", "0.001"]
+    assert [row.difference for row in table.rows] == [None, None]
+    assert table.curves[0].baseline is None
+    done("erm", None, 0.001, 0.2)
+    assert [row.difference and row.difference.mean for row in table_of(factory).rows] == [
+        None,
+        None,
+        pytest.approx(50.0),
+    ]
+
+
 def test_seeds_without_a_partner_are_named_and_left_out(factory):
     for seed in (0, 1, 2):
         factory.done("erm", None, seed, 0.1 * seed)
@@ -218,6 +275,7 @@ def run_of(choice) -> Run:
         gamma=gamma,
         seed=choice["seed"],
         test_domains=("t",),
+        step=10,
         monitor="validation_accuracy",
         chosen_by_test_domain=False,
         train_accuracy=0.5,
