@@ -358,6 +358,68 @@ def test_what_has_no_rule_runs_one_by_one(twin: Any, name: str) -> None:
     _check(twin, make(), _inputs(*shape))
 
 
+class SequenceFirst(nn.Module):
+    """Layers that work on [T, N, K], where no rule holds."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(4, 3)
+        for layer in self.modules():
+            if isinstance(layer, nn.LayerNorm):
+                nn.init.normal_(layer.weight)
+                nn.init.normal_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.tanh(self.layers(x.transpose(0, 1)))[0])
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x, self.normalized_shape, self.weight, self.bias)
+
+
+SEQUENCE_FIRST: dict[str, Callable[[], list[nn.Module]]] = {
+    "norm": lambda: [nn.Linear(4, 4), nn.LayerNorm(4)],
+    "norm_by_hand": lambda: [nn.Linear(4, 4), _LayerNorm(4)],
+    "encoder": lambda: [nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)],
+    "encoder_norm_first": lambda: [
+        nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, norm_first=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCE_FIRST)
+def test_second_derivatives_of_what_has_no_rule(twin: Any, name: str) -> None:
+    torch.manual_seed(0)
+    model = SequenceFirst(*SEQUENCE_FIRST[name]()).double()
+    x, y = _inputs(4, 4), torch.arange(N) % 3
+    ours = gradient_variance(model, x, y, SIZES, scope="all").variances
+    with _math_attention():
+        twin.assert_same(model, ours, twin.variances(model, x, y, SIZES, list(ours)))
+
+
+class _Attended(nn.Module):
+    """Attention by hand behind a layer without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.PReLU(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x.flatten(0, 1)).view_as(x)
+        return self.classifier(F.scaled_dot_product_attention(x, x, x)[:, 0])
+
+
+def test_attention_behind_what_has_no_rule(twin: Any) -> None:
+    torch.manual_seed(0)
+    model, x, y = _Attended().double(), _inputs(6, 4), torch.arange(N) % 3
+    ours = gradient_variance(model, x, y, SIZES, scope="all").variances
+    with _math_attention():
+        twin.assert_same(model, ours, twin.variances(model, x, y, SIZES, list(ours)))
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "smoothed": lambda z, y: F.cross_entropy(z, y, reduction="none", label_smoothing=0.1),
     "weighted": lambda z, y: F.cross_entropy(
