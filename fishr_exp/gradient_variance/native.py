@@ -24,7 +24,7 @@ Plan = tuple[Use, list[tuple[str, MakeTerm]]]  # the parameters' names, each wit
 
 _log = logging.getLogger(__name__)
 _without_rule: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str]]] = WeakKeyDictionary()
-"""By model and by the shapes of its uses: parameters whose rules failed the check."""
+"""By model and by its uses, their parameters and shapes: parameters that failed the check."""
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """By model: parameters that the log has named."""
 
@@ -193,10 +193,12 @@ def _failing_the_check(
     """Parameters whose rules give the first sample a wrong gradient.
 
     A rule takes the first dimension for the samples'. Where it is another one of the same size
-    (windows, positions), nothing but the result shows it. Checked once for each model and shapes.
+    (windows, positions), nothing but the result shows it. Checked once for each model, selection
+    and shapes.
     """
     known = _without_rule.setdefault(model, {})
-    key = (len(losses), *((use.function, *use.output.shape) for use, _ in plans))
+    uses = [(use.function, use.output.shape, *(name for name, _ in ruled)) for use, ruled in plans]
+    key = (len(losses), *uses)
     if key not in known:
         known[key] = _wrong(terms, parameters, losses)
     return known[key]

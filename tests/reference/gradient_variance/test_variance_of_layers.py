@@ -290,6 +290,16 @@ def test_positions_taken_for_samples_are_found_out(
     assert caplog.text.count("no rule holds for layer.bias, layer.weight") == 1
 
 
+@pytest.mark.parametrize("scopes", [("layer.bias", "layer.weight"), ("layer.weight", "layer.bias")])
+def test_what_one_scope_found_out_is_not_taken_for_another(
+    twin: Any, scopes: tuple[str, str]
+) -> None:
+    torch.manual_seed(0)
+    model = PositionsFirst()
+    for scope in scopes:
+        _check(twin, model, _inputs(N, 4), scope)
+
+
 class Scripted(nn.Module):
     """A use that no torch function shows."""
 
