@@ -72,7 +72,7 @@ def native_statistics(
     with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(create_graph):
         terms = _terms(plans, logits, losses, targets, loss, create_graph)
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
-        if not allow_batch_statistics:
+        if not recorder.met_batch_statistics:  # with which no sample's gradient stands alone
             slow |= _failing_the_check(model, plans, terms, parameters, losses)
         plans.clear()
         recorder.uses.clear()  # which hold the layers' results
@@ -163,7 +163,7 @@ def _terms(
     uses = [use for use, _ in plans]
     terms: dict[str, list[Term]] = {}
     in_closed_form = getattr(loss, "gradient_at_logits", None)
-    if in_closed_form and len(uses) == 1 and uses[0].output is logits:
+    if in_closed_form and len(uses) == 1 and logits.grad_fn is uses[0].edge.node:
         deltas: Sequence[Tensor | None] = [in_closed_form(logits, targets)]
     elif uses:
         deltas = torch.autograd.grad(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -288,6 +289,40 @@ def test_positions_taken_for_samples_are_found_out(
     _check(twin, model, _inputs(N, 4))
     _check(twin, model, _inputs(N, 4))
     assert caplog.text.count("no rule holds for layer.bias, layer.weight") == 1
+
+
+@pytest.mark.parametrize("batch_statistics", ["refuse", "constant"])
+def test_rules_are_checked_where_batch_statistics_are_allowed(
+    twin: Any, batch_statistics: str
+) -> None:
+    torch.manual_seed(0)
+    _check(twin, PositionsFirst(), _inputs(N, 4), batch_statistics=batch_statistics)
+
+
+class ChangedLogits(nn.Module):
+    """Changes its classifier's result in place, behind BatchNorm in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.classifier(self.norm(x))
+        z *= torch.tensor([3.0, 0.1, -2.0])
+        return z
+
+
+@pytest.mark.parametrize("scope", ["all", "classifier"])
+def test_logits_changed_in_place(twin: Any, scope: str) -> None:
+    torch.manual_seed(0)
+    model, x, y = ChangedLogits().double(), _inputs(4), torch.arange(N) % 3
+    ours = gradient_variance(model, x, y, SIZES, scope=scope, batch_statistics="constant").variances
+    constants = copy.deepcopy(model).eval()
+    constants.norm.running_mean, constants.norm.running_var = x.mean(0), x.var(0, correction=0)
+    expected = twin.variances(constants, x, y, SIZES, ["classifier.weight", "classifier.bias"])
+    for name, v in expected.items():
+        torch.testing.assert_close(ours[name], v, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("scopes", [("layer.bias", "layer.weight"), ("layer.weight", "layer.bias")])
