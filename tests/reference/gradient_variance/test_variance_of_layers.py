@@ -299,6 +299,28 @@ def test_rules_are_checked_where_batch_statistics_are_allowed(
     _check(twin, PositionsFirst(), _inputs(N, 4), batch_statistics=batch_statistics)
 
 
+class Sorted(nn.Module):
+    """Works on its samples in another order, but for the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.conv = nn.Conv1d(1, 1, 3)
+        self.classifier = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.arange(len(x)).flip(0).roll(1)
+        y = self.conv(self.norm(torch.tanh(self.layer(x[order])))[:, None])
+        return self.classifier(y[:, 0])[order.argsort()]
+
+
+@pytest.mark.parametrize("scope", ["all", "classifier"])
+def test_samples_in_another_order_are_found_out(twin: Any, scope: str) -> None:
+    torch.manual_seed(0)
+    _check(twin, Sorted(), _inputs(4), scope)
+
+
 class ChangedLogits(nn.Module):
     """Changes its classifier's result in place, behind BatchNorm in training mode."""
 
