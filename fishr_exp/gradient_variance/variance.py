@@ -64,7 +64,7 @@ def gradient_variance(
             matrix for each parameter, [D, P, P], which keeps all g_i, and is not for convolutions.
         unbiased: Divide variance or covariance by n - 1 instead of n.
         within_classes: Take the statistic within each class that has two samples in every domain;
-            the results are named `parameter[class]`.
+            the results are named `parameter[class]`. Zeros named `parameter`, if there is none.
         batch_statistics: What to do where BatchNorm in training mode couples the samples between
             the selected parameters and the loss. `"constant"` takes for g_i the part of the
             gradient of the summed loss that passes through sample i's own activations.

