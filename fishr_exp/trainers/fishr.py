@@ -172,9 +172,10 @@ class Fishr(nn.Module):
             risk = self._risk(batch, losses)
             total = convention.schedule.total(with_l2(risk, self.l2, model), None, weight)
             return Objective(total, {"risk": mean_risk(batch, losses), "objective": total})
-        if weight > 0 or (self.scope, self.engine) == ("classifier", "native"):
+        plain = (self.scope, self.engine, self.within_classes) == ("classifier", "native", False)
+        if weight > 0 or plain:
             losses, distance, entries = self._penalty(model, batch, create_graph=weight > 0)
-        else:  # beyond the classifier, an engine's forward pass may differ in the last bits
+        else:  # where the forward pass may differ from ERM's in the last bits
             with leaving_no_trace(model):
                 _, distance, entries = self._penalty(model, batch, create_graph=False)
             losses = self.loss(model(batch.x), batch.y)
