@@ -68,7 +68,8 @@ class Fishr(nn.Module):
 
     Args:
         gamma: Weight of the penalty, finite and >= 0, in the terms of `convention`; every
-            evaluation logs the weight in the paper's terms as `effective_gamma`.
+            evaluation logs the weight in the paper's terms, where there is one, as
+            `effective_gamma`.
         convention: Whose objective: `paper`, `colored_mnist` (the authors' script: sum over
             domains, weight 1 before `anneal_steps`, objective divided by the weight), `domainbed`
             (mean over parameters, moving average divided by 1 − ema_decay, optimizer reset when
@@ -185,16 +186,15 @@ class Fishr(nn.Module):
             weight,
             self.penalty_interval,
         )
-        effective = weight * self._to_paper(batch, entries)
-        return Objective(
-            total,
-            {
-                "risk": mean_risk(batch, losses),
-                "penalty": distance,
-                "objective": total,
-                "effective_gamma": torch.tensor(effective, dtype=torch.float64),
-            },
-        )
+        logs = {"risk": mean_risk(batch, losses), "penalty": distance, "objective": total}
+        if not self._divides_covariance:  # by each parameter's own size: no weight does the same
+            effective = weight * self._to_paper(batch, entries)
+            logs["effective_gamma"] = torch.tensor(effective, dtype=torch.float64)
+        return Objective(total, logs)
+
+    @property
+    def _divides_covariance(self) -> bool:
+        return self.statistic == "covariance" and CONVENTIONS[self.convention].divides_covariance
 
     def _risk(self, batch: Batch, losses: Tensor) -> Tensor:
         summed = CONVENTIONS[self.convention].risk == "sum"
@@ -208,7 +208,7 @@ class Fishr(nn.Module):
         entries: list[int] = []
 
         def distance(name: str, v: Tensor) -> Tensor:
-            if self.statistic == "covariance" and convention.divides_covariance:
+            if self._divides_covariance:
                 v = v / v.shape[-1]
             entries.append(v[0].numel())
             return squared_distance(self._smooth(name, v))
