@@ -73,7 +73,6 @@ def gradient_variance(
         all_ranks: Take the statistic over the samples of every rank of `torch.distributed`, each of
             which calls with its own part of each domain. Gradients are right once averaged over
             the ranks, as data-parallel training does. Logits and losses stay the rank's own.
-
         reduce: Maps a parameter's name and its statistic [D, ...] to a scalar, as soon as they are
             known; the scalar takes the statistic's place in the result. Its gradient is taken at
             once, so that no [D, ...] has to stay in memory: less of it for large models.

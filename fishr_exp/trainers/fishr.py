@@ -16,6 +16,7 @@ from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
     STATISTICS,
     Loss,
+    divisor,
     gradient_variance,
     per_sample_losses,
     squared_distance,
@@ -204,7 +205,6 @@ class Fishr(nn.Module):
         self, model: Model, batch: Batch, *, create_graph: bool
     ) -> tuple[Tensor, Tensor, int]:
         """Return the losses [N], the penalty, and over how many entries it adds up distances."""
-        convention = CONVENTIONS[self.convention]
         entries: list[int] = []
 
         def distance(name: str, v: Tensor) -> Tensor:
@@ -236,11 +236,11 @@ class Fishr(nn.Module):
             scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
             raise ConfigError(key, scope, str(error)) from error
         total = torch.stack(list(distances.values())).sum()
-        if convention.over_parameters == "mean":
-            total = total / sum(entries)
-        if convention.over_domains == "mean":
-            total = total / len(batch.sizes)
-        return losses, total, sum(entries)
+        return losses, total / self._divisor(batch, sum(entries)), sum(entries)
+
+    def _divisor(self, batch: Batch, entries: int) -> int:
+        c = CONVENTIONS[self.convention]
+        return divisor(entries, len(batch.sizes), c.over_parameters, c.over_domains)
 
     def _smooth(self, name: str, v: Tensor) -> Tensor:
         """Average the variance over the steps; the gradient flows through the current one only.
@@ -265,13 +265,9 @@ class Fishr(nn.Module):
         once the average is steady.
         """
         convention = CONVENTIONS[self.convention]
-        factor = 1.0
+        factor = len(batch.sizes) / self._divisor(batch, entries)
         if convention.risk == "sum":
             factor /= ranks.total(torch.tensor(len(batch.y))).item()
-        if convention.over_parameters == "mean":
-            factor /= entries
-        if convention.over_domains == "sum":
-            factor *= len(batch.sizes)
         if self.ema_decay:
             flow = 1 - self.ema_decay
             factor *= 1 / flow if convention.divides_ema else flow
