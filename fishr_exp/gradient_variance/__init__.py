@@ -3,7 +3,8 @@
 Imports torch and nothing else of this package, so that it can be used in any training loop:
 
     variance = gradient_variance(model, inputs, targets, sizes)
-    loss = variance.losses.mean() + gamma * penalty(variance.variances)
+    risk = torch.stack([part.mean() for part in variance.losses.split(sizes)]).mean()
+    loss = risk + gamma * penalty(variance.variances)
     loss.backward()
 
 Shapes, in all files here: D domains, n samples of one domain, N samples of all domains, C classes,
@@ -14,7 +15,7 @@ tokens), R and K rows and columns of a parameter seen as a matrix.
 from __future__ import annotations
 
 from .losses import CrossEntropy, Loss, per_sample_losses
-from .penalty import penalty, squared_distance
+from .penalty import divisor, penalty, squared_distance
 from .variance import BATCH_STATISTICS, STATISTICS, GradientVariance, gradient_variance
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "CrossEntropy",
     "GradientVariance",
     "Loss",
+    "divisor",
     "gradient_variance",
     "penalty",
     "per_sample_losses",

@@ -25,9 +25,6 @@ def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
     Args:
         targets: [N], int64.
         sizes: The D sizes.
-
-    Raises:
-        ValueError: If no class has two samples in every domain.
     """
     domains = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(targets.device)
     groups: list[Tensor] = []
@@ -37,15 +34,19 @@ def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
         if min(len(group) for group in own) >= 2:
             groups += own
             classes.append(int(c))
-    if not classes:
-        raise ValueError("within_classes: no class has at least 2 samples in every domain")
     left_over = torch.ones_like(targets, dtype=torch.bool)
-    left_over[torch.cat(groups)] = False
+    for group in groups:
+        left_over[group] = False
     if left_over.any():
         groups.append(left_over.nonzero().squeeze(1))
     return Grouping(torch.cat(groups), tuple(len(g) for g in groups), tuple(classes))
 
 
 def by_class(name: str, value: Tensor, classes: Sequence[int], domains: int) -> dict[str, Tensor]:
-    """Take a parameter's value [groups, ...] apart into `name[class]`, [D, ...] each."""
+    """Take a parameter's value [groups, ...] apart into `name[class]`, [D, ...] each.
+
+    Without classes, zeros under its own name.
+    """
+    if not classes:
+        return {name: 0 * value[:1].expand(domains, *value.shape[1:])}
     return {f"{name}[{c}]": value[k * domains : (k + 1) * domains] for k, c in enumerate(classes)}

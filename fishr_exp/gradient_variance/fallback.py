@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .twice import TwiceDifferentiable
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +39,12 @@ def gradients_one_by_one(
     Raises:
         ValueError: If a sample's loss on its own is not its loss in the batch.
     """
-    try:
-        gradients, alone = _side_by_side(model, inputs, targets, parameters, loss)
-    except RuntimeError as error:
-        _log.info("torch.func cannot do this model (%s); each sample runs on its own", error)
-        gradients, alone = _in_a_loop(model, inputs, targets, parameters, loss, create_graph)
+    with TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # which no mode sees in attention
+        try:
+            gradients, alone = _side_by_side(model, inputs, targets, parameters, loss)
+        except RuntimeError as error:
+            _log.info("torch.func cannot do this model (%s); each sample runs on its own", error)
+            gradients, alone = _in_a_loop(model, inputs, targets, parameters, loss, create_graph)
     tolerance = 1e-6 if losses.dtype == torch.float64 else 1e-2
     if not torch.allclose(alone.to(losses.dtype), losses, rtol=tolerance, atol=tolerance):
         raise ValueError(

@@ -80,8 +80,11 @@ class CrossEntropy:
             targets: [N].
 
         Returns:
-            [N, C], differentiable in the logits.
+            [N, C], in float32 at least, since the difference would have few digits left in half
+            precision; differentiable in the logits.
         """
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
         if logits.shape[1] == 1 and self._is_plain:
             return logits.sigmoid() - targets.to(logits.dtype).unsqueeze(1)
         two = _two_logits(logits)

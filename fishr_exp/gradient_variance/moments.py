@@ -74,14 +74,30 @@ def moments_of_gradients(
     return Moments(torch.stack(means), torch.stack(variances))
 
 
-def gradient_of_first_sample(term: Term, shape: torch.Size) -> Tensor:
-    """Gradient of sample 0, [*shape]."""
+def weighted_sum(term: Term, weights: Tensor, shape: torch.Size, limit: int) -> Tensor:
+    """Sum over the samples of weight times gradient, without gradients of its own.
+
+    Args:
+        term: Of N samples.
+        weights: [N].
+        shape: Of the parameter.
+        limit: Most entries of a temporary tensor.
+
+    Returns:
+        [*shape].
+    """
     if isinstance(term, Direct):
-        return term.gradients[0]
+        return torch.tensordot(weights.to(term.gradients.dtype), term.gradients, 1)
     if isinstance(term, Single):
-        return term.gradient(term.delta[:1], term.x[:1])
-    left, right = term.factors(*(tensor[:1] for tensor in term.tensors))
-    return (left.transpose(-1, -2) @ right).reshape(shape)
+        over = weights.to(term.delta.dtype).reshape(-1, *(1,) * (term.delta.ndim - 1))
+        return term.gradient(over * term.delta, term.x)  # linear in delta, and adds samples up
+
+    def factors(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = term.factors(*tensors)
+        return weights.to(left.dtype).reshape(-1, 1, 1, 1) * left, right
+
+    mean, _ = outer_moments(factors, [len(weights)], limit, weights, *term.tensors)
+    return len(weights) * mean.reshape(shape)
 
 
 def _joined(outers: Sequence[Outer]) -> Outer:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .at_once import at_once
 from .fallback import gradients_one_by_one
 from .losses import Loss
-from .moments import Moments, gradient_of_first_sample, moments_of_terms
+from .moments import Moments, moments_of_terms, weighted_sum
 from .recorder import Recorder
 from .rules import RULES
 from .uses import Direct, MakeTerm, Term, Use
@@ -24,7 +24,7 @@ Plan = tuple[Use, list[tuple[str, MakeTerm]]]  # the parameters' names, each wit
 
 _log = logging.getLogger(__name__)
 _without_rule: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str]]] = WeakKeyDictionary()
-"""By model and by the shapes of its uses: parameters whose rules failed the check."""
+"""By model and by its uses, their parameters and shapes: parameters that failed the check."""
 _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """By model: parameters that the log has named."""
 
@@ -72,8 +72,8 @@ def native_statistics(
     with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(create_graph):
         terms = _terms(plans, logits, losses, targets, loss, create_graph)
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
-        if not allow_batch_statistics:
-            slow |= _failing_the_check(model, plans, terms, parameters, losses)
+        if not recorder.met_batch_statistics:  # with which no sample's gradient stands alone
+            slow |= _failing_the_check(model, plans, terms, parameters, losses, memory_limit)
         plans.clear()
         recorder.uses.clear()  # which hold the layers' results
         for name in reversed([name for name in parameters if name not in slow]):
@@ -163,7 +163,7 @@ def _terms(
     uses = [use for use, _ in plans]
     terms: dict[str, list[Term]] = {}
     in_closed_form = getattr(loss, "gradient_at_logits", None)
-    if in_closed_form and len(uses) == 1 and uses[0].output is logits:
+    if in_closed_form and len(uses) == 1 and logits.grad_fn is uses[0].edge.node:
         deltas: Sequence[Tensor | None] = [in_closed_form(logits, targets)]
     elif uses:
         deltas = torch.autograd.grad(
@@ -189,31 +189,37 @@ def _failing_the_check(
     terms: Mapping[str, Sequence[Term]],
     parameters: Mapping[str, nn.Parameter],
     losses: Tensor,
+    limit: int,
 ) -> frozenset[str]:
-    """Parameters whose rules give the first sample a wrong gradient.
+    """Parameters whose rules give wrong gradients.
 
-    A rule takes the first dimension for the samples'. Where it is another one of the same size
-    (windows, positions), nothing but the result shows it. Checked once for each model and shapes.
+    A rule takes the first dimension for the samples', in the batch's order. Where it is another one
+    of the same size (windows, positions), or the model works on its samples in another order,
+    nothing but the result shows it. Checked once for each model, selection and shapes.
     """
     known = _without_rule.setdefault(model, {})
-    key = (len(losses), *((use.function, *use.output.shape) for use, _ in plans))
+    uses = [(use.function, use.output.shape, *(name for name, _ in ruled)) for use, ruled in plans]
+    key = (len(losses), *uses)
     if key not in known:
-        known[key] = _wrong(terms, parameters, losses)
+        known[key] = _wrong(terms, parameters, losses, limit)
     return known[key]
 
 
 def _wrong(
-    terms: Mapping[str, Sequence[Term]], parameters: Mapping[str, nn.Parameter], losses: Tensor
+    terms: Mapping[str, Sequence[Term]],
+    parameters: Mapping[str, nn.Parameter],
+    losses: Tensor,
+    limit: int,
 ) -> frozenset[str]:
+    """Parameters whose gradients, added up with random weights, are not those of the losses."""
     names = list(terms)
     if not names:
         return frozenset()
-    of_first = torch.zeros_like(losses)
-    of_first[0] = 1
+    weights = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).to(losses)
     expected = torch.autograd.grad(
         losses,
         [parameters[name] for name in names],
-        of_first,
+        weights,
         retain_graph=True,
         materialize_grads=True,
     )
@@ -221,7 +227,7 @@ def _wrong(
     wrong = set()
     for name, grad in zip(names, expected, strict=True):
         with torch.no_grad():
-            parts = [gradient_of_first_sample(term, grad.shape) for term in terms[name]]
+            parts = [weighted_sum(term, weights, grad.shape, limit) for term in terms[name]]
             ours = torch.stack(parts).sum(0)
         # Loose, since half precision is; a wrong layout is wrong by all of it.
         if float((ours - grad).norm()) > 0.05 * max(float(grad.norm()), 1e-4 * largest):

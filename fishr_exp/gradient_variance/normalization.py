@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +25,9 @@ def _layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    cudnn_enable: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    del cudnn_enable  # of `torch.layer_norm` alone
     rows = x.reshape(-1, math.prod(normalized_shape))
     return standardize(rows, eps).view(x.shape), weight, bias
 
@@ -80,6 +83,7 @@ def _batch_norm(
 
 NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     F.batch_norm: _batch_norm,
@@ -87,7 +91,7 @@ NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) -> Tensor:
-    """Do what a normalization of `torch.nn.functional` does, in two steps.
+    """Do what a normalization of torch does, in two steps.
 
     Args:
         function: One of `NORMALIZATIONS`.
@@ -98,7 +102,7 @@ def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) 
     if "input" in kwargs:
         args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
     normal, weight, bias = NORMALIZATIONS[function](*args, **kwargs)
-    by_channel = function is not F.layer_norm
+    by_channel = NORMALIZATIONS[function] is not _layer_norm
 
     def given(parameter: Tensor) -> Tensor:
         if by_channel:  # one entry a channel, the second dimension

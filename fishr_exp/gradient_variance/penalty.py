@@ -39,12 +39,23 @@ def penalty(
         raise ValueError(f"over_parameters={over_parameters!r}: expected 'sum' or 'mean'")
     if over_domains not in ("mean", "sum"):
         raise ValueError(f"over_domains={over_domains!r}: expected 'mean' or 'sum'")
-    distances = [squared_distance(v) for v in variances.values()]
-    total = torch.stack(distances).sum()
-    first = next(iter(variances.values()))
-    if over_parameters == "mean":
-        total = total / sum(v[0].numel() for v in variances.values())
-    return total / len(first) if over_domains == "mean" else total
+    entries = sum(v[0].numel() for v in variances.values())
+    domains = len(next(iter(variances.values())))
+    total = torch.stack([squared_distance(v) for v in variances.values()]).sum()
+    return total / divisor(entries, domains, over_parameters, over_domains)
+
+
+def divisor(entries: int, domains: int, over_parameters: str, over_domains: str) -> int:
+    """What a penalty divides the sum of all squared distances by.
+
+    Args:
+        entries: Of all parameters together, P.
+        domains: D.
+        over_parameters: As for `penalty`.
+        over_domains: As for `penalty`.
+    """
+    p = entries if over_parameters == "mean" else 1
+    return p * domains if over_domains == "mean" else p
 
 
 def squared_distance(v: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class Recorder(TorchFunctionMode):
     Args:
         parameters: The selected parameters.
         count: N, the number of samples in the forward pass.
-        allow_batch_statistics: Whether BatchNorm may be in training mode.
+        allow_batch_statistics: Whether BatchNorm may be in training mode; `met_batch_statistics`
+            says whether it was, between a use and the loss.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Recorder(TorchFunctionMode):
         self.selected = {id(parameter) for parameter in parameters}
         self.count = count
         self.allow_batch_statistics = allow_batch_statistics
+        self.met_batch_statistics = False
         self.uses: list[Use] = []
         self._in_attention = False
 
@@ -68,7 +70,7 @@ class Recorder(TorchFunctionMode):
         if self.uses:  # only what lies between a use and the loss is differentiated twice
             func = TWICE_DIFFERENTIABLE.get(func, func)
         if func is F.batch_norm:
-            self._refuse_batch_statistics(used, args, kwargs)
+            self._meet_batch_statistics(used, args, kwargs)
         if func in NORMALIZATIONS and (used or self.uses) and not self._in_attention:
             return normalize(func, args, kwargs, self._stand_in)
         if not used:
@@ -120,9 +122,12 @@ class Recorder(TorchFunctionMode):
         finally:
             self._in_attention = False
 
-    def _refuse_batch_statistics(self, used: bool, args: tuple[Any, ...], kwargs: Any) -> None:
+    def _meet_batch_statistics(self, used: bool, args: tuple[Any, ...], kwargs: Any) -> None:
         training = kwargs.get("training", args[5] if len(args) > 5 else False)
-        if training and (used or self.uses) and not self.allow_batch_statistics:
+        if not training or not (used or self.uses):
+            return
+        self.met_batch_statistics = True
+        if not self.allow_batch_statistics:
             raise ValueError(
                 "BatchNorm in training mode between the selected parameters and the loss: its "
                 "batch statistics couple the samples, so that none has a gradient of its own; put "

@@ -25,31 +25,44 @@ def standardize(x: Tensor, eps: float) -> Tensor:
         [R, M], in float32 at least under autocast, as torch's normalizations do.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    y = _Standardize.apply(wide, eps)
+    y, _, _ = _Standardize.apply(wide, eps)
     return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
 
 class _Standardize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:  # type: ignore[override]
-        y, mean, r = torch.native_layer_norm(x, x.shape[1:], None, None, eps)
-        ctx.save_for_backward(x, y, mean, r)
-        return y
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        return torch.native_layer_norm(x, x.shape[1:], None, None, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, ...]) -> None:
+        y, mean, r = output
+        ctx.mark_non_differentiable(mean, r)
+        ctx.save_for_backward(inputs[0], y, mean, r)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:  # type: ignore[override]
         return _StandardizeBackward.apply(grad, *ctx.saved_tensors), None
 
 
 class _StandardizeBackward(torch.autograd.Function):
     """dx = r (d - mean(d) - y mean(d y)), with d the gradient at y."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, d: Tensor, x: Tensor, y: Tensor, mean: Tensor, r: Tensor
+        d: Tensor, x: Tensor, y: Tensor, mean: Tensor, r: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(d, x, y, mean, r)
+        del y
         return _kernel(d, x, mean, r)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     @once_differentiable
@@ -67,7 +80,8 @@ class _StandardizeBackward(torch.autograd.Function):
         b, e, q = _mean_product(d, y), _mean_product(u, y), _mean_product(u, d)
         square = -r * r
         at_x = torch.addcmul(-square * (e * a + b * c), square * e, d)
-        at_x.addcmul_(square * b, u).addcmul_(square * (q - a * c - 3 * b * e), y)
+        at_x = torch.addcmul(at_x, square * b, u)  # vmap has no rule for it in place
+        at_x = torch.addcmul(at_x, square * (q - a * c - 3 * b * e), y)
         return at_d, at_x, None, None, None
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from .normalization import NORMALIZATIONS, normalize
 
 
 def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
@@ -24,3 +27,19 @@ TWICE_DIFFERENTIABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
     F.scaled_dot_product_attention: _attention,
 }
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """While active, a model's functions are those whose gradient can be differentiated again.
+
+    Normalizations among them: under `torch.func.vmap`, the second derivative of torch's layer norm
+    and instance norm is wrong.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in NORMALIZATIONS:
+            return normalize(func, args, kwargs, lambda parameter, _: parameter)
+        return TWICE_DIFFERENTIABLE.get(func, func)(*args, **kwargs)

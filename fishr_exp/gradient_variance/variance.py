@@ -64,7 +64,7 @@ def gradient_variance(
             matrix for each parameter, [D, P, P], which keeps all g_i, and is not for convolutions.
         unbiased: Divide variance or covariance by n - 1 instead of n.
         within_classes: Take the statistic within each class that has two samples in every domain;
-            the results are named `parameter[class]`.
+            the results are named `parameter[class]`. Zeros named `parameter`, if there is none.
         batch_statistics: What to do where BatchNorm in training mode couples the samples between
             the selected parameters and the loss. `"constant"` takes for g_i the part of the
             gradient of the summed loss that passes through sample i's own activations.
@@ -73,7 +73,6 @@ def gradient_variance(
         all_ranks: Take the statistic over the samples of every rank of `torch.distributed`, each of
             which calls with its own part of each domain. Gradients are right once averaged over
             the ranks, as data-parallel training does. Logits and losses stay the rank's own.
-
         reduce: Maps a parameter's name and its statistic [D, ...] to a scalar, as soon as they are
             known; the scalar takes the statistic's place in the result. Its gradient is taken at
             once, so that no [D, ...] has to stay in memory: less of it for large models.

@@ -16,6 +16,7 @@ from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
     STATISTICS,
     Loss,
+    divisor,
     gradient_variance,
     per_sample_losses,
     squared_distance,
@@ -68,7 +69,8 @@ class Fishr(nn.Module):
 
     Args:
         gamma: Weight of the penalty, finite and >= 0, in the terms of `convention`; every
-            evaluation logs the weight in the paper's terms as `effective_gamma`.
+            evaluation logs the weight in the paper's terms, where there is one, as
+            `effective_gamma`.
         convention: Whose objective: `paper`, `colored_mnist` (the authors' script: sum over
             domains, weight 1 before `anneal_steps`, objective divided by the weight), `domainbed`
             (mean over parameters, moving average divided by 1 − ema_decay, optimizer reset when
@@ -82,7 +84,7 @@ class Fishr(nn.Module):
             (gradient matching) or `covariance` (the whole matrix of each parameter).
         unbiased: Divide variance or covariance by n − 1 instead of n.
         within_classes: Match the statistic class by class, over the classes that have two samples
-            in every domain of the batch.
+            in every domain of the batch. Without such a class the batch's penalty is 0.
         batch_statistics: Where BatchNorm in training mode couples the samples: `refuse`, or
             `constant`, which takes for g_i the part of the gradient that passes through sample
             i's own activations.
@@ -172,9 +174,10 @@ class Fishr(nn.Module):
             risk = self._risk(batch, losses)
             total = convention.schedule.total(with_l2(risk, self.l2, model), None, weight)
             return Objective(total, {"risk": mean_risk(batch, losses), "objective": total})
-        if weight > 0 or (self.scope, self.engine) == ("classifier", "native"):
+        plain = (self.scope, self.engine, self.within_classes) == ("classifier", "native", False)
+        if weight > 0 or plain:
             losses, distance, entries = self._penalty(model, batch, create_graph=weight > 0)
-        else:  # beyond the classifier, an engine's forward pass may differ in the last bits
+        else:  # where the forward pass may differ from ERM's in the last bits
             with leaving_no_trace(model):
                 _, distance, entries = self._penalty(model, batch, create_graph=False)
             losses = self.loss(model(batch.x), batch.y)
@@ -184,16 +187,15 @@ class Fishr(nn.Module):
             weight,
             self.penalty_interval,
         )
-        effective = weight * self._to_paper(batch, entries)
-        return Objective(
-            total,
-            {
-                "risk": mean_risk(batch, losses),
-                "penalty": distance,
-                "objective": total,
-                "effective_gamma": torch.tensor(effective, dtype=torch.float64),
-            },
-        )
+        logs = {"risk": mean_risk(batch, losses), "penalty": distance, "objective": total}
+        if not self._divides_covariance:  # by each parameter's own size: no weight does the same
+            effective = weight * self._to_paper(batch, entries)
+            logs["effective_gamma"] = torch.tensor(effective, dtype=torch.float64)
+        return Objective(total, logs)
+
+    @property
+    def _divides_covariance(self) -> bool:
+        return self.statistic == "covariance" and CONVENTIONS[self.convention].divides_covariance
 
     def _risk(self, batch: Batch, losses: Tensor) -> Tensor:
         summed = CONVENTIONS[self.convention].risk == "sum"
@@ -203,11 +205,10 @@ class Fishr(nn.Module):
         self, model: Model, batch: Batch, *, create_graph: bool
     ) -> tuple[Tensor, Tensor, int]:
         """Return the losses [N], the penalty, and over how many entries it adds up distances."""
-        convention = CONVENTIONS[self.convention]
         entries: list[int] = []
 
         def distance(name: str, v: Tensor) -> Tensor:
-            if self.statistic == "covariance" and convention.divides_covariance:
+            if self._divides_covariance:
                 v = v / v.shape[-1]
             entries.append(v[0].numel())
             return squared_distance(self._smooth(name, v))
@@ -235,11 +236,11 @@ class Fishr(nn.Module):
             scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
             raise ConfigError(key, scope, str(error)) from error
         total = torch.stack(list(distances.values())).sum()
-        if convention.over_parameters == "mean":
-            total = total / sum(entries)
-        if convention.over_domains == "mean":
-            total = total / len(batch.sizes)
-        return losses, total, sum(entries)
+        return losses, total / self._divisor(batch, sum(entries)), sum(entries)
+
+    def _divisor(self, batch: Batch, entries: int) -> int:
+        c = CONVENTIONS[self.convention]
+        return divisor(entries, len(batch.sizes), c.over_parameters, c.over_domains)
 
     def _smooth(self, name: str, v: Tensor) -> Tensor:
         """Average the variance over the steps; the gradient flows through the current one only.
@@ -264,13 +265,9 @@ class Fishr(nn.Module):
         once the average is steady.
         """
         convention = CONVENTIONS[self.convention]
-        factor = 1.0
+        factor = len(batch.sizes) / self._divisor(batch, entries)
         if convention.risk == "sum":
             factor /= ranks.total(torch.tensor(len(batch.y))).item()
-        if convention.over_parameters == "mean":
-            factor /= entries
-        if convention.over_domains == "sum":
-            factor *= len(batch.sizes)
         if self.ema_decay:
             flow = 1 - self.ema_decay
             factor *= 1 / flow if convention.divides_ema else flow

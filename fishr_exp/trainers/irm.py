@@ -33,7 +33,8 @@ class Irm(nn.Module):
         gamma: Weight of the penalty, finite and >= 0.
         convention: `colored_mnist` (IRM's script: the objective is divided by a weight above 1) or
             `domainbed` (d_e² is the product of the d_e of the even and of the odd samples, which
-            is unbiased and may be negative; the optimizer is reset at `anneal_steps`).
+            is unbiased, may be negative, and needs 2 samples of each domain; the optimizer is reset
+            at `anneal_steps`).
         anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -290,6 +291,72 @@ def test_positions_taken_for_samples_are_found_out(
     assert caplog.text.count("no rule holds for layer.bias, layer.weight") == 1
 
 
+@pytest.mark.parametrize("batch_statistics", ["refuse", "constant"])
+def test_rules_are_checked_where_batch_statistics_are_allowed(
+    twin: Any, batch_statistics: str
+) -> None:
+    torch.manual_seed(0)
+    _check(twin, PositionsFirst(), _inputs(N, 4), batch_statistics=batch_statistics)
+
+
+class Sorted(nn.Module):
+    """Works on its samples in another order, but for the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.conv = nn.Conv1d(1, 1, 3)
+        self.classifier = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.arange(len(x)).flip(0).roll(1)
+        y = self.conv(self.norm(torch.tanh(self.layer(x[order])))[:, None])
+        return self.classifier(y[:, 0])[order.argsort()]
+
+
+@pytest.mark.parametrize("scope", ["all", "classifier"])
+def test_samples_in_another_order_are_found_out(twin: Any, scope: str) -> None:
+    torch.manual_seed(0)
+    _check(twin, Sorted(), _inputs(4), scope)
+
+
+class ChangedLogits(nn.Module):
+    """Changes its classifier's result in place, behind BatchNorm in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.classifier(self.norm(x))
+        z *= torch.tensor([3.0, 0.1, -2.0])
+        return z
+
+
+@pytest.mark.parametrize("scope", ["all", "classifier"])
+def test_logits_changed_in_place(twin: Any, scope: str) -> None:
+    torch.manual_seed(0)
+    model, x, y = ChangedLogits().double(), _inputs(4), torch.arange(N) % 3
+    ours = gradient_variance(model, x, y, SIZES, scope=scope, batch_statistics="constant").variances
+    constants = copy.deepcopy(model).eval()
+    constants.norm.running_mean, constants.norm.running_var = x.mean(0), x.var(0, correction=0)
+    expected = twin.variances(constants, x, y, SIZES, ["classifier.weight", "classifier.bias"])
+    for name, v in expected.items():
+        torch.testing.assert_close(ours[name], v, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("scopes", [("layer.bias", "layer.weight"), ("layer.weight", "layer.bias")])
+def test_what_one_scope_found_out_is_not_taken_for_another(
+    twin: Any, scopes: tuple[str, str]
+) -> None:
+    torch.manual_seed(0)
+    model = PositionsFirst()
+    for scope in scopes:
+        _check(twin, model, _inputs(N, 4), scope)
+
+
 class Scripted(nn.Module):
     """A use that no torch function shows."""
 
@@ -356,6 +423,68 @@ def test_what_has_no_rule_runs_one_by_one(twin: Any, name: str) -> None:
     torch.manual_seed(0)
     make, shape = WITHOUT_RULE[name]
     _check(twin, make(), _inputs(*shape))
+
+
+class SequenceFirst(nn.Module):
+    """Layers that work on [T, N, K], where no rule holds."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(4, 3)
+        for layer in self.modules():
+            if isinstance(layer, nn.LayerNorm):
+                nn.init.normal_(layer.weight)
+                nn.init.normal_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.tanh(self.layers(x.transpose(0, 1)))[0])
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.layer_norm(x, self.normalized_shape, self.weight, self.bias)
+
+
+SEQUENCE_FIRST: dict[str, Callable[[], list[nn.Module]]] = {
+    "norm": lambda: [nn.Linear(4, 4), nn.LayerNorm(4)],
+    "norm_by_hand": lambda: [nn.Linear(4, 4), _LayerNorm(4)],
+    "encoder": lambda: [nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)],
+    "encoder_norm_first": lambda: [
+        nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, norm_first=True)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCE_FIRST)
+def test_second_derivatives_of_what_has_no_rule(twin: Any, name: str) -> None:
+    torch.manual_seed(0)
+    model = SequenceFirst(*SEQUENCE_FIRST[name]()).double()
+    x, y = _inputs(4, 4), torch.arange(N) % 3
+    ours = gradient_variance(model, x, y, SIZES, scope="all").variances
+    with _math_attention():
+        twin.assert_same(model, ours, twin.variances(model, x, y, SIZES, list(ours)))
+
+
+class _Attended(nn.Module):
+    """Attention by hand behind a layer without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.PReLU(4)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x.flatten(0, 1)).view_as(x)
+        return self.classifier(F.scaled_dot_product_attention(x, x, x)[:, 0])
+
+
+def test_attention_behind_what_has_no_rule(twin: Any) -> None:
+    torch.manual_seed(0)
+    model, x, y = _Attended().double(), _inputs(6, 4), torch.arange(N) % 3
+    ours = gradient_variance(model, x, y, SIZES, scope="all").variances
+    with _math_attention():
+        twin.assert_same(model, ours, twin.variances(model, x, y, SIZES, list(ours)))
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -29,6 +29,23 @@ def test_gradient_at_logits_is_that_of_autograd(loss: CrossEntropy, columns: int
     torch.testing.assert_close(loss.gradient_at_logits(z, _targets()), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_half_precision_keeps_the_digits_of_small_losses(columns: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    y = torch.arange(9) % max(2, columns)
+    signs = F.one_hot(y, columns) if columns > 1 else 2 * y[:, None] - 1
+    classifier = nn.Linear(columns, columns)
+    nn.init.eye_(classifier.weight)
+    x = 8 * signs + torch.randn(9, columns)
+    with torch.autocast("cpu", dtype):
+        found = gradient_variance(classifier, x, y, (4, 5), scope="bias")
+    z = found.logits.detach().double().requires_grad_()
+    (deltas,) = torch.autograd.grad(per_sample_losses(z, y).sum(), z)
+    expected = torch.stack([d.var(0, correction=0) for d in deltas.split((4, 5))])
+    torch.testing.assert_close(found.variances["bias"].double(), expected, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_one_logit_is_the_second_of_two(loss: CrossEntropy) -> None:
     z = torch.randn(8, 1, dtype=torch.float64)

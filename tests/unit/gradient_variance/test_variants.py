@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fishr_exp.gradient_variance import gradient_variance, penalty, per_sample_losses
+from fishr_exp.gradient_variance import (
+    gradient_variance,
+    penalty,
+    per_sample_losses,
+    squared_distance,
+)
 
 SIZES = (6, 7)
 ENGINES = ["native", "backpack"]
@@ -74,8 +79,16 @@ def test_within_classes(net: nn.Module, engine: Any) -> None:
             torch.testing.assert_close(found.variances[f"{name}[{c}]"], v)
 
 
-def test_no_class_with_two_samples_in_every_domain_is_refused(net: nn.Module) -> None:
-    x, y = _data()
-    with pytest.raises(ValueError, match="no class has at least 2 samples"):
-        gradient_variance(net, x[:4], y.new_tensor([0, 0, 1, 1]), (2, 2), scope="all",
-                          within_classes=True)  # fmt: skip
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("reduce", [None, lambda _, v: squared_distance(v)])
+def test_no_class_with_two_samples_in_every_domain_has_no_variance(
+    net: nn.Module, engine: Any, reduce: Any
+) -> None:
+    x, y = _data()[0][:4], torch.tensor([0, 0, 1, 1])
+    found = gradient_variance(
+        net, x, y, (2, 2), scope="all", within_classes=True, engine=engine, reduce=reduce
+    )
+    torch.testing.assert_close(found.losses, per_sample_losses(net(x), y))
+    for name, parameter in net.named_parameters():
+        shape = () if reduce else (2, *parameter.shape)
+        assert torch.equal(found.variances[name], parameter.new_zeros(shape))

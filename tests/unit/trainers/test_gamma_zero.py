@@ -45,3 +45,10 @@ def test_weight_zero_is_erm(make: Callable[[], Model], scope: str, wait: int) ->
     method.scope = scope
     expected, found = trained(Erm(), make), trained(method, make)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_weight_zero_is_erm_where_classes_are_put_together() -> None:
+    expected, found = (
+        trained(method, frozen_resnet) for method in (Erm(), Fishr(0.0, within_classes=True))
+    )
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
