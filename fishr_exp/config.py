@@ -34,12 +34,17 @@ SUPPLIED = {
 # What a configuration may build: what begins so, or with a name in `allow_targets`.
 TARGETS = ("fishr_exp", "torch.optim")
 ALLOW_TARGETS = "allow_targets"
-# Root keys that say where a run is written; `run` gets the folder that they make.
-PLACES = ("output_dir", "sweep_name")
+# Root keys that are no arguments of `run`: where it is written, and what it may be built of.
+APART = ("output_dir", "sweep_name", ALLOW_TARGETS)
 # A root key that `run` only records.
 RECORDED = ("protocol",)
 # Arguments of `run` that a protocol sets. Absent without one, so that they are in no run's name.
 SET_BY_A_PROTOCOL = ("total_steps", "data_seed")
+# How to give keys that must be given, where VALUE would not say it.
+WRITTEN = {
+    "test_domains": "test_domains=[NAME] (a domain to leave out)",
+    "dataset.root": "dataset.root=DIR (the folder of its data)",
+}
 # Arguments of `run` that the command line supplies.
 GIVEN_TO_RUN = ("folder", "labels", "config")
 
@@ -79,12 +84,12 @@ def arguments(config: DictConfig) -> dict[str, Any]:
     from fishr_exp.run import run  # imports torch
 
     if missing := sorted(OmegaConf.missing_keys(config)):
-        mend = f"add {' '.join(f'{key}=VALUE' for key in missing)}"
+        mend = f"add {' '.join(WRITTEN.get(key, f'{key}=VALUE') for key in missing)}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    apart = (*GROUPS, *PLACES, *RECORDED, ALLOW_TARGETS)
+    apart = (*GROUPS, *APART, *RECORDED)
     root = {key: value for key, value in plain.items() if key not in apart}
-    checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *PLACES))
+    checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *APART))
     more = _convert(ALLOW_TARGETS, plain.get(ALLOW_TARGETS) or [], list[str])
     parts = {group: part(plain.get(group), group, more) for group in GROUPS}
     return {**checked, **parts, "config": plain}
@@ -135,7 +140,8 @@ def bind(
     }
     for name, value in keywords.items():
         if name not in parameters:
-            raise unknown_key(f"{prefix}{name}", value, [*parameters, *also])
+            known = [key for key in (*parameters, *also) if key not in SET_BY_A_PROTOCOL]
+            raise unknown_key(f"{prefix}{name}", value, known)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in keywords:
             raise ConfigError(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import sys
+from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fishr_exp.config import GROUPS, conf_dir, unknown_key
 from fishr_exp.errors import ConfigError, TrainingError
+
+EMPTY_GROUPS = ("experiment", "protocol", "search")  # without one chosen, no keys
 
 
 def one_line(error: Exception) -> str | None:
@@ -32,6 +37,10 @@ def one_line(error: Exception) -> str | None:
         return _unreadable(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         unknown = re.match(r"Could not override '(.+)'", str(error))
+        if ambiguous := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
+            key, _, values = ambiguous.group(1).partition("=")
+            mend = f"pass -m to run each, or write {key}=[{values}] for one list"
+            return str(ConfigError(key, values, "several values are a sweep", mend))
         removed = [group for group in GROUPS if f"~{group}" in sys.argv]
         if removed:  # others are named by it: Hydra speaks of those
             return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))
@@ -86,6 +95,8 @@ def _unreadable(error: OverrideParseException) -> str:
     """Explain an override that does not follow Hydra's grammar."""
     said = [line.strip() for line in str(error.message).splitlines()]
     reason = [line for line in said if line and not line.startswith(("Error parsing", "See "))]
+    if str(error.override).endswith(","):
+        return f"{error.override}: a sweep is written without spaces, as in trainer.gamma=1,10"
     return (
         f"{error.override}: cannot be read as KEY=VALUE ({', '.join(reason)}); "
         "put quotes around a value with special characters: 'KEY=\"VALUE\"'"
@@ -99,7 +110,7 @@ def _unknown(key: str) -> ConfigError:
     node: DictConfig = OmegaConf.create()
     if not key.startswith("hydra."):
         try:
-            with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            with _composing():
                 node = hydra.compose("config", choices)
         except (HydraException, OmegaConfBaseException):
             pass  # of a sweep over a group, the keys depend on the job
@@ -109,12 +120,21 @@ def _unknown(key: str) -> ConfigError:
         if not isinstance(inner, DictConfig):
             break
         node, place = inner, f"{place}{name}."
-    error = unknown_key(f"{place}{name}", "", [str(known) for known in node if known != "_target_"])
+    known = [str(key) for key in node if key != "_target_"]
+    known += EMPTY_GROUPS if not place else ()
+    error = unknown_key(f"{place}{name}", "", known)
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
 
 
+def _composing() -> contextlib.AbstractContextManager[Any]:
+    """Set Hydra up, unless a plan of a sweep has done so."""
+    if GlobalHydra.instance().is_initialized():
+        return contextlib.nullcontext()
+    return hydra.initialize_config_dir(str(conf_dir()), version_base="1.3")
+
+
 def _is_group(name: str) -> bool:
-    return name in (*GROUPS, "protocol", "search", "experiment")
+    return name in (*GROUPS, *EMPTY_GROUPS)
 
 
 def _flat(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import shutil
 import sys
@@ -59,6 +60,7 @@ class Job:
     arguments: Mapping[str, Any]  # of `run`, checked
     state: str  # of `STATES`
     step: int  # that its records reach
+    steps_per_epoch: int = 0  # known when its dataset is
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def main(words: Sequence[str] | None = None) -> int:
     register_run_name()
     try:
         jobs = compose(options.overrides)
-        _check(jobs)
+        jobs = _sized(jobs)
         sys.stdout.write(f"{_counts(jobs)}\n")
         todo = [job for job in jobs if job.state != "done"]
         if todo:
@@ -166,20 +168,32 @@ def _job(config: DictConfig, varied: str) -> Job:
     )
 
 
-def _check(jobs: Sequence[Job]) -> None:
-    """Refuse test domains that a dataset lacks, in any run; each dataset is built once."""
-    known: dict[str, list[str]] = {}
+def _sized(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with the steps of their epochs; each dataset is built once.
+
+    Raises:
+        ConfigError: If a dataset lacks a test domain.
+    """
+    known: dict[str, dict[str, int]] = {}
+    sized = []
     for job in jobs:
         data = {k: v for k, v in job.settings.items() if k.startswith("dataset.")}
         name = str(sorted((k, v) for k, v in data.items() if not k.endswith(".seed")))
         if name not in known:
-            known[name] = list(job.arguments["dataset"]().by_name)
-        unknown = [d for d in job.arguments["test_domains"] if d not in known[name]]
+            domains = job.arguments["dataset"]().by_name
+            known[name] = {name: len(domain) for name, domain in domains.items()}
+        sizes, test_domains = known[name], job.arguments["test_domains"]
+        unknown = [d for d in test_domains if d not in sizes]
         if unknown:
             reason = f"{job.labels['dataset']} has no domain {unknown[0]}"
-            mend = f"choose from {', '.join(known[name])}"
-            given = f"[{', '.join(job.arguments['test_domains'])}]"
-            raise ConfigError("test_domains", given, reason, mend)
+            mend = f"choose from {', '.join(sizes)}"
+            raise ConfigError("test_domains", f"[{', '.join(test_domains)}]", reason, mend)
+        batch_size, holdout = job.arguments["batch_size"], job.arguments["holdout_fraction"]
+        training = [n - int(holdout * n) for d, n in sizes.items() if d not in test_domains]
+        per_pass = 1 if batch_size is None else min(training, default=0) // batch_size
+        steps = job.arguments["steps_per_epoch"] or max(1, per_pass)
+        sized.append(dataclasses.replace(job, steps_per_epoch=steps))
+    return sized
 
 
 def _counts(jobs: Sequence[Job]) -> str:
@@ -201,10 +215,10 @@ def _estimate(jobs: Sequence[Job]) -> str:
         costs = probe(dearest.arguments, dearest.labels)
         seconds = [_seconds(job, costs) for job in alike]
         total += sum(seconds)
-        size += sum(costs.bytes(_steps(job, costs)) for job in alike)
+        size += sum(costs.bytes(_evaluations(job)) for job in alike)
         words = [*dearest.labels.values()]
         words[-1] += "".join(f" {word}" for word in _apart(dearest, jobs))
-        steps = max(_steps(job, costs) for job in alike)
+        steps = max(_steps(job) for job in alike)
         rows.append(
             [
                 *words,
@@ -248,15 +262,20 @@ def _dearness(job: Job) -> tuple[float, float]:
 
 
 def _seconds(job: Job, costs: Costs) -> float:
-    steps = _steps(job, costs)
+    steps = _steps(job)
     gamma = job.settings.get("trainer.gamma")
     anneal_steps = steps if gamma == 0 else job.settings.get("trainer.anneal_steps", 0)
-    return costs.seconds(min(job.step, steps), steps, anneal_steps)
+    first = min(job.step, steps)
+    return costs.seconds(first, steps, anneal_steps, _evaluations(job, first))
 
 
-def _steps(job: Job, costs: Costs) -> int:
+def _evaluations(job: Job, first: int = 0) -> int:
+    return -(-(_steps(job) - first) // job.steps_per_epoch)
+
+
+def _steps(job: Job) -> int:
     total = job.arguments.get("total_steps")
-    return total if total is not None else job.arguments["epochs"] * costs.steps_per_epoch
+    return total if total is not None else job.arguments["epochs"] * job.steps_per_epoch
 
 
 def _existing(folder: Path) -> Path:

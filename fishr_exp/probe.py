@@ -18,8 +18,6 @@ import torch
 from torch import Tensor
 
 from fishr_exp.contracts import Domain, Domains, Minibatch
-from fishr_exp.data.minibatches import Minibatches
-from fishr_exp.data.splits import split
 from fishr_exp.results.run_folder import RECORDS, write_atomically
 from fishr_exp.run import run
 
@@ -38,12 +36,10 @@ class Costs:
     last_evaluation: float  # of all parts
     files: int  # of a run with one evaluation
     record: int  # of each further evaluation
-    steps_per_epoch: int
 
-    def seconds(self, first: int, steps: int, anneal_steps: int) -> float:
+    def seconds(self, first: int, steps: int, anneal_steps: int, evaluations: int) -> float:
         """What a run costs from step `first` to its end; `anneal_steps` of ERM is 0."""
         before = max(0, min(anneal_steps, steps) - first)
-        evaluations = -(-(steps - first) // self.steps_per_epoch)
         return (
             self.start
             + before * self.step_before
@@ -52,9 +48,9 @@ class Costs:
             + self.last_evaluation
         )
 
-    def bytes(self, steps: int) -> int:
+    def bytes(self, evaluations: int) -> int:
         """What a run leaves on the disk."""
-        return self.files + self.record * (-(-steps // self.steps_per_epoch) - 1)
+        return self.files + self.record * (evaluations - 1)
 
 
 class _EnoughError(Exception):
@@ -95,7 +91,7 @@ def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
     watch = _StopWatch()
     began = time.perf_counter()
     domains = arguments["dataset"]()
-    per_pass, share = _sizes(arguments, domains)
+    share = _share(arguments, domains)
     few = _few(arguments, domains)
     keywords = arguments["trainer"].keywords
     after = max(AFTER, keywords.get("penalty_interval", 1))
@@ -105,6 +101,7 @@ def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
         "dataset": lambda: few,
         "trainer": _timed(arguments["trainer"], watch),
         "tracker": lambda _: watch,
+        "checkpoint_every": None,
         "epochs": 1,
         "steps_per_epoch": steps,
         "total_steps": None,
@@ -130,7 +127,6 @@ def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
         last_evaluation=reading / share,
         files=sum(files.values()),
         record=files.get(RECORDS, 0),
-        steps_per_epoch=arguments["steps_per_epoch"] or per_pass,
     )
 
 
@@ -192,22 +188,8 @@ def _timed(trainer: functools.partial[Any], watch: _StopWatch) -> Callable[..., 
     return make
 
 
-def _sizes(arguments: Mapping[str, Any], domains: Any) -> tuple[int, float]:
-    """Return minibatches a pass, and the share of all samples that an evaluation reads."""
-    seed = arguments["seed"]
-    split_seed = arguments.get("data_seed")
-    parts = {
-        name: split(
-            domain, arguments["holdout_fraction"], seed if split_seed is None else split_seed
-        )
-        for name, domain in domains.by_name.items()
-    }
-    per_pass = [
-        Minibatches(domains.by_name[name], train, arguments["batch_size"], seed).per_pass
-        for name, (train, _) in parts.items()
-        if name not in arguments["test_domains"]
-    ]
-    validation = sum(len(part) for _, part in parts.values())
-    everything = validation + sum(len(part) for part, _ in parts.values())
-    share = 1.0 if arguments["evaluate_train"] or not validation else validation / everything
-    return min(per_pass, default=1), share
+def _share(arguments: Mapping[str, Any], domains: Domains) -> float:
+    """Return the share of all samples that an evaluation reads."""
+    sizes = [len(domain) for domain in domains.by_name.values()]
+    validation = sum(int(arguments["holdout_fraction"] * size) for size in sizes)
+    return 1.0 if arguments["evaluate_train"] or not validation else validation / sum(sizes)

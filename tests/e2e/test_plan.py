@@ -80,10 +80,10 @@ def test_the_estimate_is_near_what_runs_cost(fishr_exp: Command, plan: Plan) -> 
     from fishr_exp.probe import Costs
 
     # by hand: 10 steps, the first 4 before the penalty acts, an evaluation every 5
-    costs = Costs(1.0, 0.1, 0.5, 2.0, 3.0, 1000, 10, 5)
-    assert costs.seconds(0, 10, 4) == pytest.approx(1 + 0.4 + 3 + 4 + 3)
-    assert costs.seconds(5, 10, 4) == pytest.approx(1 + 2.5 + 2 + 3)
-    assert costs.bytes(10) == 1010
+    costs = Costs(1.0, 0.1, 0.5, 2.0, 3.0, 1000, 10)
+    assert costs.seconds(0, 10, 4, 2) == pytest.approx(1 + 0.4 + 3 + 4 + 3)
+    assert costs.seconds(5, 10, 4, 1) == pytest.approx(1 + 2.5 + 2 + 3)
+    assert costs.bytes(2) == 1010
 
     fishr_exp("seed=0")
     folder = fishr_exp("seed=0").folder
@@ -117,3 +117,18 @@ def test_a_probe_leaves_the_tracker_alone(plan: Plan, tmp_path: Path) -> None:
     status, _, _ = plan("tracker=mlflow", f"tracker.tracking_uri=sqlite:///{database}")
     assert status == 0
     assert not database.exists()
+
+
+def test_runs_of_smaller_minibatches_have_longer_epochs(plan: Plan) -> None:
+    """480 training samples a domain: 48 and 12 steps an epoch."""
+    _, out, _ = plan("batch_size=10,40", "epochs=2", "steps_per_epoch=null", "trainer=erm")
+    (row,) = [line for line in out.splitlines() if line.startswith("colored_digits")]
+    assert row.split()[3:5] == ["2", "96"], out
+
+
+def test_a_key_that_nobody_knows(plan: Plan) -> None:
+    status, _, err = plan("trainer.gama=1,2")
+    assert status == 2
+    assert "trainer.gama=" in err
+    assert "did you mean trainer.gamma?" in err
+    assert len(err.splitlines()) == 1

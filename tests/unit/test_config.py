@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fishr_exp.config import (
+    APART,
     GIVEN_TO_RUN,
     GROUPS,
-    PLACES,
     RECORDED,
     SET_BY_A_PROTOCOL,
     SUPPLIED,
@@ -43,8 +43,8 @@ def node(path: Path):
 
 def test_the_root_holds_the_arguments_of_run() -> None:
     arguments_of_run = set(inspect.signature(run).parameters) - set(GIVEN_TO_RUN)
-    assert set(composed()) - set(PLACES) == arguments_of_run - set(SET_BY_A_PROTOCOL)
-    keys = set(composed("protocol=paper_2022")) - set(PLACES) - set(RECORDED)
+    assert set(composed()) - set(APART) == arguments_of_run - set(SET_BY_A_PROTOCOL)
+    keys = set(composed("protocol=paper_2022")) - set(APART) - set(RECORDED)
     assert keys == arguments_of_run
 
 
@@ -130,7 +130,7 @@ def test_every_method_has_its_yaml() -> None:
         ("+sede=3", ["sede=3", "did you mean seed?"]),
         ("trainer._target_=fishr_exp.nowhere.Nothing", ["trainer._target_", "cannot be imported"]),
         ("test_domains=???", ["test_domains=???", "must be given"]),
-        ("dataset=pacs", ["dataset.root=???", "must be given", "dataset.root=VALUE"]),
+        ("dataset=pacs", ["dataset.root=???", "must be given", "dataset.root=DIR"]),
     ],
 )
 def test_a_mistake_names_key_value_and_what_is_allowed(override: str, words: list[str]) -> None:
