@@ -6,7 +6,7 @@ Shapes: D domains in a batch, n samples of one domain, N samples of all, C class
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -44,6 +44,7 @@ class Domains:
     by_name: Mapping[str, Domain]
     num_classes: int
     input_shape: tuple[int, ...]  # of one sample, channels first
+    skipped: Mapping[str, int] = field(default_factory=dict)  # domain -> samples left out as broken
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 },
                 **chosen,
                 "counts": counts,
+                **({"skipped": dict(domains.skipped)} if domains.skipped else {}),
                 "last": {
                     "step": training.step,
                     "accuracy": record_folder.records()[-1]["accuracy"],

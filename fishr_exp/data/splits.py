@@ -24,6 +24,8 @@ def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
 
     So every method and every gamma sees the same split, and another domain changes nothing here.
 
+    A domain with an attribute `validation`, the indices of that part, is split as it says.
+
     Args:
         domain: The domain.
         holdout_fraction: Fraction of the domain that is kept for validation, in [0, 1).
@@ -36,6 +38,11 @@ def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
         raise ConfigError(
             "holdout_fraction", holdout_fraction, "a fraction in [0, 1) of each domain is allowed"
         )
+    given = getattr(domain, "validation", None)
+    if given is not None:
+        kept = torch.ones(len(domain), dtype=torch.bool)
+        kept[given] = False
+        return Split(kept.nonzero()[:, 0], given.sort().values)
     count = int(holdout_fraction * len(domain))
     order = torch.randperm(len(domain), generator=generator(seed, "split", domain.name))
     # Ascending parts keep reads in the order of storage; minibatches are shuffled on their own.

@@ -64,9 +64,8 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         assert keys <= parameters
     values = OmegaConf.to_container(config, resolve=False)
     known = {k: v for k, v in values.items() if v != "???" and not str(v).startswith("${")}
-    for key in ("seed", "root", "sweep"):  # mandatory or interpolated
-        if key in keys - set(known):
-            known[key] = 0 if key == "seed" else "text"
+    given = {"seed": 0, "root": "text", "sweep": "text", "lists": {}}  # mandatory or interpolated
+    known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known.pop("_target_")
     assert set(bind(target, known, f"{group}.", SUPPLIED.get(group, ()))) == keys
 

@@ -270,3 +270,70 @@ def test_real_domains_whose_class_names_differ(shared_data):
     if not root.is_dir():
         pytest.skip("no real data: ../shared/data/vlcs_mini is absent")
     assert "the classes of domain labelme differ from those of domain caltech" in one_line(root)
+
+
+# --- domains by name, classes by map, bad images ---------------------------------------------
+
+VLCS_MINI = {
+    "bird": ["bird", "flying", "vogel"],
+    "car": ["auto", "drive", "vehicle"],
+    "chair": ["sit", "sofa", "stuhl"],
+    "dog": ["dog", "hund", "husky"],
+    "person": ["mensch", "sapiens"],
+}
+
+
+def test_real_domains_by_a_class_map(shared_data):
+    root = shared_data / "vlcs_mini"
+    if not root.is_dir():
+        pytest.skip("no real data: ../shared/data/vlcs_mini is absent")
+    domains = build(root, class_map=VLCS_MINI)
+    assert domains.num_classes == 5
+    counts = {
+        name: whole(d).y.bincount(minlength=5).tolist() for name, d in domains.by_name.items()
+    }
+    assert counts == {
+        "caltech": [9, 20, 6, 11, 9],
+        "labelme": [50, 14, 7, 6, 0],  # no person there
+        "sun": [8, 9, 4, 19, 15],
+    }
+
+
+def test_a_map_that_forgets_a_folder(root):
+    line = one_line(root, class_map={"dog": ["dog"]})
+    assert line.startswith("dataset.class_map={dog}: names no class for the folders cat of domain")
+
+
+def test_domains_are_those_named_in_that_order(root):
+    paint(root / "notes" / "cat" / "0.png")
+    assert list(build(root, domains=["photo", "art"]).by_name) == ["photo", "art"]
+    line = one_line(root, domains=["photo", "sketch"])
+    assert "has no folder sketch; it has art, notes, photo" in line
+
+
+def test_bad_images_are_skipped_and_counted(root, caplog):
+    (root / "art" / "cat" / "1.png").write_bytes(b"no image")
+    (root / "photo" / "dog" / "0.png").write_bytes(b"")
+    domains = build(root, on_bad_image="skip")
+    assert {name: len(d) for name, d in domains.by_name.items()} == {"art": 5, "photo": 5}
+    assert domains.skipped == {"art": 1, "photo": 1}
+    assert whole(domains.by_name["art"]).y.tolist() == [0, 0, 1, 1, 1]
+    assert f"skipped 2 of 12 images that cannot be read, the first: {root}" in caplog.text
+    assert build(root).skipped == {}
+    assert one_line(root, on_bad_image="ignore").startswith("dataset.on_bad_image=ignore: choose")
+
+
+def test_a_domain_of_bad_images_alone(root):
+    for path in (root / "art").rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert "domain art holds no images" in one_line(root, on_bad_image="skip")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_sixteen_bits_are_scaled_and_not_cut_off(root, mode):
+    levels = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16).repeat(5, 0)
+    levels = levels.repeat(5, 1)
+    array = levels if mode == "I;16" else levels.astype(np.int32)
+    Image.fromarray(array).save(root / "art" / "cat" / "0.tif")
+    x, _ = build(root, image_size=10).by_name["art"].read(torch.tensor([1]))  # behind 0.png
+    assert (pixels(x)[0, :, [0, 0, 9, 9], [0, 9, 0, 9]] == torch.tensor([0, 100, 200, 255])).all()

