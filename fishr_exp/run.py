@@ -264,12 +264,14 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             }
             record_folder.finish(result)
             checkpoints.tidy()
-        if mirror:
+        if chosen_step <= anneal_steps < training.step:
+            log.warning(
+                "the chosen step lies before trainer.anneal_steps=%d, as ERM's", anneal_steps
+            )
+        log.info("%s", _line(result))
+        log.info("%s", folder)
+        if mirror:  # it may have to wait
             mirror.finish("FINISHED")
-    if chosen_step <= anneal_steps < training.step:
-        log.warning("the chosen step lies before trainer.anneal_steps=%d, as ERM's", anneal_steps)
-    log.info("%s", _line(result))
-    log.info("%s", folder)
     return result
 
 
