@@ -1,0 +1,120 @@
+"""Any map-style `torch.utils.data.Dataset` as a domain; WILDS' by the `wilds` package."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fishr_exp.contracts import Domains, Minibatch
+from fishr_exp.data.image_folder import _domainbed_chain, _global_draws_from, _normalised
+from fishr_exp.errors import ConfigError
+
+
+class DatasetDomain:
+    """Samples (x, y) of a dataset as a domain.
+
+    Args:
+        name: The domain's name.
+        dataset: Its samples; x a tensor of a fixed shape, y a class from 0 on.
+        augmented: The same samples, augmented, for training minibatches; None: as they are. What
+            it draws from PyTorch's global stream is a function of the run's seed and the step.
+    """
+
+    def __init__(
+        self, name: str, dataset: Dataset[Any], augmented: Dataset[Any] | None = None
+    ) -> None:
+        self.name = name
+        self._dataset = dataset
+        self._augmented = dataset if augmented is None else augmented
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]
+
+    def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
+        """Read the samples at `indices` ([n], int64)."""
+        source = self._dataset if augment is None else self._augmented
+        with contextlib.nullcontext() if augment is None else _global_draws_from(augment):
+            samples = [source[i][:2] for i in indices.tolist()]
+        x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _ in samples])
+        return Minibatch(x, torch.tensor([int(y) for _, y in samples]))
+
+
+def domains_of(
+    name: str,
+    datasets: Mapping[str, Dataset[Any]],
+    num_classes: int,
+    augmented: Mapping[str, Dataset[Any]] | None = None,
+) -> Domains:
+    """Make domains of datasets, for a function that a `dataset._target_` names.
+
+    Args:
+        name: The name of the whole.
+        datasets: The samples of each domain, in order.
+        num_classes: Number of classes.
+        augmented: Of domains that are augmented in training, the samples of `DatasetDomain`.
+    """
+    more = augmented or {}
+    by_name = {key: DatasetDomain(key, own, more.get(key)) for key, own in datasets.items()}
+    first = next(iter(by_name.values())).read(torch.tensor([0])).x[0]
+    return Domains(name, by_name, num_classes, tuple(first.shape))
+
+
+def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) -> Domains:
+    """Build a domain of each value of a WILDS dataset's metadata, as DomainBed does.
+
+    Args:
+        root: The folder of WILDS' data; nothing is downloaded.
+        name: WILDS' name of the dataset: camelyon17, fmow.
+        domain: The metadata field whose values are the domains; they are called FIELD_VALUE.
+        image_size: Height and width of the images as the model sees them, in pixels.
+        augment: Augment the training minibatches, by DomainBed's chain.
+
+    Raises:
+        ConfigError: If the package is missing, or the data cannot be read.
+
+    Source: Koh et al. 2021 (arXiv:2012.07421).
+    """
+    try:
+        package = importlib.import_module("wilds")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "dataset", name, "needs the package wilds", "pip install wilds"
+        ) from error
+    try:
+        whole = package.get_dataset(dataset=name, root_dir=root, download=False)
+    except (OSError, ValueError) as error:
+        reason = f"holds no {name} of WILDS ({str(error).splitlines()[0]})"
+        mend = "download it with the wilds package"
+        raise ConfigError("dataset.root", root, reason, mend) from error
+    values = whole.metadata_array[:, whole.metadata_fields.index(domain)]
+    parts = {f"{domain}_{v}": (values == v).nonzero()[:, 0] for v in values.unique().tolist()}
+
+    def images(augmented: bool) -> dict[str, Dataset[Any]]:
+        return {key: _WildsImages(whole, own, image_size, augmented) for key, own in parts.items()}
+
+    return domains_of(name, images(False), int(whole.n_classes), images(True) if augment else None)
+
+
+class _WildsImages(Dataset[Any]):
+    """The images of a WILDS dataset at some indices, resized, and augmented where asked."""
+
+    def __init__(self, whole: Any, indices: Tensor, image_size: int, augment: bool) -> None:
+        self.whole, self.indices, self.size = whole, indices.tolist(), (image_size, image_size)
+        self.chain = _domainbed_chain(image_size) if augment else None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, k: int) -> tuple[Tensor, int]:
+        image = self.whole.get_input(self.indices[k]).convert("RGB")
+        image = image.resize(self.size, Image.Resampling.BILINEAR)
+        pixels = np.array(self.chain(image) if self.chain else image)
+        return _normalised(pixels[None])[0], int(self.whole.y_array[self.indices[k]])
