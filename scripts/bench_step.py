@@ -63,9 +63,9 @@ from torch import nn
 
 from fishr_exp.contracts import Batch, Model, Objective
 from fishr_exp.gradient_variance import per_sample_losses
+from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
 from fishr_exp.models.mnist_cnn import mnist_cnn
-from fishr_exp.models.resnet import resnet
 from fishr_exp.results.environment import environment
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
@@ -161,7 +161,13 @@ class Workload:
 
 _mlp = partial(mlp, hidden=390, hidden_layers=2, single_logit=True)
 _resnet18 = partial(
-    resnet, depth=18, pretrained=False, weights_file=None, freeze_bn=True, dropout=0.0
+    backbone,
+    library="torchvision",
+    name="resnet18",
+    pretrained=False,
+    weights_file=None,
+    freeze_bn=True,
+    dropout=0.0,
 )
 
 

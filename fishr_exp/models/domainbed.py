@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from fishr_exp.contracts import Model
 from fishr_exp.errors import ConfigError
+from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mnist_cnn import mnist_cnn
-from fishr_exp.models.resnet import resnet
 
 _MNIST, _IMAGES = (28, 28), (224, 224)
 
@@ -26,7 +26,7 @@ def domainbed(
     Args:
         input_shape: Shape of one sample (C, H, W).
         num_classes: Number of classes.
-        pretrained: Of the ResNet-50, as the arguments that follow; see `resnet`.
+        pretrained: Of the ResNet-50, as the arguments that follow; see `backbone`.
         weights_file: A state dict on disk, in place of torchvision's hub.
         freeze_bn: Keep BatchNorm in evaluation mode always; its affine weights are trained.
         dropout: Probability of dropping a feature before the classifier, in [0, 1).
@@ -53,10 +53,11 @@ def domainbed(
             "model.weights_file", None, "DomainBed starts from ImageNet weights",
             "pass their file, or model.pretrained=true for torchvision's",
         )  # fmt: skip
-    return resnet(
+    return backbone(
         input_shape=input_shape,
         num_classes=num_classes,
-        depth=50,
+        library="torchvision",
+        name="resnet50",
         pretrained=pretrained,
         weights_file=weights_file,
         freeze_bn=freeze_bn,

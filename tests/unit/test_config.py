@@ -64,7 +64,13 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         assert keys <= parameters
     values = OmegaConf.to_container(config, resolve=False)
     known = {k: v for k, v in values.items() if v != "???" and not str(v).startswith("${")}
-    given = {"seed": 0, "root": "text", "sweep": "text", "lists": {}}  # mandatory or interpolated
+    given = {
+        "seed": 0,
+        "root": "text",
+        "sweep": "text",
+        "lists": {},
+        "name": "some",
+    }  # mandatory or interpolated
     known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known.pop("_target_")
     assert set(bind(target, known, f"{group}.", SUPPLIED.get(group, ()))) == keys

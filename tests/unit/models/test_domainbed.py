@@ -24,9 +24,14 @@ def test_small_images_get_the_mnist_network() -> None:
 
 def test_large_images_get_a_resnet_50(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(module, "resnet", lambda **keywords: given.update(keywords))
+    monkeypatch.setattr(module, "backbone", lambda **keywords: given.update(keywords))
     domainbed(input_shape=(3, 224, 224), **DEFAULTS)
-    assert given == {"input_shape": (3, 224, 224), "depth": 50, **DEFAULTS}
+    assert given == {
+        "input_shape": (3, 224, 224),
+        "library": "torchvision",
+        "name": "resnet50",
+        **DEFAULTS,
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fishr_exp.contracts import Batch, Model
+from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mnist_cnn import mnist_cnn
-from fishr_exp.models.resnet import resnet
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.training.step import optimizer_step
@@ -20,9 +20,9 @@ def cnn() -> Model:
 
 
 def frozen_resnet() -> Model:
-    return resnet(
-        input_shape=(3, 32, 32), num_classes=3, depth=18, pretrained=False, weights_file=None,
-        freeze_bn=True, dropout=0.1,
+    return backbone(
+        input_shape=(3, 32, 32), num_classes=3, library="torchvision", name="resnet18",
+        pretrained=False, weights_file=None, freeze_bn=True, dropout=0.1,
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
-"""Residual networks: frozen BatchNorm, weights from files and from the hub."""
+"""Networks of libraries: frozen BatchNorm, weights from files and from the hub."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import urllib.error
 import urllib.request
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from fishr_exp.errors import ConfigError
-from fishr_exp.models.resnet import resnet
+from fishr_exp.models.backbone import backbone
 from fishr_exp.vision import torchvision
 
 HUB_NAME = "resnet18-f37072fd.pth"
@@ -21,13 +22,14 @@ def build(**changes):
     arguments = {
         "input_shape": (3, 32, 32),
         "num_classes": 7,
-        "depth": 18,
+        "library": "torchvision",
+        "name": "resnet18",
         "pretrained": False,
         "weights_file": None,
         "freeze_bn": True,
         "dropout": 0.0,
     }
-    return resnet(**{**arguments, **changes})
+    return backbone(**{**arguments, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +48,11 @@ def batch_norms(model):
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-@pytest.mark.parametrize(("depth", "features", "head"), [(18, 512, 3591), (50, 2048, 14343)])
-def test_features_and_classifier_sizes(depth, features, head):
-    model = build(depth=depth)
+@pytest.mark.parametrize(
+    ("name", "features", "head"), [("resnet18", 512, 3591), ("resnet50", 2048, 14343)]
+)
+def test_features_and_classifier_sizes(name, features, head):
+    model = build(name=name)
     x = torch.rand(2, 3, 32, 32)
     assert model.featurizer(x).shape == (2, features)
     assert model(x).shape == (2, 7)
@@ -223,7 +227,74 @@ def test_a_weights_file_is_taken_in_place_of_the_hub(hub, tmp_path, plain_state)
     assert torch.equal(model.featurizer.body.conv1.weight, plain_state["conv1.weight"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("depth", 34), ("dropout", 1.0), ("dropout", -0.1)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("library", "keras"), ("name", "resnet19"), ("dropout", 1.0), ("dropout", -0.1)],
+)
 def test_values_out_of_range_name_their_key(key, value):
     with pytest.raises(ConfigError, match=f"model.{key}={value}"):
         build(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [("mobilenet_v3_small", 1024), ("efficientnet_b0", 1280), ("vit_b_32", 768), ("swin_t", 768)],
+)
+def test_other_networks_of_torchvision(tmp_path, name, features):
+    whole = torchvision.models.get_model(name, weights=None).eval()
+    torch.save({"state_dict": whole.state_dict()}, tmp_path / "weights.pt")
+    size = 224 if name.startswith("vit") else 64
+    model = build(
+        name=name, input_shape=(3, size, size), weights_file=str(tmp_path / "weights.pt")
+    ).eval()
+    x = torch.rand(2, 3, size, size)
+    assert model.featurizer(x).shape == (2, features)
+    last = [m for m in whole.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        assert torch.equal(last(model.featurizer(x)), whole(x))
+
+
+def test_other_channels_of_a_network_without_conv1(tmp_path):
+    whole = torchvision.models.mobilenet_v3_small(weights=None)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    file = str(tmp_path / "weights.pt")
+    model = build(name="mobilenet_v3_small", input_shape=(2, 32, 32), weights_file=file)
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    given = whole.state_dict()["features.0.0.weight"]
+    assert torch.equal(first.weight, given[:, :2])
+    assert model(torch.rand(2, 2, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_file_of_a_wrapped_network(tmp_path, plain_state, prefix):
+    state = {f"{prefix}{name}": value for name, value in plain_state.items()}
+    torch.save(state, tmp_path / "weights.pt")
+    model = build(weights_file=str(tmp_path / "weights.pt"))
+    assert torch.equal(model.featurizer.body.conv1.weight, plain_state["conv1.weight"])
+
+
+def test_a_name_that_is_nearly_right():
+    with pytest.raises(ConfigError, match=r"did you mean .*resnet50"):
+        build(name="resnet_50")
+
+
+def test_timm_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        build(library="timm", name="resnet18")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "vit_tiny_patch16_224"])
+def test_networks_of_timm(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    safetensors = pytest.importorskip("safetensors.torch")
+    whole = timm.create_model(name, pretrained=False).eval()
+    safetensors.save_file(whole.state_dict(), tmp_path / "weights.safetensors")
+    model = build(
+        library="timm", name=name, input_shape=(3, 224, 224),
+        weights_file=str(tmp_path / "weights.safetensors"),
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(whole.get_classifier()(model.featurizer(x)), whole(x), atol=1e-5)
+    assert build(library="timm", name=name, input_shape=(2, 224, 224)).classifier.out_features == 7

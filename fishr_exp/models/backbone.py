@@ -1,0 +1,282 @@
+"""Networks of torchvision and timm as featurizers: frozen BatchNorm, weights from three places."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fishr_exp.contracts import Model
+from fishr_exp.errors import ConfigError
+from fishr_exp.vision import torchvision
+
+_log = logging.getLogger(__name__)
+_LIBRARIES = ("torchvision", "timm")
+_WRAPPERS = ("state_dict", "state_dict_ema", "model", "model_ema")  # where programs keep weights
+_PREFIXES = ("module.", "_orig_mod.")  # of a network that was wrapped when it was saved
+_BODY = "featurizer.body."
+
+
+class Featurizer(nn.Module):
+    """A network without its last linear layer.
+
+    Args:
+        body: A network that maps x [n, C, H, W] to features [n, features].
+        features: How many.
+        freeze_bn: Keep every BatchNorm in evaluation mode, also while training: its running
+            statistics stay, its affine weights are trained.
+        dropout: Probability of dropping a feature, in [0, 1).
+    """
+
+    def __init__(self, body: nn.Module, features: int, *, freeze_bn: bool, dropout: float) -> None:
+        super().__init__()
+        self.features = features
+        self.body = body
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.freeze_bn = freeze_bn
+        self.train()
+
+    def train(self, mode: bool = True) -> Featurizer:
+        """Set training mode, except for BatchNorm where that is frozen."""
+        super().train(mode)
+        if self.freeze_bn:
+            for module in _batch_norms(self):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [n, C, H, W] to features [n, F]."""
+        return self.dropout(self.body(x))
+
+
+def backbone(
+    *,
+    input_shape: Sequence[int],
+    num_classes: int,
+    library: str,
+    name: str,
+    pretrained: bool,
+    weights_file: str | None,
+    freeze_bn: bool,
+    dropout: float,
+) -> Model:
+    """Build a network of torchvision or timm as featurizer, with a linear classifier.
+
+    Args:
+        input_shape: Shape of one sample (C, H, W). With C other than 3 the first convolution is
+            made anew; weights made for 3 channels are repeated over the C channels.
+        num_classes: Number of classes.
+        library: torchvision or timm; the latter must be installed.
+        name: The network's name there, e.g. `resnet50`. Its last linear layer is left out.
+        pretrained: Start from the library's ImageNet weights, from its hub; torchvision's
+            IMAGENET1K_V1 where there are several.
+        weights_file: Start from a state dict on disk, and then never ask the hub. It holds a
+            network of that name (its last layer is left out) or a model of this builder (its
+            classifier is loaded too); it may lie under a key such as `state_dict` or `model`, its
+            names may begin with `module.`, and it may be a file of safetensors.
+        freeze_bn: Keep BatchNorm in evaluation mode always; its affine weights are trained.
+        dropout: Probability of dropping a feature before the classifier, in [0, 1).
+
+    Returns:
+        A model of x [n, C, H, W]; what is not loaded is drawn from PyTorch's global stream.
+
+    Raises:
+        ConfigError: If an argument is out of range, the library is missing, the hub cannot be
+            reached, or the file does not hold such weights.
+
+    Source:
+        Gulrajani and Lopez-Paz 2021 (arXiv:2007.01434) for the frozen BatchNorm and the dropout on
+        the features.
+    """
+    if library not in _LIBRARIES:
+        raise ConfigError("model.library", library, f"choose from {', '.join(_LIBRARIES)}")
+    if not 0 <= dropout < 1:
+        raise ConfigError("model.dropout", dropout, "a probability in [0, 1) is allowed")
+    build = _of_torchvision if library == "torchvision" else _of_timm
+    body, last, features = build(name, input_shape[0])
+    featurizer = Featurizer(body, features, freeze_bn=freeze_bn, dropout=dropout)
+    model = Model(featurizer, nn.Linear(features, num_classes))
+    if weights_file is not None:
+        _load(model, _read(weights_file), last, weights_file)
+    elif pretrained:
+        _load_body(model, _from_hub(library, name), last)
+    elif freeze_bn and any(_batch_norms(body)):
+        _log.warning(
+            "model.freeze_bn=true with random weights: BatchNorm normalises nothing, as its "
+            "running statistics are those of no data; pass model.freeze_bn=false, or weights"
+        )
+    return model
+
+
+def _of_torchvision(name: str, channels: int) -> tuple[nn.Module, str, int]:
+    """Return a network without its last linear layer, that layer's name, and its inputs."""
+    models = torchvision.models
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown(name, "torchvision", known)
+    body = models.get_model(name, weights=None)
+    if channels != 3:
+        _replace_first_convolution(body, channels)
+    linear = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)]
+    if not linear or linear[-1][1].out_features != 1000:
+        raise ConfigError("model.name", name, "does not end in a linear layer", "choose another")
+    last, layer = linear[-1]
+    _set_module(body, last, nn.Identity())
+    return body, last, layer.in_features
+
+
+def _of_timm(name: str, channels: int) -> tuple[nn.Module, str, int]:
+    timm = _timm()
+    try:
+        body = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
+    except RuntimeError as error:
+        raise _unknown(name, "timm", timm.list_models()) from error
+    last = body.default_cfg.get("classifier") or "head"
+    features = getattr(body, "head_hidden_size", None) or body.num_features
+    return body, last if isinstance(last, str) else last[0], int(features)
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "model.library", "timm", "is not installed", "pip install timm"
+        ) from error
+
+
+def _unknown(name: str, library: str, known: Sequence[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=3)
+    mend = f"did you mean {' or '.join(near)}?" if near else "see its list of models"
+    return ConfigError("model.name", name, f"{library} has no such network", mend)
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    kind = nn.modules.batchnorm._BatchNorm
+    return [inner for inner in module.modules() if isinstance(inner, kind)]
+
+
+def _replace_first_convolution(body: nn.Module, channels: int) -> None:
+    """Let a network take images of so many channels, by a new first convolution."""
+    name, old = next((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d))
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    _set_module(body, name, new)
+
+
+def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(root.get_submodule(parent), own, module)
+
+
+def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
+    mend = "fetch {0} where there is a network and pass its path as model.weights_file"
+    if library == "timm":
+        try:
+            return _timm().create_model(name, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            reason = f"timm cannot fetch the weights ({_first_line(error)})"
+            raise ConfigError("model.pretrained", "true", reason, mend.format("them")) from error
+    known = torchvision.models.get_model_weights(name)
+    weights = getattr(known, "IMAGENET1K_V1", None) or known.DEFAULT
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, or a file that was cut off
+        raise ConfigError(
+            "model.pretrained",
+            "true",
+            f"the weights cannot be fetched from {weights.url} ({_first_line(error)})",
+            mend.format(weights.url.rpartition("/")[2]),
+        ) from error
+
+
+def _read(weights_file: str) -> Mapping[str, Tensor]:
+    path = Path(weights_file).expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = importlib.import_module("safetensors.torch").load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "model.weights_file", weights_file, "needs the package safetensors",
+            "pip install safetensors",
+        ) from error  # fmt: skip
+    except OSError as error:
+        fault = error.strerror or _first_line(error)
+        raise ConfigError(
+            "model.weights_file", weights_file, f"cannot be read ({fault})", "check the path"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise _bad_file(weights_file, "is no file of tensors written by torch.save") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise _bad_file(weights_file, "holds no state dict, which maps names to tensors")
+    return {_unwrapped(name): value for name, value in content.items()}
+
+
+def _unwrapped(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: str) -> None:
+    try:
+        if any(name.startswith(_BODY) for name in state):
+            model.load_state_dict(state)
+        else:
+            _load_body(model, state, last)
+    except RuntimeError as error:
+        raise _bad_file(weights_file, f"does not fit the model: {_first_fault(error)}") from error
+
+
+def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
+    """Load the weights of a library's network, all but those of its last layer."""
+    body: nn.Module = model.featurizer.body  # type: ignore[assignment]
+    kept = {name: value for name, value in state.items() if not name.startswith(f"{last}.")}
+    for name, own in body.state_dict().items():
+        given = kept.get(name)
+        if given is None or given.shape == own.shape or own.dim() != 4 or given.dim() != 4:
+            continue
+        if given.shape[1] == 3 and own.shape[1] != 3:  # the first convolution
+            kept[name] = given[:, [i % 3 for i in range(own.shape[1])]]
+    body.load_state_dict(kept)
+
+
+def _bad_file(weights_file: str, fault: str) -> ConfigError:
+    return ConfigError(
+        "model.weights_file",
+        weights_file,
+        fault,
+        "pass the state dict of that network as its library has it, or of a model trained here",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _first_fault(error: Exception) -> str:
+    """Return the first fault that `load_state_dict` lists under its headline, cut to a line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    fault = lines[1] if len(lines) > 1 else lines[0]
+    return fault if len(fault) <= 160 else f"{fault[:160]}…"
