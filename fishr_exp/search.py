@@ -48,39 +48,32 @@ Launch = Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]]
 class Space:
     """What a sweep's overrides say: what is searched, what repeats a trial, and what is fixed."""
 
-    searched: Mapping[str, Override]
+    searched: Mapping[str, BaseDistribution]
     repeats: Sequence[Sequence[str]]
     fixed: Sequence[str]
+    typed: Sequence[str]  # what is searched, in words
 
     @classmethod
     def of(cls, overrides: Sequence[Override]) -> Space:
         """Sort the overrides; of two with the same key, the later one holds.
 
         Raises:
-            ConfigError: If there is nothing to search.
+            ConfigError: If there is nothing to search, or a range cannot be drawn from.
         """
         last = {override.get_key_element().lstrip("+"): override for override in overrides}
         swept = {key: o for key, o in last.items() if o.is_sweep_override()}
         repeated = [key for key in REPEATS if key in swept and swept[key].is_discrete_sweep()]
-        searched = {o.get_key_element(): o for key, o in swept.items() if key not in repeated}
+        searched = [override for key, override in swept.items() if key not in repeated]
         if not searched:
             mend = "pass, for one, 'trainer.gamma=tag(log, interval(1, 1e6))'"
             raise ConfigError("hydra/sweeper", "optuna", "there is nothing to search", mend)
-        words = [[f"{key}={text}" for text in texts(swept[key])] for key in repeated]
-        fixed = [str(o.input_line) for key, o in last.items() if key not in swept]
-        return cls(searched, list(itertools.product(*words)), fixed)
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return what Optuna draws from; choices are drawn as they are typed."""
-        found: dict[str, BaseDistribution] = {}
-        for key, override in self.searched.items():
-            value = override.value()
-            if isinstance(value, IntervalSweep):
-                kind = IntDistribution if isinstance(value.start, int) else FloatDistribution
-                found[key] = kind(value.start, value.end, log="log" in value.tags)  # type: ignore[arg-type]
-            else:
-                found[key] = CategoricalDistribution(texts(override))
-        return found
+        words = [[f"{key}={text}" for text in _texts(swept[key])] for key in repeated]
+        return cls(
+            searched={override.get_key_element(): _distribution(override) for override in searched},
+            repeats=list(itertools.product(*words)),
+            fixed=[str(override.input_line) for key, override in last.items() if key not in swept],
+            typed=sorted(str(override.input_line) for override in searched),
+        )
 
     def jobs(self, params: Mapping[str, Any]) -> list[list[str]]:
         """Return the overrides of each run of a trial."""
@@ -93,12 +86,24 @@ class Space:
         Args:
             config: The configuration with what is fixed.
         """
-        words = sorted(str(override.input_line) for override in self.searched.values())
-        told = json.dumps([settings(config), words, self.repeats], sort_keys=True)
+        told = json.dumps([settings(config), self.typed, self.repeats], sort_keys=True)
         return f"search-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
-def texts(override: Override) -> list[str]:
+def _distribution(override: Override) -> BaseDistribution:
+    """Return what Optuna draws from; choices are drawn as they are typed."""
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return CategoricalDistribution(_texts(override))
+    kind = IntDistribution if isinstance(value.start, int) else FloatDistribution
+    try:
+        return kind(value.start, value.end, log="log" in value.tags)  # type: ignore[arg-type]
+    except ValueError as error:
+        key, _, typed = str(override.input_line).partition("=")
+        raise ConfigError(key, typed, f"cannot be drawn from ({error})") from error
+
+
+def _texts(override: Override) -> list[str]:
     """Return the values of a discrete sweep as they are typed."""
     return [str(text) for text in override.sweep_string_iterator()]
 
@@ -222,4 +227,4 @@ def _ask(study: Study, space: Space, sampler: Mapping[str, Any], seed: int) -> T
     waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     number = waiting[0].number if waiting else len(study.get_trials(deepcopy=False))
     study.sampler = instantiate(sampler, seed=derive(seed, "trial", number) % 2**32)
-    return study.ask(space.distributions())
+    return study.ask(dict(space.searched))

@@ -222,7 +222,7 @@ def test_seeds_repeat_a_trial_and_are_not_searched(tmp_path: Path) -> None:
 
 def test_choices_and_whole_numbers() -> None:
     read = space("trainer=fishr,irm", "model.hidden=int(tag(log, interval(8, 64)))", "seed=1")
-    choices, hidden = read.distributions().values()
+    choices, hidden = read.searched.values()
     assert choices.choices == ("fishr", "irm")
     assert (hidden.low, hidden.high, hidden.log) == (8, 64, True)
     assert type(hidden.low) is int
@@ -231,7 +231,7 @@ def test_choices_and_whole_numbers() -> None:
 
 def test_the_command_line_goes_before_the_configuration() -> None:
     read = space("trainer.gamma=interval(1, 9)", "seed=0,1", GAMMA, "seed=5")
-    assert read.distributions()["trainer.gamma"].high == 1e6
+    assert read.searched["trainer.gamma"].high == 1e6
     assert (read.repeats, read.fixed) == ([()], ["seed=5"])
 
 
@@ -239,6 +239,11 @@ def test_nothing_to_search() -> None:
     for words in (["seed=0,1"], ["trainer.gamma=5"], []):
         with pytest.raises(ConfigError, match="nothing to search"):
             space(*words)
+
+
+def test_a_range_that_has_no_logarithm() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.gamma=tag\(log, interval\(0, 9\)\): cannot"):
+        space("trainer.gamma=tag(log, interval(0, 9))")
 
 
 def test_a_study_is_named_by_what_its_values_depend_on() -> None:
@@ -266,7 +271,7 @@ def test_the_option_is_ours_beside_another_plugin_of_that_name() -> None:
 
 def test_a_running_trial_of_the_study_is_not_told_twice(tmp_path: Path) -> None:
     go_on(tmp_path, Runs(), n_trials=2)
-    reopened(tmp_path).ask(space(GAMMA).distributions())
+    reopened(tmp_path).ask(dict(space(GAMMA).searched))
     waiting = reopened(tmp_path).get_trials(states=(TrialState.WAITING,))
     assert [trial.number for trial in waiting] == [2]
     assert waiting[0].params == trials(tmp_path)[2][1] != {}
