@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,6 +40,7 @@ _stopped: Exception | None = None  # in a launcher's process: it starts no other
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
     register_run_name()
+    claim_optuna()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
     with heeding_signals():
         status = _main()
@@ -68,8 +71,20 @@ def register_run_name() -> None:
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 
+def claim_optuna() -> None:
+    """Let `hydra/sweeper=optuna` be ours, where hydra-optuna-sweeper has the same name for its own.
+
+    Its option would minimise, and Hydra refuses two of one name.
+    """
+    Plugins.instance()  # which loads its option
+    ConfigStore.instance().repo["hydra"]["sweeper"].pop("optuna.yaml", None)
+
+
 def job(config: DictConfig) -> float | None:
-    """Run one configuration; a sweeper that optimises gets the validation accuracy."""
+    """Run one configuration; a sweeper that searches gets the validation accuracy.
+
+    It gets None where a test domain chose the checkpoint that this is the accuracy of.
+    """
     from fishr_exp import ranks  # imports torch
     from fishr_exp.run import run
 
@@ -116,7 +131,7 @@ def job(config: DictConfig) -> float | None:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
-    return result["validation_accuracy"]
+    return None if result["selected"]["uses_test_domain"] else result["validation_accuracy"]
 
 
 def _forget(folder: Path) -> None:

@@ -41,6 +41,9 @@ def one_line(error: Exception) -> str | None:
             key, _, values = ambiguous.group(1).partition("=")
             mend = f"pass -m to run each, or write {key}=[{values}] for one list"
             return str(ConfigError(key, values, "several values are a sweep", mend))
+        if "INTERVAL_SWEEP" in str(error):
+            reason = "does not draw from an interval"
+            return str(ConfigError("hydra/sweeper", "basic", reason, "pass hydra/sweeper=optuna"))
         removed = [group for group in GROUPS if f"~{group}" in sys.argv]
         if removed:  # others are named by it: Hydra speaks of those
             return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from fishr_exp.baseline import AddBaseline
-from fishr_exp.cli import register_run_name
+from fishr_exp.cli import claim_optuna, register_run_name
 from fishr_exp.config import arguments, conf_dir
 from fishr_exp.errors import ConfigError
 from fishr_exp.mistakes import before_the_run, one_line
@@ -87,6 +87,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register_run_name()
+    claim_optuna()
     try:
         jobs = compose(options.overrides)
         jobs = _sized(jobs)

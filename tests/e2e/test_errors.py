@@ -48,6 +48,8 @@ MISTAKES = {
     "several values": (["seed=0,1"], ["seed=0,1: several values are a sweep; pass -m to run each",
         "seed=[0,1]"]),
     "a space in a sweep": (["-m", "seed=0,"], ["seed=0,: a sweep is written without spaces"]),
+    "an interval": (["-m", "trainer.gamma=interval(1,9)"], ["hydra/sweeper=basic: does not",
+        "pass hydra/sweeper=optuna"]),
     "no test_domains": (["dataset=pacs", "dataset.root=x"], ["test_domains=???: must be given",
         "add test_domains=[NAME]"]),
     "removed key": (["~trainer.gamma"], ["trainer.gamma=???: must be given"]),

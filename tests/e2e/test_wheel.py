@@ -37,7 +37,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_every_data_file_and_module(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder, prefix in ((ROOT / "conf", "fishr_exp/conf"), (ROOT / "fishr_exp", "fishr_exp")):
+    places = {"conf": "fishr_exp/conf", "fishr_exp": "fishr_exp", "hydra_plugins": "hydra_plugins"}
+    for folder, prefix in ((ROOT / name, prefix) for name, prefix in places.items()):
         for path in [*folder.rglob("*.yaml"), *folder.rglob("*.json"), *folder.rglob("*.py")]:
             assert f"{prefix}/{path.relative_to(folder)}" in held
     assert not any(name.startswith(("tests/", "conf/", "outputs/")) for name in held)

@@ -28,6 +28,7 @@ from fishr_exp.run import run
 YAMLS = sorted(p for group in GROUPS for p in (conf_dir() / group).glob("*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
+SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
 SEARCHES = sorted((conf_dir() / "search").rglob("*.yaml"))
 
 
@@ -78,7 +79,15 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
 
 def test_every_yaml_was_found() -> None:
     found = set((conf_dir()).rglob("*.yaml")) - {conf_dir() / "config.yaml"}
-    assert found == set(YAMLS) | set(EXPERIMENTS) | set(PROTOCOLS) | set(SEARCHES)
+    assert found == {*YAMLS, *EXPERIMENTS, *PROTOCOLS, *SEARCHES, *SWEEPERS}
+
+
+@pytest.mark.parametrize("path", SWEEPERS, ids=lambda p: p.stem)
+def test_sweeper_is_bound_to_its_class(path: Path) -> None:
+    config = OmegaConf.load(path)
+    target = hydra.utils.get_object(config["_target_"])
+    parameters = set(inspect.signature(target).parameters)
+    assert set(config) - {"_target_", "_recursive_"} == parameters
 
 
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda p: p.stem)

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fishr_exp"
 FLOORS = {
     "cli": 4, "mistakes": 4, "config": 4, "protocol": 4, "table_cli": 4, "__main__": 4,
     "baseline": 4, "plan_cli": 4, "probe": 4, "diagnostics_cli": 4, "sync_cli": 4,
-    "data_cli": 4, "sweeping": 4,
+    "data_cli": 4, "sweeping": 4, "search": 4,
     "run": 3,
     "trainers": 2, "training": 2, "tracking": 2,
     "gradient_variance": 1, "data": 1, "models": 1, "results": 1, "ranks": 1,
@@ -22,13 +22,14 @@ FLOORS = {
 HOMES = {
     "hydra": {
         "cli.py", "config.py", "mistakes.py", "protocol.py", "baseline.py", "plan_cli.py",
-        "sweeping.py", "data_cli.py",
+        "sweeping.py", "data_cli.py", "search.py",
     },
     "omegaconf": {
         "cli.py", "config.py", "mistakes.py", "protocol.py", "baseline.py", "plan_cli.py",
         "sweeping.py", "data_cli.py",
     },
     "mlflow": {"tracking/"},
+    "optuna": {"search.py"},
     "backpack": {"gradient_variance/backpack_engine.py"},
     "matplotlib": {"results/figure.py", "results/diagnostics_figure.py"},
     "torchvision": {"vision.py"},
