@@ -73,7 +73,7 @@ class MlflowMirror:
         self.experiment = experiment
         self.sweep = sweep
         self.error = ""
-        # Where files of a database go; MLflow would take the current folder. Servers have their own.
+        # Where files of a database go, instead of the current folder; servers have their own.
         self._home = None if tracking_uri.startswith("http") else folder.path.parent.absolute()
         if self._database:
             self._home, self.patience = self._database.parent, None
