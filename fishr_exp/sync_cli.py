@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.errors import ConfigError
 from fishr_exp.results.run_folder import CONFIG, RECORDS, TRACKING, RunFolder
-from fishr_exp.tracking.mlflow_mirror import MlflowMirror
+from fishr_exp.tracking.mlflow_mirror import MlflowMirror, unreachable
+
+log = logging.getLogger(__name__)
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "running": "KILLED"}
 
@@ -45,29 +46,39 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def send(folder: RunFolder, tracking_uri: str | None, experiment: str | None) -> str:
     """Send what MLflow lacks of one run; return in a few words what became of it."""
-    with folder:
-        try:
+    try:
+        with folder:
             folder.acquire()
-        except ConfigError as error:
-            return "running" if "another process" in error.allowed else "not sent"
-        known = _known(folder)
-        uri = tracking_uri or known.get("tracking_uri")
-        if uri is None:
-            return "without a tracker (pass --tracking-uri)"
-        result = folder.result() or {}
-        mirror = MlflowMirror(
-            folder,
-            uri,
-            experiment or known.get("experiment", "fishr-exp"),
-            known.get("sweep", folder.path.parent.name),
-        )
-        status = STATUS[folder.state]
-        if not mirror.lacks(status):
-            return "complete already"
-        config = json.loads((folder.path / CONFIG).read_text())
-        mirror.start(config, known.get("labels") or result.get("labels", {}))
-        mirror.finish(status)
-        return "not sent" if mirror.error else "sent"
+            return _send(folder, tracking_uri, experiment)
+    except ValueError as error:  # ConfigError is one; a file that is no JSON is another
+        if "another process" in str(error):
+            return "running"
+        log.error("fishr-sync: %s: %s", folder.path, error)
+        return "not sent"
+
+
+def _send(folder: RunFolder, tracking_uri: str | None, experiment: str | None) -> str:
+    known = _known(folder)
+    uri = tracking_uri or known.get("tracking_uri")
+    if uri is None:
+        return "without a tracker (pass --tracking-uri)"
+    result = folder.result() or {}
+    mirror = MlflowMirror(
+        folder,
+        uri,
+        experiment or known.get("experiment", "fishr-exp"),
+        known.get("sweep", folder.path.parent.name),
+    )
+    status = STATUS[folder.state]
+    if not mirror.lacks(status):
+        return "complete already"
+    if mirror.tracking_uri in unreachable:
+        return "not sent"
+    mirror.patience = None
+    config = json.loads((folder.path / CONFIG).read_text())
+    mirror.start(config, known.get("labels") or result.get("labels", {}))
+    mirror.finish(status)
+    return "not sent" if mirror.error else "sent"
 
 
 def _known(folder: RunFolder) -> dict[str, Any]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import io
 import itertools
 import json
+import logging
+import sqlite3
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from fishr_exp.tracking.mlflow_mirror import MlflowMirror
+from fishr_exp import sync_cli
+from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.tracking.mlflow_mirror import MlflowMirror, unreachable
 
-from .conftest import Command, caller, process
+from .conftest import Command, Outcome, caller, process
 from .test_runs import stop_before
 
 TRACKED = ("model.hidden=8", "epochs=2", "steps_per_epoch=2")
@@ -231,3 +238,132 @@ def test_two_processes_make_the_database_at_once(tmp_path: Path) -> None:
     runs = client.search_runs([client.get_experiment_by_name("fishr-exp").experiment_id])
     assert sorted(run.data.params["seed"] for run in runs) == ["0", "1"]
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def sync(*words: object) -> Outcome:
+    """Call `fishr-sync`."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = logging.StreamHandler(err)
+    logging.getLogger().addHandler(handler)
+    try:
+        with contextlib.redirect_stdout(out):
+            status = sync_cli.main([str(word) for word in words])
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return Outcome(status, out.getvalue(), err.getvalue(), Path(str(words[0])))
+
+
+def test_runs_are_sent_by_hand_once_with_the_status_they_have(tracked: Tracked) -> None:
+    runs = tracked.folder / "by_hand"
+    command = caller(runs)
+    untracked = (*TRACKED, "tracker=none")
+    assert command(tiny=untracked).status == 0
+    assert command("seed=1", "trainer.gamma=1e300", tiny=untracked).status == 1
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(3, patch)
+        assert command("seed=2", tiny=untracked).status == 130
+    going_on = RunFolder(command("seed=3", tiny=untracked).folder)
+    going_on.acquire()
+
+    without = sync(runs)
+    assert without.status == 0
+    assert without.out == (
+        f"4 runs under {runs}: 3 without a tracker (pass --tracking-uri), 1 running\n"
+    )
+    words = (runs, "--tracking-uri", tracked.uri, "--experiment", "by_hand")
+    first = sync(*words)
+    assert (first.status, first.out) == (0, f"4 runs under {runs}: 3 sent, 1 running\n")
+    there = {run.data.params["seed"]: run for run in tracked.runs("by_hand")}
+    ends = {seed: run.info.status for seed, run in there.items()}
+    assert ends == {"0": "FINISHED", "1": "FAILED", "2": "KILLED"}
+    assert [tracked.steps(there[seed], "risk") for seed in "02"] == [[2, 4], [2]]
+    assert "not finite" in there["1"].data.tags["error"]
+    assert there["0"].data.tags["sweep"] == "by_hand"
+    assert there["0"].data.params["trainer"] == "fishr"
+
+    going_on.close()
+    assert sync(*words).out == f"4 runs under {runs}: 3 complete already, 1 sent\n"
+    assert sync(runs).out == f"4 runs under {runs}: 4 complete already\n"
+    # The stopped run goes on as the same run.
+    assert tracked.command("by_hand", "by_hand")("seed=2").status == 0
+    assert len(tracked.runs("by_hand")) == 4
+    (gone_on,) = [run for run in tracked.runs("by_hand") if run.data.params["seed"] == "2"]
+    assert (gone_on.info.status, tracked.steps(gone_on, "risk")) == ("FINISHED", [2, 4])
+
+
+def test_what_cannot_be_sent_is_said_once(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    unreachable.discard(AWAY)  # as in a process of its own
+    runs = tracked.folder / "nowhere"
+    caller(runs)("-m", "seed=0,1,2", tiny=(*TRACKED, "tracker=none"))
+    away = sync(runs, "--tracking-uri", AWAY)
+    assert (away.status, away.out) == (1, f"3 runs under {runs}: 3 not sent\n")
+    assert away.err.count("MLflow at") == 1
+    # A spoilt run does not keep the others from being sent.
+    spoilt = min(runs.glob("fishr-*"))
+    (spoilt / "config.json").write_text("{")
+    others = sync(runs, "--tracking-uri", tracked.uri, "--experiment", "nowhere")
+    assert (others.status, others.out) == (1, f"3 runs under {runs}: 1 not sent, 2 sent\n")
+    assert f"fishr-sync: {spoilt}: " in others.err
+    assert len(tracked.runs("nowhere")) == 2
+
+
+def test_no_folder_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sync_cli.main([str(tmp_path / "none")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"fishr-sync: {tmp_path}/none is no folder; pass a folder of runs\n"
+
+
+def test_a_run_sent_to_a_second_server_stays_one_run_on_the_first(
+    tracked: Tracked, tmp_path: Path
+) -> None:
+    command = tracked.command("second", "second")
+    folder = command().folder
+    elsewhere = f"sqlite:///{tmp_path}/mlflow.db"
+    assert sync(folder, "--tracking-uri", elsewhere).status == 0
+    assert command().status == 0  # back on the first, where it is found by its tag
+    (run,) = tracked.runs("second")
+    assert tracked.steps(run, "risk") == [2, 4]
+    assert tracked.steps(run, "test_accuracy/minus90") in ([2], [4])
+
+
+def test_a_thread_that_was_given_up_leaves_the_folder_alone(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come back hours later, when the folder is another process's."""
+    folder = caller(tracked.folder / "late")(tiny=(*TRACKED, "tracker=none")).folder
+    config = json.loads((folder / "config.json").read_text())
+    mirror = MlflowMirror(RunFolder(folder), tracked.uri, "late", "late")
+    mirror.patience = 0.2
+    answer, really = threading.Event(), mirror._find_run
+
+    def slowly(client: Any) -> None:
+        answer.wait()
+        really(client)
+
+    monkeypatch.setattr(mirror, "_find_run", slowly)
+    mirror.start(config, {})
+    mirror.finish("FINISHED")
+    assert mirror.error == "not done in 0.2 s"
+    noted = (folder / "tracking.json").read_bytes()
+    answer.set()
+    assert mirror._thread
+    mirror._thread.join()
+    assert (folder / "tracking.json").read_bytes() == noted
+    # It has made a run before it gave up: that one is found and filled.
+    assert [run.info.status for run in tracked.runs("late")] == ["RUNNING"]
+    assert sync(folder).out == f"1 runs under {folder}: 1 sent\n"
+    (run,) = tracked.runs("late")
+    assert (run.info.status, tracked.steps(run, "risk")) == ("FINISHED", [2, 4])
+
+
+def test_a_busy_database_is_not_taken_for_a_lost_one(tracked: Tracked, tmp_path: Path) -> None:
+    folder = tracked.command("busy", "busy")().folder
+    mirror = MlflowMirror(RunFolder(folder), tracked.uri, "busy", "busy")
+    assert not mirror.lacks("FINISHED")
+    with contextlib.closing(sqlite3.connect(tracked.folder / "mlflow.db")) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert not mirror.lacks("FINISHED")
