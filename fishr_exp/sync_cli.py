@@ -36,6 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"fishr-sync: {options.dir} is no folder; pass a folder of runs\n")
         return 2
     tree = os.walk(options.dir)
+    # A tracker keeps copies of what a run came to, without its records.
     folders = [Path(path) for path, _, files in tree if {CONFIG, RECORDS} <= {*files}]
     uri, experiment = options.tracking_uri, options.experiment
     counts = Counter(send(RunFolder(path), uri, experiment) for path in sorted(folders))

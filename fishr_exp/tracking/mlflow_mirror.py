@@ -308,7 +308,7 @@ class MlflowMirror:
             records = self.folder.records()
             written = _written(records[-1]) if records else 0
             _log_result(self._client, self._run_id, result, written)
-        for name in ("config.json", "environment.json", "records.jsonl", "result.json"):
+        for name in ("config.json", "environment.json", "result.json"):
             if (self.folder.path / name).exists():
                 self._client.log_artifact(self._run_id, str(self.folder.path / name))
         self._client.set_terminated(self._run_id, status)

@@ -91,7 +91,7 @@ def test_a_sweep_is_mirrored_in_flat_runs(tracked: Tracked) -> None:
         assert run.data.metrics["test_accuracy/minus90"] == result["test_accuracy"]["minus90"]
 
         artifacts = {item.path for item in tracked.client().list_artifacts(run.info.run_id)}
-        assert artifacts == {"config.json", "environment.json", "records.jsonl", "result.json"}
+        assert artifacts == {"config.json", "environment.json", "result.json"}
         copy = tracked.folder / "mlflow_artifacts" / run.info.run_id / "artifacts" / "result.json"
         assert json.loads(copy.read_text()) == result
 

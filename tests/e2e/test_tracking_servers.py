@@ -145,7 +145,7 @@ def assert_complete(uri: str, run: Any, folder: Path) -> None:
         history = client.get_metric_history(run.info.run_id, f"test_accuracy/{domain}")
         assert [m.value for m in history] == [value]
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert artifacts == {"config.json", "environment.json", "records.jsonl", "result.json"}
+    assert artifacts == {"config.json", "environment.json", "result.json"}
 
 
 def until(condition: Any) -> None:
