@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -21,11 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.config import arguments, conf_dir, run_name
-from fishr_exp.errors import TrainingError
+from fishr_exp.errors import TrainingError, UnfinishedError
 from fishr_exp.mistakes import before_the_run, is_out_of_memory, one_line
 from fishr_exp.protocol import standing
 from fishr_exp.results.run_folder import CONFIG, LOCK
-from fishr_exp.sweeping import failures, heeding_signals, stopped_by
+from fishr_exp.sweeping import failures, heeding_signals, is_command, jobs_go_on, stopped_by
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,10 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 _MISTAKE = 2  # the exit status
 STOPPED = "stopped; the same command goes on from the last checkpoint"
-_stopped: Exception | None = None  # in a launcher's process: it starts no other run
+STOPPED_WAITING = (
+    "stopped waiting; the jobs go on, and the same command, once they have ended, does the rest"
+)
+_stopped: UnfinishedError | None = None  # in a launcher's process: it starts no other run
 
 
 def main() -> None:
@@ -54,7 +56,8 @@ def _main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) or stopped_by():
-            return _say(STOPPED, 128 + (stopped_by() or signal.SIGINT))
+            said = STOPPED_WAITING if jobs_go_on() else STOPPED
+            return _say(said, 128 + (stopped_by() or getattr(error, "signal", signal.SIGINT)))
         if FULL_ERROR:
             raise
         if hasattr(error, "status"):  # from a job of a sweep, which has said it
@@ -111,10 +114,11 @@ def job(config: DictConfig) -> float | None:
                 labels={group: choices[group] for group in ("dataset", "model", "trainer")},
             )
     except KeyboardInterrupt as stop:
-        if multiprocessing.parent_process() is None:
+        if is_command():
             raise
-        _stopped = RuntimeError(STOPPED)  # a launcher would kill its other processes for a Ctrl-C
-        _stopped.status = 128 + getattr(stop, "signal", signal.SIGINT)  # type: ignore[attr-defined]
+        # A launcher would kill its other processes for a Ctrl-C.
+        why = f"{STOPPED} ({stop.__cause__})" if stop.__cause__ else STOPPED
+        _stopped = UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT))
         raise _stopped from stop
     except Exception as error:
         # Said here: Hydra tells of a sweep's first failure only, and not in the run's own log.

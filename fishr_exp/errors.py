@@ -37,3 +37,19 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+
+
+class UnfinishedError(RuntimeError):
+    """A run of a sweep has no result yet; the same command goes on with it.
+
+    Args:
+        message: What happened.
+        status: The exit status.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message, status)  # all arguments, so that it can be pickled
+        self.message, self.status = message, status
+
+    def __str__(self) -> str:
+        return self.message

@@ -344,7 +344,7 @@ def _failure_recorded(
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # see training/signals.py
         if ranks.first() and not stopped:
             with contextlib.suppress(OSError):  # a full disk may be why the run failed
                 folder.fail(f"{type(error).__name__}: {error}", outline)

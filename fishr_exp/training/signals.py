@@ -66,14 +66,17 @@ class Signals:
         """Do what the process would have done with the signal; that may be nothing.
 
         Raises:
-            Stopped: If nobody had asked for it.
+            Stopped: If nobody had asked for it, or who had has nothing better to do.
+            SystemExit: If a launcher has put the run into its queue again.
         """
         self.pending = 0
         handler = self._earlier.get(number)
-        if callable(handler) and handler is not signal.default_int_handler:
-            handler(number, None)  # a launcher's, which may put the run into its queue again
-        else:
+        if not callable(handler) or handler is signal.default_int_handler:
             raise Stopped(number)
+        try:
+            handler(number, None)
+        except Exception as error:  # a launcher's, which has put the run into its queue too often
+            raise Stopped(number) from error
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -177,6 +177,42 @@ def test_a_signal_in_an_evaluation_does_not_wait_for_its_end(
     assert_same_run(fishr_exp(*words, f"hydra.run.dir={tmp_path}/runs/whole"), continued)
 
 
+@pytest.mark.parametrize(
+    ("answer", "status", "said"),
+    [
+        (SystemExit(255), 255, []),  # it is in the launcher's queue again
+        (RuntimeError("too often"), 128 + signal.SIGUSR2, [f"fishr-exp: {cli.STOPPED}"]),
+    ],
+)
+def test_a_launcher_that_ends_the_run_has_not_made_it_fail(
+    fishr_exp: Command, tmp_path: Path, answer: BaseException, status: int, said: list[str]
+) -> None:
+    from fishr_exp.training import loop
+
+    def handle(number: int, frame: object) -> None:
+        raise answer
+
+    def step(*args: Any) -> Any:
+        if args[-1] == 2:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return real(*args)
+
+    real, here = loop.optimizer_step, f"hydra.run.dir={tmp_path}/runs/halves"
+    earlier = signal.signal(signal.SIGUSR2, handle)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "optimizer_step", step)
+            stopped = fishr_exp(here)
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
+    assert stopped.status == status
+    assert [line for line in stopped.err.splitlines() if line.startswith("fishr-exp:")] == said
+    assert RunFolder(stopped.folder).state == "running"
+    continued = fishr_exp(here)
+    assert "after step 3\n" in continued.err
+    assert_same_run(fishr_exp(f"hydra.run.dir={tmp_path}/runs/whole"), continued)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_all_jobs_of_a_parallel_sweep(

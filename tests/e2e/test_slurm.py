@@ -1,0 +1,173 @@
+"""A sweep through submitit: what Slurm does to its jobs on the way changes nothing in the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fishr_exp.results.run_folder import RunFolder
+
+from .conftest import TINY, caller, newest_state, process
+from .test_kills import shown, trees
+from .test_runs import differences
+
+pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
+
+STEPS = 1500  # an epoch: Slurm lets a job that it takes away go on for some seconds
+SWEEP = ("-m", "trainer.gamma=0,100", "seed=0,1", "epochs=2", f"steps_per_epoch={STEPS}",
+         "model.hidden=8", "observer=last_step", "tracker=none", "device=cpu",
+         "checkpoint_every=1s")  # fmt: skip
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """What sends a sweep through Slurm; skips without a node, or accounts of how a job ended."""
+    if shutil.which("sinfo") is None:
+        pytest.skip("no Slurm here: there is no sinfo")
+    if not set(said("sinfo", "-h", "-o", "%t").split()) & {"idle", "mix", "alloc", "comp"}:
+        pytest.skip("no node of Slurm is up: see sinfo")
+    if subprocess.run(["sacct"], capture_output=True, check=False).returncode:
+        pytest.skip("this Slurm keeps no accounts, and a cancelled job is waited for for ever")
+    seconds = re.search(r"KillWait\s*= (\d+)", said("scontrol", "show", "config"))
+    if seconds is None or int(seconds[1]) > 10:
+        pytest.skip("this Slurm lets a job go on for so long that the runs here would be over")
+    yield "hydra/launcher=submitit_slurm", f"hydra.launcher.name={tmp_path.name}"
+    subprocess.run(["scancel", f"--name={tmp_path.name}"], check=False)
+
+
+def said(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+
+
+def wait_until(holds: Callable[[], object], running: subprocess.Popen[str]) -> None:
+    while not holds():
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.1)
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(1800)
+def test_a_requeued_a_preempted_and_a_cancelled_job_leave_the_sweep_as_it_would_be(
+    slurm: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, whole = tmp_path / "runs", tmp_path / "whole"
+    words = (*SWEEP, *slurm, f"output_dir={runs}")
+    sweep = process(*words)
+
+    def run(gamma: int, seed: int) -> RunFolder:
+        return RunFolder(next(runs.glob(f"fishr-gamma{gamma}-seed{seed}-*"), runs / "none"))
+
+    def in_training(folder: Callable[[], RunFolder]) -> None:
+        wait_until(lambda: list(folder().checkpoints.glob("step-*.pt")), sweep)
+
+    def pending(job: str) -> bool:
+        return said("squeue", "-h", "-j", job, "-o", "%T").split() == ["PENDING"]
+
+    in_training(lambda: run(0, 0))
+    (array,) = {path.name.split("_")[0] for path in (runs / ".submitit").glob("*_0")}
+    subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)
+    in_training(lambda: run(0, 1))
+    subprocess.run(["scancel", f"{array}_1"], check=True)
+    in_training(lambda: run(100, 0))
+    subprocess.run(["scancel", "--signal=USR2", f"{array}_2"], check=True)  # submitit requeues
+    steps = {}
+    for job, folder in ((f"{array}_0", run(0, 0)), (f"{array}_2", run(100, 0))):
+        wait_until(lambda job=job: pending(job), sweep)
+        steps[folder.path] = int(newest_state(folder.path).stem.removeprefix("step-"))
+        assert folder.state == "running"
+        # Slurm would let it wait for two minutes.
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    err = sweep.communicate()[1]
+    assert sweep.returncode == 1, err
+    head, line = err.splitlines()[-2:]
+    assert head == "fishr-exp: 1 job without a result; the same command tries again:"
+    assert line.startswith(f"fishr-exp:   {array}_1 trainer.gamma=0 seed=1: CANCELLED by ")
+    assert Path(line.rpartition(" ")[2]).exists()  # its log
+    lost = run(0, 1)
+    assert [path.name for path in runs.glob("fishr-*") if not (path / "done").exists()] == [
+        lost.path.name
+    ]
+    steps[lost.path] = int(newest_state(lost.path).stem.removeprefix("step-"))
+
+    again = process(*words)
+    err = again.communicate()[1]
+    assert again.returncode == 0, err
+    logs = {path: (path / "fishr-exp.log").read_text() for path in runs.glob("fishr-*")}
+    assert sum("done already" in log for log in logs.values()) == 3
+    for path, log in logs.items():
+        expected = [str(steps[path])] if path in steps else []
+        assert re.findall(r"after step (\d+)", log) == expected
+    assert all(step % STEPS for step in steps.values())  # in the middle of an epoch
+
+    assert caller(whole)(*SWEEP, tiny=()).status == 0
+    capsys.readouterr()
+    assert shown(runs, capsys) == shown(whole, capsys)
+    assert differences(trees(whole), trees(runs)) == []
+
+
+@pytest.mark.slurm
+def test_a_job_out_of_time_stops_after_a_checkpoint_unless_it_may_be_requeued(
+    slurm: tuple[str, ...], tmp_path: Path
+) -> None:
+    limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20")
+    words = (
+        *SWEEP,
+        "trainer.gamma=1",
+        "seed=0",
+        "epochs=1",
+        "steps_per_epoch=100000",
+        "checkpoint_every=null",
+    )
+    sweep = process(*words, *slurm, *limit, f"output_dir={tmp_path}")
+    err = sweep.communicate()[1]
+    assert sweep.returncode == 128 + signal.SIGUSR2, err
+    assert "the same command goes on from the last checkpoint (Job not requeued because: " in err
+    (folder,) = tmp_path.glob("fishr-*")
+    assert RunFolder(folder).state == "running"
+    assert newest_state(folder).exists()
+
+
+# --- without Slurm: submitit's processes on this machine -----------------------------------------
+
+LOCAL = ("-m", "hydra/launcher=submitit_local", *TINY)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_job_is_told_by_the_command(tmp_path: Path) -> None:
+    words = (*LOCAL, "seed=0", "test_domains=[minus90],[minus9]", f"output_dir={tmp_path}")
+    sweep = process(*words)
+    err = sweep.communicate()[1]
+    assert sweep.returncode == 2, err
+    head, line = err.splitlines()[-2:]
+    assert head == "fishr-exp: 1 job without a result; the same command tries again:"
+    assert " test_domains=[minus9]: test_domains=[minus9]: colored_digits has no domain" in line
+    assert len(list(tmp_path.glob("*/done"))) == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_does_not_end_the_wait_for_the_others(tmp_path: Path) -> None:
+    words = (*LOCAL, "epochs=4", "steps_per_epoch=400", "seed=0,1", f"output_dir={tmp_path}")
+    sweep = process(*words)
+    wait_until(lambda: len(list(tmp_path.glob("*/environment.json"))) == 2, sweep)
+    job = min(int(path.name) for path in tmp_path.glob(".submitit/[0-9]*"))
+    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    err = sweep.communicate()[1]
+    assert sweep.returncode == 1, err
+    *_, head, line = err.splitlines()
+    assert head == "fishr-exp: 1 job without a result; the same command tries again:"
+    assert line.startswith(f"fishr-exp:   {job} seed=0: FINISHED; its log is ")
+    (done,) = tmp_path.glob("*/done")
+    assert "-seed1-" in done.parent.name
+    again = process(*words)
+    assert again.wait() == 0
+    assert len(list(tmp_path.glob("*/done"))) == 2
