@@ -18,7 +18,7 @@ from fishr_exp.data import cache
 from fishr_exp.data.cache import Cached, cached
 from fishr_exp.data.decoding import Files
 from fishr_exp.data.image_folder import image_folder
-from fishr_exp.data.minibatches import Minibatches, loader
+from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.path_lists import path_lists
 from fishr_exp.errors import ConfigError, TrainingError
 
@@ -237,3 +237,19 @@ def test_a_folder_that_cannot_be_made(root):
 def test_a_stored_size_that_cannot_be(root):
     with pytest.raises(ConfigError, match=r"dataset\.stored_size=0: "):
         build(root, stored_size=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:'pin_memory'")
+def test_what_a_device_finishes_is_what_is_read(root, num_workers):
+    domain = build(root, cache=str(root.parent / "c"))
+    stream, everything = Minibatches(domain, torch.arange(6), 4, seed=0), torch.arange(6)
+    sent = [
+        *loader(stream, 0, 3, num_workers=num_workers, pin_memory=True),
+        *chunks(domain, everything, 4, num_workers=num_workers, pin_memory=True),
+    ]
+    read = [*(stream[k] for k in range(3)), *chunks(domain, everything, 4)]
+    for pixels, minibatch in zip(sent, read, strict=True):
+        assert pixels.x.dtype == torch.uint8
+        assert torch.equal(pixels.to(torch.device("cpu")).x, minibatch.x)
+        assert torch.equal(pixels.y, minibatch.y)
