@@ -19,6 +19,10 @@ class Minibatch(NamedTuple):
     x: Tensor  # [n, *input_shape], float32
     y: Tensor  # [n], int64
 
+    def to(self, device: torch.device) -> Minibatch:
+        """Move to a device."""
+        return Minibatch(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True))
+
 
 class Domain(Protocol):
     """The images and labels of one domain, read by index."""

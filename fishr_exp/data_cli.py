@@ -1,4 +1,4 @@
-"""The command `fishr-data`: what datasets are known, and whether a copy on disk is sound."""
+"""The command `fishr-data`: what datasets are known, is a copy on disk sound, decode it once."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fishr_exp.data.image_folder import Images
 
 _IMAGES = "fishr_exp.data.image_folder.image_folder"
+_LISTS = "fishr_exp.data.path_lists.path_lists"
 _NAMED = 5  # files of a kind to name
 
 
@@ -40,12 +41,24 @@ def main(words: Sequence[str] | None = None) -> int:
     check.add_argument("dataset", help="an option of the group dataset: pacs, image_folder, ...")
     check.add_argument("root", help="the folder of its domains")
     check.add_argument("overrides", nargs="*", metavar="dataset.KEY=VALUE", help="as for fishr-exp")
+    prepare = commands.add_parser(
+        "prepare",
+        help="decode all images of a dataset once, into a cache",
+        description="Write the cache that dataset.cache names, or outputs/cache, or compare every"
+        " byte of one that is there, and write it anew where it is damaged.",
+    )
+    prepare.add_argument("dataset", help="an option of the group dataset: pacs, path_lists, ...")
+    prepare.add_argument("root", help="the folder of its domains")
+    prepare.add_argument(
+        "overrides", nargs="*", metavar="dataset.KEY=VALUE", help="as for fishr-exp"
+    )
     options = parser.parse_args(words)
     try:
         if options.command == "list":
             sys.stdout.write(_list())
             return 0
-        return _check(options.dataset, options.root, options.overrides)
+        command = {"check": _check, "prepare": _prepare}[options.command]
+        return command(options.dataset, options.root, options.overrides)
     except Exception as error:
         message = one_line(error)
         if message is None:
@@ -92,17 +105,49 @@ def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
     return int(bool(wrong))
 
 
+def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
+    from fishr_exp.data.cache import Cached
+
+    build = _builder(
+        dataset, root, ['dataset.cache="outputs/cache"', *overrides], (_IMAGES, _LISTS)
+    )
+    domains, rows = build(), []
+    for name, domain in domains.by_name.items():
+        if not isinstance(domain.pictures, Cached):
+            raise ConfigError("dataset.cache", "null", "names no folder", "pass dataset.cache=DIR")
+        path, anew = domain.pictures.path, not domain.pictures.sound()
+        if anew:
+            path.unlink(missing_ok=True)
+        size, skipped = 0 if anew else path.stat().st_size, domains.skipped.get(name, 0)
+        rows.append([name, len(domain), skipped, size / 2**20, path])
+    if any(not row[3] for row in rows):
+        sys.stderr.write("fishr-data: a file was damaged, and is made anew\n")
+        return _prepare(dataset, root, overrides)
+    headers = ["domain", "images", "skipped", "MiB", "file"]
+    sys.stdout.write(f"{tabulate(rows, headers, floatfmt='.1f')}\n")
+    sys.stdout.write(f"train with dataset.cache={build.keywords['cache']}\n")
+    return 0
+
+
 def _keywords(dataset: str, root: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return the checked arguments of the dataset's builder that say where its images are."""
+    keywords = _builder(dataset, root, overrides, (_IMAGES,)).keywords
+    return {key: keywords[key] for key in ("root", "domains", "class_map")}
+
+
+def _builder(
+    dataset: str, root: str, overrides: Sequence[str], builders: Sequence[str]
+) -> functools.partial[Any]:
+    """Return the dataset's builder, with its checked arguments."""
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        if hydra.compose("config", [f"dataset={dataset}"]).dataset._target_ != _IMAGES:
+        if hydra.compose("config", [f"dataset={dataset}"]).dataset._target_ not in builders:
             reason = "is no dataset of image files"
             raise ConfigError("dataset", dataset, reason, "choose image_folder, pacs, vlcs, ...")
         words = [f"dataset={dataset}", f'dataset.root="{root}"', *overrides]
         node = OmegaConf.to_container(hydra.compose("config", words).dataset)
     build = part(node, "dataset")
     assert isinstance(build, functools.partial)
-    return {key: build.keywords[key] for key in ("root", "domains", "class_map")}
+    return build
 
 
 def _table(images: Images, bad: list[Found], odd: list[Found], twice: list[list[Found]]) -> str:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from fishr_exp.contracts import Domains, Minibatch
-from fishr_exp.errors import ConfigError, TrainingError
-from fishr_exp.vision import torchvision
+from fishr_exp.data.augmentation import Pixels, cut, draw
+from fishr_exp.data.cache import Cached, cached
+from fishr_exp.data.decoding import Files, fault
+from fishr_exp.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
-_IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
-# What Pillow raises for files that are cut off, damaged, no images, or too big to be honest.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 _NAMED = 5  # classes that a message lists, before it only counts them
 
 
@@ -50,13 +38,15 @@ def image_folder(
     domains: Sequence[str] | None = None,
     class_map: Mapping[str, Sequence[str]] | None = None,
     on_bad_image: str = "error",
+    cache: str | None = None,
+    stored_size: int | None = None,
 ) -> Domains:
     """Build a domain of each folder under `root`; the folders in it are its classes.
 
     Domains, classes and files are in the order of their names. Images lie at any depth under their
     class; hidden files, and files that by their names are no images, are passed over. Images are
-    decoded when they are read: turned as their EXIF data say, as RGB, scaled by ImageNet's mean
-    and deviation.
+    turned as their EXIF data say, as RGB, scaled by ImageNet's mean and deviation. They are decoded
+    at every read, or once, with a cache; what is read is the same to the last bit.
 
     Args:
         root: The folder of the domains.
@@ -67,7 +57,15 @@ def image_folder(
         class_map: For each class, in the order of the labels, the folders that hold it, where
             domains call it by different names; None: classes are folders of the same names.
         on_bad_image: What becomes of an image that cannot be read: `error` ends the run when it
-            meets one, `skip` reads all images at the start and leaves the bad ones out.
+            meets one, `skip` reads all images at the start and leaves the bad ones out. A cache
+            reads all images once, and then ends the run or leaves them out.
+        cache: The folder that holds decoded images, one file a domain, or where they are written
+            first; None: none are.
+        stored_size: Images of more than `stored_size` × `stored_size` pixels are shrunk to this
+            square when they are decoded, which bounds the cache; None: none are. With
+            `image_size`, evaluation stays the same. Training crops keep the distribution that
+            they have in the original image, but their details are those of the shrunk one, which
+            departs from DomainBed.
 
     Returns:
         Domains of images [3, image_size, image_size].
@@ -77,15 +75,36 @@ def image_folder(
     """
     if image_size < 1:
         raise ConfigError("dataset.image_size", image_size, "a size is at least 1 pixel")
+    if stored_size is not None and stored_size < 1:
+        raise ConfigError("dataset.stored_size", stored_size, "a size is at least 1 pixel")
     if on_bad_image not in ("error", "skip"):
         raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
     images = find_images(root=root, domains=domains, class_map=class_map)
+    found = {domain: _flat(classes)[0] for domain, classes in images.items()}
+    pictures = {
+        domain: stored(paths, root, f"{name}-{domain}", cache, stored_size)
+        for domain, paths in found.items()
+    }
     skipped: dict[str, int] = {}
-    if on_bad_image == "skip":
-        images, skipped = _readable(images)
+    if cache is not None:
+        bad = {found[d][i]: "" for d, own in pictures.items() for i in own.unreadable}
+        if bad and on_bad_image == "error":
+            refuse_bad_images(root, list(bad), "or leave them out with dataset.on_bad_image=skip")
+    elif on_bad_image == "skip":
+        bad = _faults([path for paths in found.values() for path in paths])
+    else:
+        bad = {}
+    if bad:
+        images, skipped = _without(images, bad)
         _check_filled(root, images)
+        pictures = {
+            domain: own.chosen([i for i, path in enumerate(found[domain]) if path not in bad])
+            for domain, own in pictures.items()
+        }
     by_name = {
-        domain: ImageDomain(domain, *_flat(classes), image_size=image_size, augment=augment)
+        domain: ImageDomain(
+            domain, pictures[domain], _flat(classes)[1], image_size=image_size, augment=augment
+        )
         for domain, classes in images.items()
     }
     shape = (3, image_size, image_size)
@@ -158,51 +177,72 @@ def _mapped(
     }
 
 
-def _readable(images: Images) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
-    """Leave out the images that cannot be read; return the others, and how many a domain lost."""
-    paths = [path for of in images.values() for own in of.values() for path in own]
+def stored(
+    paths: Sequence[str], root: str, name: str, cache: str | None, stored_size: int | None
+) -> Files | Cached:
+    """Return the images at `paths`: from the files, or from a cache, which is made if need be."""
+    files = Files(paths, stored_size)
+    return files if cache is None else cached(files, Path(root), name, Path(cache))
+
+
+def refuse_bad_images(root: str, bad: Sequence[str], mend: str) -> None:
+    """Refuse images that a cache found to be unreadable."""
+    raise ConfigError(
+        "dataset.root",
+        root,
+        f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {bad[0]} "
+        f"({fault(bad[0]) or 'when the cache was made'})",
+        f"mend it, {mend}",
+    )
+
+
+def _faults(paths: Sequence[str]) -> dict[str, str]:
+    """Read all images; say of the bad ones why they cannot be read."""
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
         bar = tqdm(pool.map(fault, paths), "reading all images", len(paths), False, disable=None)
-        faults = dict(zip(paths, bar, strict=True))
+        return {path: why for path, why in zip(paths, bar, strict=True) if why}
+
+
+def _without(
+    images: Images, bad: Mapping[str, str]
+) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
+    """Leave out the bad images; return the others, and how many a domain lost."""
     kept = {
-        domain: {name: [path for path in own if not faults[path]] for name, own in of.items()}
+        domain: {name: [path for path in own if path not in bad] for name, own in of.items()}
         for domain, of in images.items()
     }
     skipped = {domain: _count({domain: images[domain]}) - _count({domain: kept[domain]})
                for domain in images}  # fmt: skip
-    if bad := [path for path in paths if faults[path]]:
-        _log.warning(
-            "skipped %d of %d images that cannot be read, the first: %s (%s)",
-            len(bad),
-            len(paths),
-            bad[0],
-            faults[bad[0]],
-        )
+    first = next(iter(bad))
+    _log.warning(
+        "skipped %d of %d images that cannot be read, the first: %s (%s)",
+        len(bad),
+        _count(images),
+        first,
+        bad[first] or fault(first),
+    )
     return kept, {domain: count for domain, count in skipped.items() if count}
 
 
 class ImageDomain:
-    """Images of one domain, decoded when they are read.
+    """Images of one domain.
 
     Args:
         name: The domain's name.
-        paths: Of its images.
-        labels: Of its images, int64 [N].
+        pictures: The images, decoded when they are read, or from a cache.
+        labels: Of the images, int64 [N].
         image_size: Height and width of the images that are read, in pixels.
         augment: Whether a read with a generator augments: a random crop of 70 to 100 % of the
             area, resized; a flip; brightness, contrast, saturation and hue by up to 0.3; grey in
-            1 of 10 images.
+            1 of 10 images. See `augmentation.py`.
         validation: Which of the images make up the validation part, int64; None: drawn by
             `split`.
-
-    Source:
-        Gulrajani and Lopez-Paz 2021 (arXiv:2007.01434) and their code, for the augmentation.
     """
 
     def __init__(
         self,
         name: str,
-        paths: Sequence[str],
+        pictures: Files | Cached,
         labels: Tensor,
         *,
         image_size: int,
@@ -211,13 +251,13 @@ class ImageDomain:
     ) -> None:
         self.name = name
         self.validation = validation
-        self._paths = list(paths)
+        self.pictures = pictures
         self._y = labels
         self._size = (image_size, image_size)
-        self._augment = _domainbed_chain(image_size) if augment else None
+        self._augment = augment
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.pictures)
 
     def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
         """Read the images at `indices` ([n], int64), augmented by draws from `augment`.
@@ -225,16 +265,28 @@ class ImageDomain:
         Raises:
             TrainingError: If an image cannot be read; the message begins with its path.
         """
-        paths = [self._paths[i] for i in indices.tolist()]
-        if augment is None or self._augment is None:
-            pixels = [np.asarray(self._resized(_decode(path))) for path in paths]
-        else:
-            with _global_draws_from(augment):
-                pixels = [np.asarray(self._augment(_decode(path))) for path in paths]
-        return Minibatch(_normalised(np.stack(pixels)), self._y[indices])
+        return self.read_pixels(indices, augment).to(torch.device("cpu"))
 
-    def _resized(self, image: Image.Image) -> Image.Image:
-        return image.resize(self._size, Image.Resampling.BILINEAR)
+    def read_pixels(self, indices: Tensor, augment: torch.Generator | None = None) -> Pixels:
+        """Read as `read` does, up to the point where a device can take over."""
+        pictures = [self.pictures[i] for i in indices.tolist()]
+        x = torch.empty((len(pictures), 3, *self._size), dtype=torch.uint8)
+        if augment is None or not self._augment:
+            for place, picture in zip(x, pictures, strict=True):
+                place.copy_(self._resized(picture.pixels))
+            return Pixels(x, self._y[indices])
+        drawn = draw(torch.tensor([picture.size for picture in pictures]), augment)
+        for place, picture, box, flip in zip(
+            x, pictures, drawn.box.tolist(), drawn.flip.tolist(), strict=True
+        ):
+            cut(picture.pixels, picture.size, box, flip, place)
+        return Pixels(x, self._y[indices], drawn.colours)
+
+    def _resized(self, pixels: np.ndarray) -> Tensor:
+        if pixels.shape[:2] != self._size:
+            image = Image.fromarray(pixels).resize(self._size[::-1], Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)
+        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: maps are read-only
 
 
 def _flat(classes: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:
@@ -242,62 +294,6 @@ def _flat(classes: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:
     sizes = torch.tensor([len(paths) for paths in classes.values()])
     paths = [path for of in classes.values() for path in of]
     return paths, torch.arange(len(sizes)).repeat_interleave(sizes)
-
-
-def _domainbed_chain(image_size: int) -> Callable[[Image.Image], Image.Image]:
-    v2 = torchvision.transforms.v2
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(image_size, scale=(0.7, 1.0)),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
-            v2.RandomGrayscale(p=0.1),
-        ]
-    )
-
-
-@contextlib.contextmanager
-def _global_draws_from(stream: torch.Generator) -> Iterator[None]:
-    """Seed the CPU's global stream from `stream` for a while, for torchvision draws from there."""
-    seed = int(torch.randint(2**63 - 1, (), generator=stream))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
-        yield
-
-
-def _decode(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image))
-    except _UNREADABLE as error:
-        raise TrainingError(f"{path}: the image cannot be read ({_said(error)})") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Show an image of any mode as a person would see it; transparency shows what is behind it."""
-    if image.mode.startswith("I"):  # 16 bits, or 32 with 16 in use: Pillow would cut them off
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
-                               ).convert("RGB")  # fmt: skip
-    return image.convert("RGB")
-
-
-def fault(path: str) -> str:
-    """Say why an image cannot be read; empty where it can."""
-    try:
-        _decode(path)
-    except TrainingError as error:
-        return _said(error.__cause__ or error)
-    return ""
-
-
-def _said(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _normalised(pixels: np.ndarray) -> Tensor:
-    """Scale pixels [n, H, W, 3], uint8, to x [n, 3, H, W], float32."""
-    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return x.to(torch.float32).div_(255).sub_(_IMAGENET_MEAN).div_(_IMAGENET_STD)
 
 
 def _folders(folder: Path) -> list[Path]:

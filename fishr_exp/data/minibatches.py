@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from fishr_exp.contracts import Domain, Minibatch
 from fishr_exp.data.tensors import TensorDomain
 from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.seeding import generator
+
+Read = Callable[[Tensor, torch.Generator | None], Minibatch]
+"""`Domain.read`, or `read_pixels`, which leaves the last part to `.to(device)`."""
 
 _MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
 
@@ -71,11 +74,15 @@ class Minibatches(Dataset[Minibatch]):
 
     def __getitem__(self, k: int) -> Minibatch:
         """Return minibatch `k`, counted from the first step of the run."""
+        return self.read(k, self.domain.read)
+
+    def read(self, k: int, how: Read) -> Minibatch:
+        """Read minibatch `k` by a method of the domain."""
         if self._whole is not None:
             return self._whole
         own = (self.rank,) if self.rank else ()
         augment = generator(self.seed, "augment", self.domain.name, k, *own)
-        return self.domain.read(self._indices_of(k)[self.share], augment)
+        return how(self._indices_of(k)[self.share], augment)
 
     def _indices_of(self, k: int) -> Tensor:
         if self.batch_size is None:
@@ -150,7 +157,8 @@ def loader(
         stop: The step after the last.
         num_workers: Processes that read ahead; 0 reads in this process. The minibatches are the
             same for any number. Constant minibatches are there already: no process reads them.
-        pin_memory: Put the minibatches into page-locked memory, for a copy to a CUDA device;
+        pin_memory: Put the minibatches into page-locked memory, for a copy to a CUDA device, and
+            leave them bytes, where the domain knows how: their `.to(device)` does the rest there;
             without effect on constant minibatches, for it would copy them at every step.
     """
     if minibatches.constant:
@@ -174,7 +182,7 @@ def chunks(
         indices: The part [N], int64; with N = 0 there is no chunk.
         size: Samples a chunk; the last may have fewer.
         num_workers: Processes that read ahead; 0 reads in this process.
-        pin_memory: Put the chunks into page-locked memory, for a copy to a CUDA device.
+        pin_memory: As of `loader`.
         part: Which rank reads, of how many; the ranks take the chunks in turn.
     """
     dataset = _Chunks(domain, indices, size)
@@ -182,7 +190,7 @@ def chunks(
     return _loader(dataset, range(rank, len(dataset), step), num_workers, pin_memory)
 
 
-class _Chunks(Dataset[Minibatch]):
+class _Chunks:
     def __init__(self, domain: Domain, indices: Tensor, size: int) -> None:
         self.domain = domain
         self.parts = indices.split(size) if len(indices) else ()
@@ -190,15 +198,15 @@ class _Chunks(Dataset[Minibatch]):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, k: int) -> Minibatch:
-        return self.domain.read(self.parts[k])
+    def read(self, k: int, how: Read) -> Minibatch:
+        return how(self.parts[k], None)
 
 
 def _loader(
-    dataset: Dataset[Minibatch], items: range, num_workers: int, pin_memory: bool
+    dataset: Minibatches | _Chunks, items: range, num_workers: int, pin_memory: bool
 ) -> DataLoader[Minibatch]:
     return _Loader(
-        _Guarded(dataset),
+        _Guarded(dataset, pixels=pin_memory),
         batch_size=None,
         sampler=items,
         num_workers=num_workers,
@@ -224,12 +232,14 @@ def _as_it_is(item: Any) -> Any:  # the samples of a minibatch are together alre
 class _Guarded(Dataset[Any]):
     """Hand an expected error of a worker back as a value, for PyTorch would rewrite its message."""
 
-    def __init__(self, dataset: Dataset[Minibatch]) -> None:
+    def __init__(self, dataset: Minibatches | _Chunks, *, pixels: bool) -> None:
         self.dataset = dataset
+        domain = dataset.domain
+        self.how = getattr(domain, "read_pixels", domain.read) if pixels else domain.read
 
     def __getitem__(self, k: int) -> Minibatch | TrainingError:
         try:
-            return self.dataset[k]
+            return self.dataset.read(k, self.how)
         except TrainingError as error:
             if get_worker_info() is None:
                 raise

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fishr_exp.contracts import Domains
-from fishr_exp.data.image_folder import ImageDomain
+from fishr_exp.data.image_folder import ImageDomain, refuse_bad_images, stored
 from fishr_exp.errors import ConfigError
 
 
@@ -19,6 +19,8 @@ def path_lists(
     name: str,
     image_size: int,
     augment: bool,
+    cache: str | None = None,
+    stored_size: int | None = None,
 ) -> Domains:
     """Build a domain of each entry of `lists`.
 
@@ -33,13 +35,15 @@ def path_lists(
         name: The name of the dataset.
         image_size: Height and width of the images as the model sees them, in pixels.
         augment: Augment the training minibatches, by DomainBed's chain.
+        cache: As of `image_folder`.
+        stored_size: As of `image_folder`.
 
     Returns:
         Domains of images [3, image_size, image_size].
 
     Raises:
         ConfigError: If there are fewer than two domains, a list cannot be read, or a line is not
-            as it must be or names a file that is not there.
+            as it must be or names a file that is not there; or a cache cannot be made.
     """
     if len(lists) < 2:
         raise ConfigError(
@@ -58,9 +62,13 @@ def path_lists(
             )
         lines = [line for part in parts for line in part]
         validation = torch.arange(len(parts[0]), len(lines)) if len(parts) == 2 else None
+        paths = [path for path, _ in lines]
+        pictures = stored(paths, root, f"{name}-{domain}", cache, stored_size)
+        if bad := [paths[i] for i in pictures.unreadable]:
+            refuse_bad_images(root, bad, "or take it out of its list")
         by_name[domain] = ImageDomain(
             domain,
-            [path for path, _ in lines],
+            pictures,
             torch.tensor([label[number] for _, number in lines]),
             image_size=image_size,
             augment=augment,

@@ -20,6 +20,7 @@ BOOKKEEPING = frozenset(
         "tracker",
         "diagnostics",
         "dataset.download",
+        "dataset.cache",
         "protocol.departures",  # follows from the other settings, as does the digest
         "protocol.digest",
     }

@@ -26,8 +26,9 @@ def accuracy(model: Model, chunks: Iterable[Minibatch], device: torch.device) ->
     model.eval()
     counted = torch.zeros(2, dtype=torch.int64, device=device)  # correct ones, all
     try:
-        for x, y in chunks:
-            counted[0] += (predictions(model(x.to(device))) == y.to(device)).sum()
+        for chunk in chunks:
+            x, y = chunk.to(device)
+            counted[0] += (predictions(model(x)) == y).sum()
             counted[1] += len(y)
     finally:
         model.train(was_training)

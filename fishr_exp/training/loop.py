@@ -204,12 +204,7 @@ def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> It
         if not before or any(
             new.x is not old.x for new, old in zip(minibatches, before, strict=True)
         ):
-            batch = Batch.join(minibatches)
-            batch = Batch(
-                batch.x.to(device, non_blocking=True),
-                batch.y.to(device, non_blocking=True),
-                batch.sizes,
-            )
+            batch = Batch.join([minibatch.to(device) for minibatch in minibatches])
             before = minibatches
         yield batch
 

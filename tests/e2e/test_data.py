@@ -132,3 +132,41 @@ def test_an_image_as_large_as_they_come(images: Path, check) -> None:
     status, out, _ = check()
     assert status == 0
     assert [line.split()[-1] for line in out.splitlines()[2:6]] == ["12", "13", "12", "37"]
+
+
+def prepare(capsys, *words: object) -> tuple[int, str, str]:
+    status = data_cli.main(["prepare", "image_folder", *map(str, words)])
+    return status, *capsys.readouterr()
+
+
+def test_a_cache_is_prepared_and_mended(capsys, images: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "a cache"
+    words = (images, f'dataset.cache="{cache}"')
+    status, out, err = prepare(capsys, *words)
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()[2:5]]
+    assert [row[:3] for row in rows] == [[n, "12", "0"] for n in ("cartoon", "photo", "sketch")]
+    assert out.splitlines()[-1] == f"train with dataset.cache={cache}"
+    (photo,) = cache.glob("*photo*.pixels")
+    content = photo.read_bytes()
+    photo.write_bytes(content[:-1] + bytes([255 - content[-1]]))
+    status, again, err = prepare(capsys, *words)
+    assert (status, again) == (0, out)
+    assert "damaged" in err
+    assert photo.read_bytes() == content
+
+
+def test_nothing_is_prepared_without_a_folder(capsys, images: Path) -> None:
+    status, out, err = prepare(capsys, images, "dataset.cache=null")
+    assert (status, out) == (2, "")
+    assert "dataset.cache=null: names no folder" in err
+
+
+def test_a_run_with_a_cache_is_the_run_without(fishr_exp: Command, images: Path) -> None:
+    root, cache = f"dataset.root={images}", f"dataset.cache={images.parent / 'cache'}"
+    plain = fishr_exp(root, tiny=TINY_IMAGES)
+    stored = fishr_exp(root, cache, "num_workers=1", "resume=false", tiny=TINY_IMAGES)
+    assert plain.status == stored.status == 0, plain.err + stored.err
+    one, two = plain.result(), stored.result()
+    assert one["accuracy"] == two["accuracy"]
+    assert (images.parent / "cache").is_dir()

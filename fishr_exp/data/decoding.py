@@ -1,0 +1,95 @@
+"""One image file to pixels."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fishr_exp.errors import TrainingError
+
+# What Pillow raises for files that are cut off, damaged, no images, or too big to be honest.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class Picture(NamedTuple):
+    """An image as it is kept."""
+
+    pixels: np.ndarray  # [h, w, 3], uint8
+    size: tuple[int, int]  # height and width before it was shrunk
+
+
+class Files:
+    """Images decoded at every read.
+
+    Args:
+        paths: Of the images.
+        stored_size: Images of more than `stored_size` × `stored_size` pixels are shrunk to this
+            square; None: none are.
+    """
+
+    def __init__(self, paths: Sequence[str], stored_size: int | None = None) -> None:
+        self.paths = list(paths)
+        self.stored_size = stored_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Picture:
+        image = decode(self.paths[i])
+        width, height = image.size
+        side = self.stored_size
+        if side is not None and width * height > side**2:
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+        return Picture(np.asarray(image), (height, width))
+
+    def chosen(self, places: Sequence[int]) -> Files:
+        """Return some of the images."""
+        return Files([self.paths[i] for i in places], self.stored_size)
+
+    unreadable: Sequence[int] = ()  # not known before they are read
+
+
+def decode(path: str) -> Image.Image:
+    """Read a file, turned as its EXIF data say, as RGB.
+
+    Raises:
+        TrainingError: If it cannot be read; the message begins with its path.
+    """
+    try:
+        with Image.open(path) as image:
+            return _as_rgb(ImageOps.exif_transpose(image))
+    except _UNREADABLE as error:
+        raise TrainingError(f"{path}: the image cannot be read ({_said(error)})") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Show an image of any mode as a person would see it; transparency shows what is behind it."""
+    if image.mode.startswith("I"):  # 16 bits, or 32 with 16 in use: Pillow would cut them off
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
+                               ).convert("RGB")  # fmt: skip
+    return image.convert("RGB")
+
+
+def fault(path: str) -> str:
+    """Say why an image cannot be read; empty where it can."""
+    try:
+        decode(path)
+    except TrainingError as error:
+        return _said(error.__cause__ or error)
+    return ""
+
+
+def _said(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
