@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fishr_exp.contracts import Domains, Minibatch
-from fishr_exp.data.image_folder import _domainbed_chain, _global_draws_from, _normalised
+from fishr_exp.data.decoding import Picture
+from fishr_exp.data.image_folder import ImageDomain
 from fishr_exp.errors import ConfigError
 
 
@@ -97,24 +97,34 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
     values = whole.metadata_array[:, whole.metadata_fields.index(domain)]
     parts = {f"{domain}_{v}": (values == v).nonzero()[:, 0] for v in values.unique().tolist()}
 
-    def images(augmented: bool) -> dict[str, Dataset[Any]]:
-        return {key: _WildsImages(whole, own, image_size, augmented) for key, own in parts.items()}
+    by_name = {
+        key: ImageDomain(
+            key, _Pictures(whole, own.tolist()), torch.as_tensor(whole.y_array)[own].long(),
+            image_size=image_size, augment=augment,
+        )
+        for key, own in parts.items()
+    }  # fmt: skip
+    return Domains(name, by_name, int(whole.n_classes), (3, image_size, image_size))
 
-    return domains_of(name, images(False), int(whole.n_classes), images(True) if augment else None)
 
+class _Pictures:
+    """The images of a WILDS dataset at some indices."""
 
-class _WildsImages(Dataset[Any]):
-    """The images of a WILDS dataset at some indices, resized, and augmented where asked."""
-
-    def __init__(self, whole: Any, indices: Tensor, image_size: int, augment: bool) -> None:
-        self.whole, self.indices, self.size = whole, indices.tolist(), (image_size, image_size)
-        self.chain = _domainbed_chain(image_size) if augment else None
+    def __init__(self, whole: Any, indices: list[int]) -> None:
+        self.whole, self.indices = whole, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, int]:
-        image = self.whole.get_input(self.indices[k]).convert("RGB")
-        image = image.resize(self.size, Image.Resampling.BILINEAR)
-        pixels = np.array(self.chain(image) if self.chain else image)
-        return _normalised(pixels[None])[0], int(self.whole.y_array[self.indices[k]])
+    def __getitem__(self, i: int) -> Picture:
+        pixels = np.asarray(self.whole.get_input(self.indices[i]).convert("RGB"))
+        return Picture(pixels, pixels.shape[:2])
+
+
+@contextlib.contextmanager
+def _global_draws_from(stream: torch.Generator) -> Iterator[None]:
+    """Seed the CPU's global stream from `stream` for a while, for transforms draw from there."""
+    seed = int(torch.randint(2**63 - 1, (), generator=stream))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well
+        yield

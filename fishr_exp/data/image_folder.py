@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from fishr_exp.contracts import Domains, Minibatch
 from fishr_exp.data.augmentation import Pixels, cut, draw
 from fishr_exp.data.cache import Cached, cached
-from fishr_exp.data.decoding import Files, fault
+from fishr_exp.data.decoding import Files, Picture, fault
 from fishr_exp.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -224,6 +225,14 @@ def _without(
     return kept, {domain: count for domain, count in skipped.items() if count}
 
 
+class Pictures(Protocol):
+    """Images by number: of files, of a cache, of a dataset of others."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Picture: ...
+
+
 class ImageDomain:
     """Images of one domain.
 
@@ -242,7 +251,7 @@ class ImageDomain:
     def __init__(
         self,
         name: str,
-        pictures: Files | Cached,
+        pictures: Pictures,
         labels: Tensor,
         *,
         image_size: int,
