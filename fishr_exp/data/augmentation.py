@@ -125,6 +125,16 @@ class Pixels(NamedTuple):
     y: Tensor  # [n], int64
     colours: Tensor | None = None  # [n, 9], `Draws.colours`; stays on the CPU
 
+    def coloured(self) -> Pixels:
+        """Colour here, on the CPU; to whole levels, so that bytes hold them."""
+        if self.colours is None:
+            return self
+        x, part = torch.empty_like(self.x), torch.empty(1, *self.x.shape[1:])
+        for i in range(len(x)):  # one image fits into the cache
+            jitter_(part.copy_(self.x[i : i + 1]), self.colours[i : i + 1])
+            x[i : i + 1].copy_(part)
+        return Pixels(x, self.y)
+
     def to(self, device: torch.device) -> Minibatch:
         """Move to the device, and colour and scale there."""
         x, y = self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True)

@@ -291,6 +291,10 @@ class ImageDomain:
             cut(picture.pixels, picture.size, box, flip, place)
         return Pixels(x, self._y[indices], drawn.colours)
 
+    def read_coloured(self, indices: Tensor, augment: torch.Generator | None = None) -> Pixels:
+        """Read as `read` does, but bytes: floats of as many images take long from a worker."""
+        return self.read_pixels(indices, augment).coloured()
+
     def _resized(self, pixels: np.ndarray) -> Tensor:
         if pixels.shape[:2] != self._size:
             image = Image.fromarray(pixels).resize(self._size[::-1], Image.Resampling.BILINEAR)

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fishr_exp.contracts import Domain, Minibatch
+from fishr_exp.data.image_folder import ImageDomain
 from fishr_exp.data.tensors import TensorDomain
 from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.seeding import generator
 
-Read = Callable[[Tensor, torch.Generator | None], Minibatch]
-"""`Domain.read`, or `read_pixels`, which leaves the last part to `.to(device)`."""
+Read = Callable[[Tensor, torch.Generator | None], Any]
+"""`Domain.read`, or a way that leaves the last part to `.to(device)` of what it returns."""
 
 _MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
 
@@ -150,6 +151,7 @@ def loader(
     """Return a loader of the minibatches `start`, …, `stop` − 1, in this order.
 
     Its position is the step counter: a loader from step k goes on exactly where another stopped.
+    Images of files come as bytes, a quarter of the floats: `.to(device)` makes a minibatch of them.
 
     Args:
         minibatches: The stream.
@@ -158,8 +160,8 @@ def loader(
         num_workers: Processes that read ahead; 0 reads in this process. The minibatches are the
             same for any number. Constant minibatches are there already: no process reads them.
         pin_memory: Put the minibatches into page-locked memory, for a copy to a CUDA device, and
-            leave them bytes, where the domain knows how: their `.to(device)` does the rest there;
-            without effect on constant minibatches, for it would copy them at every step.
+            leave the colours of an augmentation to that device; without effect on constant
+            minibatches, for it would copy them at every step.
     """
     if minibatches.constant:
         num_workers, pin_memory = 0, False
@@ -234,8 +236,9 @@ class _Guarded(Dataset[Any]):
 
     def __init__(self, dataset: Minibatches | _Chunks, *, pixels: bool) -> None:
         self.dataset = dataset
-        domain = dataset.domain
-        self.how = getattr(domain, "read_pixels", domain.read) if pixels else domain.read
+        self.how: Read = dataset.domain.read
+        if isinstance(dataset.domain, ImageDomain):
+            self.how = dataset.domain.read_pixels if pixels else dataset.domain.read_coloured
 
     def __getitem__(self, k: int) -> Minibatch | TrainingError:
         try:

@@ -239,16 +239,17 @@ def test_a_stored_size_that_cannot_be(root):
         build(root, stored_size=0)
 
 
+@pytest.mark.parametrize("pin_memory", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.filterwarnings("ignore:'pin_memory'")
-def test_what_a_device_finishes_is_what_is_read(root, num_workers):
+def test_what_a_device_finishes_is_what_is_read(root, num_workers, pin_memory):
     domain = build(root, cache=str(root.parent / "c"))
     stream, everything = Minibatches(domain, torch.arange(6), 4, seed=0), torch.arange(6)
     sent = [
-        *loader(stream, 0, 3, num_workers=num_workers, pin_memory=True),
-        *chunks(domain, everything, 4, num_workers=num_workers, pin_memory=True),
+        *loader(stream, 0, 3, num_workers=num_workers, pin_memory=pin_memory),
+        *chunks(domain, everything, 4, num_workers=num_workers, pin_memory=pin_memory),
     ]
-    read = [*(stream[k] for k in range(3)), *chunks(domain, everything, 4)]
+    read = [*(stream[k] for k in range(3)), *map(domain.read, everything.split(4))]
     for pixels, minibatch in zip(sent, read, strict=True):
         assert pixels.x.dtype == torch.uint8
         assert torch.equal(pixels.to(torch.device("cpu")).x, minibatch.x)
