@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from filelock import FileLock, Timeout
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -33,6 +34,10 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 _MISTAKE = 2  # the exit status
 STOPPED = "stopped; the same command goes on from the last checkpoint"
+KILLED = (
+    "a job's process was killed, perhaps by the system for its memory; "
+    "the same command goes on from the last checkpoints, with fewer jobs at a time if need be"
+)
 STOPPED_WAITING = (
     "stopped waiting; the jobs go on, and the same command, once they have ended, does the rest"
 )
@@ -64,6 +69,8 @@ def _main() -> int:
             for line in failures():
                 _say(line, 1)
             return error.status
+        if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
+            return _say(KILLED, 1)
         return _say(one_line(error) or before_the_run(error), _MISTAKE)
     return 0
 
@@ -140,13 +147,13 @@ def job(config: DictConfig) -> float | None:
 
 def _forget(folder: Path) -> None:
     """Remove what Hydra wrote ahead for a run that was never begun."""
-    if (folder / CONFIG).exists():
-        return
-    shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    with contextlib.suppress(OSError):  # it may hold other things
+    with contextlib.suppress(OSError, Timeout), FileLock(folder / LOCK).acquire(timeout=0):
+        if (folder / CONFIG).exists():  # or another process has it
+            return
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
         (folder / "fishr-exp.log").unlink(missing_ok=True)
         (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+        folder.rmdir()  # unless it holds other things
 
 
 def _standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:

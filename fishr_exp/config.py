@@ -31,8 +31,16 @@ SUPPLIED = {
     "optimizer": ("params",),
     "tracker": ("folder",),
 }
-# What a configuration may build: what begins so, or with a name in `allow_targets`.
-TARGETS = ("fishr_exp", "torch.optim")
+# What a configuration may build: what is defined there, or begins with a name in `allow_targets`.
+TARGETS = (
+    "fishr_exp.data",
+    "fishr_exp.models",
+    "fishr_exp.gradient_variance",
+    "fishr_exp.trainers",
+    "fishr_exp.training.observer",
+    "fishr_exp.tracking",
+    "torch.optim",
+)
 ALLOW_TARGETS = "allow_targets"
 # Root keys that are no arguments of `run`: where it is written, and what it may be built of.
 APART = ("output_dir", "sweep_name", ALLOW_TARGETS)
@@ -108,7 +116,7 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
         return None
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
-    target = _target(str(node["_target_"]), group, (*TARGETS, *allowed))
+    target = _target(str(node["_target_"]), group, allowed)
     keywords = {key: value for key, value in node.items() if key != "_target_"}
     supplied = SUPPLIED.get(group, ())
     return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
@@ -167,17 +175,26 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
 
 
 def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
-    if not any(f"{name}.".startswith(f"{prefix}.") for prefix in allowed):
-        reason = f"a configuration builds only what is in {', '.join(allowed)}"
-        mend = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
-        raise ConfigError(f"{group}._target_", name, reason, mend)
+    reason = "a configuration builds only our datasets, models and the like, and torch.optim"
+    mend = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
+    refused = ConfigError(f"{group}._target_", name, reason, mend)
+    if not _within(name, (*TARGETS, *allowed)):
+        raise refused
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{group}._target_", name, f"cannot be imported ({error})", f"pass {group}=NAME"
         ) from error
+    # A name that one of our modules has imported is not ours.
+    if not _within(name, allowed) and not _within(str(getattr(found, "__module__", "")), TARGETS):
+        raise refused
+    return found
+
+
+def _within(name: str, places: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
 
 
 def _convert(key: str, value: object, annotation: Any) -> Any:

@@ -124,7 +124,7 @@ def _unknown(key: str) -> ConfigError:
             break
         node, place = inner, f"{place}{name}."
     known = [str(key) for key in node if key != "_target_"]
-    known += EMPTY_GROUPS if not place else ()
+    known += () if place or key.startswith("hydra.") else EMPTY_GROUPS
     error = unknown_key(f"{place}{name}", "", known)
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
 

@@ -99,6 +99,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except MistakesError as error:
         sys.stderr.writelines(f"fishr-sweep-plan: {line}\n" for line in error.lines())
         return 2
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:
         message = one_line(error)
         if message is None and not _is_hydras(error):

@@ -177,7 +177,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
 
         started = time.perf_counter()
         earlier = record_folder.records()
-        seconds_before = earlier[-1]["seconds"] if earlier else 0.0
+        seconds_before = (earlier[-1]["seconds"] if earlier else 0.0) + training.seconds
 
         def on_evaluation(record: dict[str, Any], verdict: Verdict) -> None:
             if not ranks.first():
@@ -287,14 +287,15 @@ def _open(
     if not resume:
         folder.clear()
     folder.open(config)
-    folder.checkpoints.mkdir(exist_ok=True)
-    threads = torch.get_num_threads()
-    folder.write_environment(environment(_device_name(device), threads, ranks.count()))
     reached = checkpoints.newest()
-    if reached is None:
-        folder.keep_until(0)
-    else:  # what was logged is not yet evaluated: the record of that step is still to come
-        folder.keep_until(reached["step"] - bool(reached["logged"]))
+    threads = torch.get_num_threads()
+    try:
+        folder.checkpoints.mkdir(exist_ok=True)
+        folder.write_environment(environment(_device_name(device), threads, ranks.count()))
+        # What was logged is not yet evaluated: the record of that step is still to come.
+        folder.keep_until(reached["step"] - bool(reached["logged"]) if reached else 0)
+    except OSError as error:
+        raise TrainingError(f"{error}; records and checkpoints are in {folder.path}") from error
     return reached
 
 

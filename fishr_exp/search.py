@@ -202,11 +202,11 @@ def search(
 
 
 def _count_finished(study: Study) -> int:
-    """Count the trials that came to an end, but not those that wait to be made once more."""
-    waiting = [str(t.params) for t in study.get_trials(states=(TrialState.WAITING,))]
-    failed = study.get_trials(states=(TrialState.FAIL,))
+    """Count the trials that came to an end; those that failed, unless they are made once more."""
     done = study.get_trials(states=(TrialState.COMPLETE,))
-    return len(done) + sum(str(trial.params) not in waiting for trial in failed)
+    again = {str(t.params) for t in (*done, *study.get_trials(states=(TrialState.WAITING,)))}
+    failed = {str(t.params) for t in study.get_trials(states=(TrialState.FAIL,))}
+    return len(done) + len(failed - again)
 
 
 def _value(returns: Sequence[JobReturn]) -> float:

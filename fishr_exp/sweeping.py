@@ -99,7 +99,10 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
     del frame
     global _signal
     _signal = number
-    for process in multiprocessing.active_children():
+    jobs = [p for p in multiprocessing.active_children() if p.name.startswith("LokyProcess")]
+    if not jobs:  # the launcher runs the jobs here, or none yet
+        raise Stopped(number)
+    for process in jobs:
         with contextlib.suppress(ProcessLookupError):
             # Not SIGTERM: a process that is between two runs would die of it, and the others too.
             os.kill(process.pid or 0, signal.SIGINT)

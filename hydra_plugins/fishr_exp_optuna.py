@@ -53,6 +53,13 @@ class OptunaSweeper(Sweeper):
             raise ConfigError("hydra/sweeper", "optuna", "Optuna is not installed", mend)
         from fishr_exp.search import Space, open_study, search  # imports optuna and torch
 
+        if self.options["n_trials"] < 1:
+            raise ConfigError(
+                "hydra.sweeper.n_trials", self.options["n_trials"], "must be 1 or more"
+            )
+        if not str(self.options["sampler"]["_target_"]).startswith("optuna.samplers."):
+            name = self.options["sampler"]["_target_"]
+            raise ConfigError("hydra.sweeper.sampler._target_", name, "must be in optuna.samplers")
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None

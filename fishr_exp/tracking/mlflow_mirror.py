@@ -32,6 +32,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
 _METRICS = 1000  # MLflow's limit, metrics a call
+_LOCKED = 120.0  # seconds to wait for others who make the database
 _PAUSE = 30.0  # seconds between two tries at a server that is away
 _BRIEFLY = 1.0  # seconds to wait at the end, after a run that found nobody
 _SQLITE = "sqlite:///"
@@ -96,7 +97,8 @@ class MlflowMirror:
         self._config, self._labels = config, labels
         self._identity = self._state().get(_IDENTITY) or uuid.uuid4().hex
         self._run_id = self._known().get("run_id", "")
-        self._save("RUNNING")
+        with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, or not at all
+            self._save("RUNNING")
         self._thread = threading.Thread(target=self._keep_sending, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -242,13 +244,16 @@ class MlflowMirror:
         """Return what the last mirror of this folder wrote; empty if there was none."""
         if not self._state_file.exists():
             return {}
-        state: dict[str, Any] = json.loads(self._state_file.read_text())
+        try:
+            state: dict[str, Any] = json.loads(self._state_file.read_text())
+        except ValueError:  # spoilt: MLflow is asked by the folder's tag, or told anew
+            return {}
         return state
 
     def _known(self) -> dict[str, Any]:
         """Return which MLflow run mirrors this folder, and how far it is; empty if none does."""
         state = self._state()
-        if state.get("tracking_uri") != self.tracking_uri or not state["run_id"]:
+        if state.get("tracking_uri") != self.tracking_uri or not state.get("run_id"):
             return {}
         if self._database and not _holds_run(self._database, state["run_id"]):
             return {}  # the database was lost, or made anew
@@ -273,7 +278,8 @@ class MlflowMirror:
         if self._home is None:
             return contextlib.nullcontext()
         self._home.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{self._database}.lock" if self._database else self._home / ".mlflow.lock")
+        place = f"{self._database}.lock" if self._database else self._home / ".mlflow.lock"
+        return FileLock(place, timeout=_LOCKED)
 
     def _artifact_location(self) -> str | None:
         return (self._home / "mlflow_artifacts").as_uri() if self._home else None

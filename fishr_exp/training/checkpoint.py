@@ -52,12 +52,15 @@ class Checkpoints:
             ConfigError: If it belongs to a run with other settings.
             TrainingError: If there are states, and none can be read.
         """
-        unreadable = None
+        unreadable, spoilt = None, []
         for path in self._states():
             try:
                 state = load(path)
+                if not isinstance(state, dict) or "settings" not in state:
+                    raise TrainingError(f"{path} is no checkpoint of a run; remove it")
             except TrainingError as error:
                 unreadable = unreadable or error
+                spoilt.append(path)
                 continue
             if differing := differences(state.pop("settings"), self._settings):
                 raise ConfigError(
@@ -67,6 +70,8 @@ class Checkpoints:
             if unreadable:
                 reason = str(unreadable).partition(";")[0]
                 log.warning("%s: going on from the one before, %s", reason, path.name)
+                for other in spoilt:  # else it would count as the newest
+                    other.unlink()
             return state
         if unreadable:
             raise unreadable
@@ -103,14 +108,15 @@ class Interval:
     """
 
     def __init__(self, every: int | str | None) -> None:
-        match = re.fullmatch(r"(\d+(?:\.\d*)?)(s?)", str(every))
-        if every is not None and (match is None or not float(match[1]) > 0):
+        match = re.fullmatch(r"(\d+(?:\.\d*)?)s|(\d+)", str(every))
+        seconds, steps = match.groups() if match else (None, None)
+        if every is not None and not float(seconds or steps or 0) > 0:
             raise ConfigError(
                 "checkpoint_every", every, "must be positive, a number of steps or seconds",
                 "write 500 for steps, 300s for seconds, or null for evaluations only",
             )  # fmt: skip
-        self._seconds = float(match[1]) if match and match[2] else None
-        self._steps = int(float(match[1])) if match and not match[2] else None
+        self._seconds = float(seconds) if seconds else None
+        self._steps = int(steps) if steps else None
         self.restart()
 
     def restart(self) -> None:

@@ -73,7 +73,8 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken."""
         self.step = state["step"]
-        self.logged = {name: list(values.unbind()) for name, values in state["logged"].items()}
+        logged = {name: values.to(self.device) for name, values in state["logged"].items()}
+        self.logged = {name: list(values.unbind()) for name, values in logged.items()}
         self.seconds = state["seconds"]
         self.model.load_state_dict(state["model"])
         as_module(self.method).load_state_dict(state["method"])
@@ -161,7 +162,7 @@ def fit(
                 if training.step == 1:
                     observer.check_losses(logs)
                 for name, value in logs.items():
-                    training.logged.setdefault(name, []).append(value)
+                    training.logged.setdefault(name, []).append(value.to(training.device))
                 bar.update()
                 heed()
             check_weights(model, training.step)

@@ -45,10 +45,12 @@ class Signals:
                     self._earlier[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         self._earlier = {}
+        if self.pending and kind is None:  # it came too late to be asked for
+            signal.raise_signal(self.pending)
 
     def interrupting(self, chunks: Iterable[T]) -> Iterator[T]:
         """Pass on the chunks of an evaluation.

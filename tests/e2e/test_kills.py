@@ -283,6 +283,51 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert warning in continued.err
     assert "after step 8\n" in continued.err
     assert_same_run(fishr_exp(*words, f"hydra.run.dir={tmp_path}/runs/whole"), continued)
+    left = sorted(path.name for path in (continued.folder / "checkpoints").glob("*"))
+    assert left == ["best.pt", "step-12.pt"]
+
+
+def test_a_signal_at_the_end_of_a_run_is_not_lost(
+    fishr_exp: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = RunFolder.finish
+
+    def finish(folder: RunFolder, result: Any) -> None:
+        real(folder, result)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "finish", finish)
+    assert fishr_exp("-m", "seed=0,1").status == 143
+    assert len(list((tmp_path / "runs").glob("*/done"))) == 1
+
+
+def test_who_is_refused_leaves_the_folder_of_the_other(fishr_exp: Command, tmp_path: Path) -> None:
+    here = tmp_path / "runs" / "r"
+    with RunFolder(here) as other:
+        other.acquire()  # and has written nothing yet
+        refused = fishr_exp(f"hydra.run.dir={here}")
+        assert "another process is running" in refused.err
+        assert (here / ".lock").exists()
+        other.open({})
+
+
+def test_losses_of_an_epoch_are_on_one_device_after_a_resume(
+    fishr_exp: Command, tmp_path: Path
+) -> None:
+    """On a CUDA device, a checkpoint is read onto the CPU; `meta` stands for the device here."""
+    from fishr_exp.training.loop import Training
+
+    stopped = stopped_at(fishr_exp, 3, "checkpoint_every=1", f"hydra.run.dir={tmp_path}/runs/r")
+    state = torch.load(newest_state(stopped.folder), weights_only=True)
+    assert len(state["logged"]["risk"]) == 1
+    training = Training.__new__(Training)
+    model = torch.nn.Linear(1, 1, device="meta")
+    training.model = model  # type: ignore[assignment]
+    with pytest.raises(RuntimeError):  # what follows is the model's state, another one
+        training.load_state_dict(state)
+    assert {value.device.type for values in training.logged.values() for value in values} == {
+        "meta"
+    }
 
 
 def test_a_checkpoint_of_other_settings_is_refused(fishr_exp: Command, tmp_path: Path) -> None:
@@ -394,10 +439,14 @@ def test_a_clock_that_jumps_changes_no_run(
         (("checkpoint_every=5m",), "checkpoint_every=5m: must be positive"),
         (
             ("trainer._target_=os.system",),
-            "trainer._target_=os.system: a configuration builds only what is in fishr_exp, "
-            "torch.optim; pass allow_targets=[os] if you trust it",
+            "trainer._target_=os.system: a configuration builds only our datasets, models and the "
+            "like, and torch.optim; pass allow_targets=[os] if you trust it",
         ),
-        (("trainer._target_=fishr_expert.Erm",), "builds only what is in fishr_exp"),
+        (("trainer._target_=fishr_expert.Erm",), "a configuration builds only"),
+        (("trainer._target_=fishr_exp.results.run_folder.write_atomically",), "builds only"),
+        # imported there, and defined elsewhere
+        (("tracker._target_=fishr_exp.tracking.mlflow_mirror.write_atomically",), "builds only"),
+        (("checkpoint_every=10.5",), "checkpoint_every=10.5: must be positive"),
     ],
 )
 def test_a_mistake(fishr_exp: Command, words: tuple[str, ...], said: str, tmp_path: Path) -> None:
