@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -207,6 +210,8 @@ class _Chunks:
 def _loader(
     dataset: Minibatches | _Chunks, items: range, num_workers: int, pin_memory: bool
 ) -> DataLoader[Minibatch]:
+    if num_workers:
+        _end_workers_at_exit()
     return _Loader(
         _Guarded(dataset, pixels=pin_memory),
         batch_size=None,
@@ -218,6 +223,15 @@ def _loader(
         # Its own stream, as a loader draws a seed for its workers: the global one is not touched.
         generator=torch.Generator(),
     )
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    """Kill what is left of the workers when the process ends, which would wait for them for ever.
+
+    Python ends them by SIGTERM, which they ignore.
+    """
+    atexit.register(lambda: [p.kill() for p in multiprocessing.active_children() if p.daemon])
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

@@ -445,7 +445,7 @@ def test_a_clock_that_jumps_changes_no_run(
         (("trainer._target_=fishr_expert.Erm",), "a configuration builds only"),
         (("trainer._target_=fishr_exp.results.run_folder.write_atomically",), "builds only"),
         # imported there, and defined elsewhere
-        (("tracker._target_=fishr_exp.tracking.mlflow_mirror.write_atomically",), "builds only"),
+        (("observer._target_=fishr_exp.training.observer.ConfigError",), "builds only"),
         (("checkpoint_every=10.5",), "checkpoint_every=10.5: must be positive"),
     ],
 )

@@ -142,7 +142,7 @@ def test_every_method_has_its_yaml() -> None:
         ("+trainer.stps=3", ["trainer.stps=3", "no such key", "gamma"]),
         ("+trainer.gama=3", ["trainer.gama=3", "did you mean trainer.gamma?"]),
         ("+sede=3", ["sede=3", "did you mean seed?"]),
-        ("trainer._target_=fishr_exp.nowhere.Nothing", ["trainer._target_", "cannot be imported"]),
+        ("trainer._target_=fishr_exp.trainers.no.No", ["trainer._target_", "cannot be imported"]),
         ("test_domains=???", ["test_domains=???", "must be given"]),
         ("dataset=pacs", ["dataset.root=???", "must be given", "dataset.root=DIR"]),
     ],

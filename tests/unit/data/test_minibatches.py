@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -166,3 +168,18 @@ def test_an_empty_part_has_no_chunk():
 def test_sizes_that_cannot_be_name_the_domain_and_the_mend(count, batch_size, expected):
     with pytest.raises(ConfigError, match=expected):
         stream(count=count, batch_size=batch_size)
+
+
+def test_a_process_ends_though_a_loader_is_open():
+    """Its workers ignore SIGTERM, by which Python ends them."""
+    code = """
+import torch
+from fishr_exp.data.minibatches import Minibatches, loader
+from fishr_exp.data.tensors import TensorDomain
+
+domain = TensorDomain("a", torch.zeros(8, 1), torch.zeros(8, dtype=torch.int64))
+stream = iter(loader(Minibatches(domain, torch.arange(8), 2, 0), 0, 99, num_workers=1))
+next(stream)
+import builtins; builtins.kept = stream
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
