@@ -231,7 +231,13 @@ def _end_workers_at_exit() -> None:
 
     Python ends them by SIGTERM, which they ignore.
     """
-    atexit.register(lambda: [p.kill() for p in multiprocessing.active_children() if p.daemon])
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
