@@ -46,8 +46,6 @@ _stopped: UnfinishedError | None = None  # in a launcher's process: it starts no
 
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
-    register_run_name()
-    claim_optuna()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
     with heeding_signals():
         status = _main()
@@ -56,6 +54,8 @@ def main() -> None:
 
 def _main() -> int:
     try:
+        register_run_name()
+        claim_optuna()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -142,7 +142,8 @@ def job(config: DictConfig) -> float | None:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
-    return None if result["selected"]["uses_test_domain"] else result["validation_accuracy"]
+    selected = result.get("selected", {})  # the first rank alone has it
+    return None if selected.get("uses_test_domain") else result["validation_accuracy"]
 
 
 def _forget(folder: Path) -> None:

@@ -48,6 +48,8 @@ def forked(call: Callable[[], None], quiet: Path) -> int:
         call()
     except SystemExit as stop:
         status = int(stop.code or 0)
+    except KeyboardInterrupt:  # before the command could note it
+        status = 128 + signal.SIGINT
     except BaseException:  # noqa: BLE001 - as the interpreter would
         traceback.print_exc()
         status = 1
