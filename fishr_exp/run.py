@@ -25,6 +25,7 @@ from fishr_exp.results.settings import settings
 from fishr_exp.training.checkpoint import Checkpoints, Interval
 from fishr_exp.training.diagnostics import diagnose
 from fishr_exp.training.evaluation import accuracy
+from fishr_exp.training.faster import autocast, compile_featurizer
 from fishr_exp.training.loop import Training, fit
 from fishr_exp.training.observer import Observer, Verdict
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
@@ -67,6 +68,9 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     evaluation_batch_size: int,
     num_workers: int,
     device: str,
+    precision: str,
+    channels_last: bool,
+    compile: bool,
     resume: bool,
     retry_failed: bool,
     checkpoint_every: int | str | None,
@@ -100,6 +104,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     # --- check and build -------------------------------------------------------------------
     _check_counts(epochs, total_steps, steps_per_epoch, evaluation_batch_size, num_workers)
     where = _device(device)
+    computing = autocast(precision, where)
     save_every = Interval(checkpoint_every)
     record_folder = RunFolder(folder)
     checkpoints = Checkpoints(record_folder.checkpoints, settings(config))
@@ -147,7 +152,15 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     seeding.seed_global_streams(seed, "training")
     _check_batch_statistics(network, labels["model"])
     _check_loss(criterion, network, config)
-    training = _built(lambda: Training(network, method, optimizer, watcher), "optimizer", config)
+    if channels_last:  # of the weights; images follow at the first convolution
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compile:
+        compile_featurizer(network, method)
+    training = _built(
+        lambda: Training(network, method, optimizer, watcher, autocast=computing),
+        "optimizer",
+        config,
+    )
 
     signals = Signals()
 
@@ -195,9 +208,13 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             if mirror:
                 mirror.sync()
 
-        def measure() -> dict[str, Any]:
+        def measure(which: tuple[str, ...] = evaluated) -> dict[str, Any]:
+            with computing():
+                return evaluate(which)
+
+        def measure_and_look() -> dict[str, Any]:
             looked = {"diagnostics": look(training.step)} if look else {}
-            return {**evaluate(evaluated), **looked}
+            return {**measure(), **looked}
 
         outline = {
             "labels": dict(labels),
@@ -219,7 +236,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                     )
                     for stream in streams
                 ],
-                measure,
+                measure_and_look,
                 on_evaluation,
                 save,
                 save_every,
@@ -234,7 +251,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 network.load_state_dict(kept["model"])
                 chosen_step = kept["step"]
             log.info("evaluating all domains at step %d", chosen_step)
-            chosen = _heeding(signals, lambda: evaluate(PARTS))
+            chosen = _heeding(signals, lambda: measure(PARTS))
             if not ranks.first():
                 return {"status": "done", **outline, **chosen}
 

@@ -26,6 +26,10 @@ BOOKKEEPING = frozenset(
     }
 )
 
+# Keys that came later, with the values that compute what was computed before them: left out at
+# these, so that older runs keep their names and are found again.
+NEUTRAL = {"precision": "fp32", "channels_last": False, "compile": False}
+
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn a nested configuration into one level: `{"trainer": {"gamma": 1}}` to `trainer.gamma`.
@@ -43,8 +47,15 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flat settings that decide what a run computes: all keys but `BOOKKEEPING`."""
-    return {key: value for key, value in flatten(config).items() if not _is_bookkeeping(key)}
+    """Return the flat settings that decide what a run computes.
+
+    All keys but `BOOKKEEPING`, and but those that are at their value of `NEUTRAL`.
+    """
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not _is_bookkeeping(key) and (key not in NEUTRAL or value != NEUTRAL[key])
+    }
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:

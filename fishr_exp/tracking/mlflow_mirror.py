@@ -37,6 +37,7 @@ _PAUSE = 30.0  # seconds between two tries at a server that is away
 _BRIEFLY = 1.0  # seconds to wait at the end, after a run that found nobody
 _SQLITE = "sqlite:///"
 _ERROR = "error"  # the tag of a failed run
+_OF_EPOCHS = ("epoch", "learning_rate", "seconds_per_step", "seconds_waiting_per_step")
 _IDENTITY = "mirror"  # the tag by which a folder's run is found again, on any server
 
 unreachable: set[str] = set()  # tracking URIs where a run of this process ended unheard
@@ -350,7 +351,7 @@ def _metrics(record: Mapping[str, Any]) -> list[Any]:
 
     numbers = {
         **record["losses"],
-        **{key: record[key] for key in ("epoch", "learning_rate", "seconds_per_step")},
+        **{key: record[key] for key in _OF_EPOCHS if key in record},
         **{key: record[key] for key in ("train_accuracy", "validation_accuracy")},
     }
     numbers |= {f"diagnostics/{k}": v for k, v in record.get("diagnostics", {}).items()}

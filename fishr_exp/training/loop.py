@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,9 +27,10 @@ from fishr_exp.contracts import Batch, Minibatch, Model
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
 from fishr_exp.training.observer import Observer, Verdict
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
-from fishr_exp.training.step import Method, as_module, check_weights, optimizer_step
+from fishr_exp.training.step import Autocast, Method, as_module, check_weights, optimizer_step
 
 log = logging.getLogger(__name__)
+_MUCH_WAITING = 0.1  # of a step's time; below, more workers gain nothing to speak of
 
 
 @dataclass
@@ -40,9 +42,12 @@ class Training:
     make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
     observer: Observer
     step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
-    # Of the steps since the last evaluation: what each logged, and the seconds that all took.
+    autocast: Autocast = contextlib.nullcontext
+    # Of the steps since the last evaluation: what each logged, and the seconds that all took, and
+    # those of them in which the batch was waited for.
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
+    waited: float = 0.0
 
     def __post_init__(self) -> None:
         self.reset_optimizer()
@@ -63,6 +68,7 @@ class Training:
             "step": self.step,
             "logged": {name: torch.stack(values) for name, values in self.logged.items()},
             "seconds": self.seconds,
+            "waited": self.waited,
             "model": self.model.state_dict(),
             "method": as_module(self.method).state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -76,6 +82,7 @@ class Training:
         logged = {name: values.to(self.device) for name, values in state["logged"].items()}
         self.logged = {name: list(values.unbind()) for name, values in logged.items()}
         self.seconds = state["seconds"]
+        self.waited = state.get("waited", 0.0)  # older checkpoints have none
         self.model.load_state_dict(state["model"])
         as_module(self.method).load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -154,8 +161,11 @@ def fit(
                 started = time.perf_counter()
                 if training.step == getattr(method, "reset_optimizer_at", None):
                     training.reset_optimizer()
+                asked = time.perf_counter()
+                batch = next(batches)
+                training.waited += time.perf_counter() - asked
                 logs = optimizer_step(
-                    method, model, training.optimizer, next(batches), training.step
+                    method, model, training.optimizer, batch, training.step, training.autocast
                 )
                 training.step += 1
                 training.seconds += time.perf_counter() - started
@@ -177,12 +187,13 @@ def fit(
                 "step": training.step,
                 "epoch": epoch,
                 "seconds_per_step": training.seconds / (training.step - first),
+                "seconds_waiting_per_step": training.waited / (training.step - first),
                 "learning_rate": training.optimizer.param_groups[0]["lr"],
                 # means over the steps of the epoch that logged them
                 "losses": {name: torch.stack(v).mean().item() for name, v in logged.items()},
                 **evaluated,
             }
-            training.logged, training.seconds = {}, 0.0
+            training.logged, training.seconds, training.waited = {}, 0.0, 0.0
             verdict = observer.observe(record)
             on_evaluation(record, verdict)
             save()
@@ -218,4 +229,7 @@ def _line(record: dict[str, Any], epochs: int, best: bool) -> str:
         mean = record[f"{part}_accuracy"]
         if mean is not None:
             parts.append(f"{part} {100 * mean:.1f} %")
+    waiting = record["seconds_waiting_per_step"] / record["seconds_per_step"]
+    if waiting > _MUCH_WAITING:
+        parts.append(f"{100 * waiting:.0f} % waiting for images (num_workers, dataset.cache)")
     return "  ".join(parts) + ("  (best)" if best else "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -26,15 +29,25 @@ class Method(Protocol):
         ...
 
 
+Autocast = Callable[[], AbstractContextManager[object]]
+"""Makes the context of forward passes: `torch.autocast`, or none."""
+
+
 def optimizer_step(
-    method: Method, model: Model, optimizer: torch.optim.Optimizer, batch: Batch, step: int
+    method: Method,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,
+    autocast: Autocast = contextlib.nullcontext,
 ) -> dict[str, Tensor]:
     """Update the model once and return the method's logs, freed from the graph.
 
     Raises:
         TrainingError: If the objective is NaN or infinite; the weights are left as they were.
     """
-    objective = method.objective(model, batch, step)
+    with autocast():  # and not the backward pass, which takes the types of the forward one
+        objective = method.objective(model, batch, step)
     if not torch.isfinite(objective.total):  # waits for the device; a lost night costs more
         parts = ", ".join(f"{name} {value.item():g}" for name, value in objective.logs.items())
         raise TrainingError(f"the objective is not finite at step {step} ({parts})")

@@ -170,6 +170,7 @@ KINDS = {
     "erm with momentum": (5, ["trainer=erm", "optimizer=sgd"]),
     "before any checkpoint": (1, ["trainer=erm"]),
     "a worker": (5, ["num_workers=1", "trainer.ema_decay=0.9"]),
+    "bf16": (5, ["precision=bf16"]),
     "patience": (5, ["observer.patience=2", "optimizer.lr=1e-9", "epochs=9"]),
 }
 
@@ -178,10 +179,10 @@ def stop_before(step: int, patch: pytest.MonkeyPatch) -> None:
     """Let Ctrl-C come before the update of `step`."""
     real = loop.optimizer_step
 
-    def step_or_stop(method: Any, model: Any, optimizer: Any, batch: Any, now: int) -> Any:
-        if now == step:
+    def step_or_stop(*arguments: Any) -> Any:
+        if arguments[4] == step:
             raise KeyboardInterrupt
-        return real(method, model, optimizer, batch, now)
+        return real(*arguments)
 
     patch.setattr(loop, "optimizer_step", step_or_stop)
 

@@ -1,0 +1,59 @@
+"""Ways to compute the same faster, up to rounding: half precision, memory layout, a compiler."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from fishr_exp.contracts import Model
+from fishr_exp.errors import ConfigError
+from fishr_exp.training.step import Autocast, Method
+
+PRECISIONS = ("fp32", "bf16")
+
+
+def autocast(precision: str, device: torch.device) -> Autocast:
+    """Return what makes the context of forward passes.
+
+    Weights, losses, gradient variances and the optimizer's state stay in float32. There is no
+    fp16: its gradients need a scale that keeps them from vanishing, and the per-sample gradients
+    of layers below the classifier are taken without one.
+
+    Args:
+        precision: fp32, or bf16 for matrix products and convolutions in bfloat16.
+        device: Where they are computed.
+
+    Raises:
+        ConfigError: If the precision is another one.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError("precision", precision, f"choose from {', '.join(PRECISIONS)}")
+    enabled = precision == "bf16"
+    return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
+
+
+def compile_featurizer(model: Model, method: Method) -> None:
+    """Compile a model's featurizer by `torch.compile`; names of weights stay as they are.
+
+    Raises:
+        ConfigError: If the method differentiates the featurizer twice, which compiled code cannot.
+    """
+    scope = getattr(method, "scope", "classifier")
+    if scope != "classifier":
+        raise ConfigError(
+            "compile", "true",
+            f"trainer.scope={scope} needs second derivatives of the featurizer, which compiled "
+            "code has not", "pass compile=false, or trainer.scope=classifier",
+        )  # fmt: skip
+    featurizer = model.featurizer
+    featurizer.compile()
+    compiled = featurizer._compiled_call_impl
+
+    def out_of_sight(*args: Any, **kwargs: Any) -> Any:
+        # Fishr watches the forward pass by a torch function mode, which the compiler would trace.
+        with torch._C.DisableTorchFunction():
+            return compiled(*args, **kwargs)  # type: ignore[misc]
+
+    featurizer._compiled_call_impl = out_of_sight
