@@ -1,5 +1,7 @@
 """DomainBed's augmentation: cut by the CPU as bytes, coloured on the device as floats.
 
+The CPU's part is compiled, see `compiled.py`; what PyTorch does here is a CUDA device's.
+
     draw:     sizes -> box, flip, colours          one stream, a few numbers an image
     cut:      image, box, flip -> uint8 [3, S, S]  where the image was read
     finished: uint8 [n, 3, S, S] -> float32        on the device: colours, then ImageNet's scale
@@ -22,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fishr_exp.contracts import Minibatch
 
@@ -34,6 +35,7 @@ _ATTEMPTS = 10  # crops to draw before taking the middle
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
 _SCALE, _OFFSET = 1 / (255 * _STD), _MEAN / _STD  # a product is cheaper than two quotients
+_ON_CPU = _SCALE.flatten().numpy(), _OFFSET.flatten().numpy()
 
 
 class Draws(NamedTuple):
@@ -102,11 +104,9 @@ def cut(
     """
     if pixels.shape[:2] != size:
         box = _scaled(box, size, pixels.shape)
-    top, left, height, width = box
-    part = np.array(pixels[top : top + height, left : left + width])  # contiguous, to write on
-    image = torch.from_numpy(part).permute(2, 0, 1)[None]  # channels last: the fast way
-    image = F.interpolate(image, to.shape[1:], mode="bilinear", antialias=True)[0]
-    to.copy_(image.flip(2) if flip else image)
+    from fishr_exp.data.compiled import resize  # takes a moment
+
+    resize(np.ascontiguousarray(pixels), *box, flip, to.numpy())
 
 
 def _scaled(box: Sequence[int], size: tuple[int, int], shape: Sequence[int]) -> tuple[int, ...]:
@@ -125,16 +125,6 @@ class Pixels(NamedTuple):
     y: Tensor  # [n], int64
     colours: Tensor | None = None  # [n, 9], `Draws.colours`; stays on the CPU
 
-    def coloured(self) -> Pixels:
-        """Colour here, on the CPU; to whole levels, so that bytes hold them."""
-        if self.colours is None:
-            return self
-        x, part = torch.empty_like(self.x), torch.empty(1, *self.x.shape[1:])
-        for i in range(len(x)):  # one image fits into the cache
-            jitter_(part.copy_(self.x[i : i + 1]), self.colours[i : i + 1])
-            x[i : i + 1].copy_(part)
-        return Pixels(x, self.y)
-
     def to(self, device: torch.device) -> Minibatch:
         """Move to the device, and colour and scale there."""
         x, y = self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True)
@@ -151,17 +141,18 @@ def finished(x: Tensor, colours: Tensor | None = None) -> Tensor:
     Returns:
         Images [n, 3, H, W], float32.
     """
-    done = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    scale, offset = _SCALE.to(x.device), _OFFSET.to(x.device)
-    # One image fits into a CPU's cache, and a minibatch does not: that is ten times slower.
-    size = 1 if x.device.type == "cpu" else max(1, len(x))
-    part = torch.empty_like(done[:size])
-    for start in range(0, len(x), size):
-        part.copy_(x[start : start + size])
-        if colours is not None:
-            jitter_(part, colours[start : start + size])
-        torch.sub(part.mul_(scale), offset, out=done[start : start + size])
-    return done
+    if x.device.type == "cpu":
+        from fishr_exp.data.compiled import finish
+
+        done = torch.empty(x.shape)
+        drawn = torch.empty(0, 9) if colours is None else colours
+        given = (x.contiguous().numpy(), drawn.contiguous().numpy())
+        finish(*given, *_ON_CPU, done.numpy())
+        return done
+    done = x.to(torch.float32)
+    if colours is not None:
+        jitter_(done, colours)
+    return done.mul_(_SCALE.to(x.device)).sub_(_OFFSET.to(x.device))
 
 
 def jitter_(x: Tensor, colours: Tensor) -> None:

@@ -47,18 +47,25 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Picture:
-        image = decode(self.paths[i])
-        width, height = image.size
-        side = self.stored_size
-        if side is not None and width * height > side**2:
-            image = image.resize((side, side), Image.Resampling.BILINEAR)
-        return Picture(np.asarray(image), (height, width))
+        pixels = np.asarray(decode(self.paths[i]))
+        height, width, _ = pixels.shape
+        if self.stored_size is not None and width * height > self.stored_size**2:
+            return Picture(_shrunk(pixels, self.stored_size), (height, width))
+        return Picture(pixels, (height, width))
 
     def chosen(self, places: Sequence[int]) -> Files:
         """Return some of the images."""
         return Files([self.paths[i] for i in places], self.stored_size)
 
     unreadable: Sequence[int] = ()  # not known before they are read
+
+
+def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
+    from fishr_exp.data.compiled import resize  # takes a moment
+
+    out = np.empty((3, side, side), np.uint8)
+    resize(pixels, 0, 0, *pixels.shape[:2], False, out)
+    return np.ascontiguousarray(out.transpose(1, 2, 0))
 
 
 def decode(path: str) -> Image.Image:

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -281,8 +279,9 @@ class ImageDomain:
         pictures = [self.pictures[i] for i in indices.tolist()]
         x = torch.empty((len(pictures), 3, *self._size), dtype=torch.uint8)
         if augment is None or not self._augment:
-            for place, picture in zip(x, pictures, strict=True):
-                place.copy_(self._resized(picture.pixels))
+            for place, (pixels, _) in zip(x, pictures, strict=True):
+                height, width, _ = pixels.shape
+                cut(pixels, (height, width), (0, 0, height, width), False, place)
             return Pixels(x, self._y[indices])
         drawn = draw(torch.tensor([picture.size for picture in pictures]), augment)
         for place, picture, box, flip in zip(
@@ -290,16 +289,6 @@ class ImageDomain:
         ):
             cut(picture.pixels, picture.size, box, flip, place)
         return Pixels(x, self._y[indices], drawn.colours)
-
-    def read_coloured(self, indices: Tensor, augment: torch.Generator | None = None) -> Pixels:
-        """Read as `read` does, but bytes: floats of as many images take long from a worker."""
-        return self.read_pixels(indices, augment).coloured()
-
-    def _resized(self, pixels: np.ndarray) -> Tensor:
-        if pixels.shape[:2] != self._size:
-            image = Image.fromarray(pixels).resize(self._size[::-1], Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-        return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: maps are read-only
 
 
 def _flat(classes: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:

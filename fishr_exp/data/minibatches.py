@@ -6,7 +6,9 @@ import atexit
 import functools
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -19,10 +21,11 @@ from fishr_exp.data.tensors import TensorDomain
 from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.seeding import generator
 
-Read = Callable[[Tensor, torch.Generator | None], Any]
-"""`Domain.read`, or a way that leaves the last part to `.to(device)` of what it returns."""
+Asked = tuple[Tensor, torch.Generator | None]
+"""Arguments of `Domain.read`: which samples, and the stream of their augmentation."""
 
 _MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
+_AHEAD = 2  # minibatches that each thread has ready, as PyTorch's processes
 
 
 class Minibatches(Dataset[Minibatch]):
@@ -78,15 +81,13 @@ class Minibatches(Dataset[Minibatch]):
 
     def __getitem__(self, k: int) -> Minibatch:
         """Return minibatch `k`, counted from the first step of the run."""
-        return self.read(k, self.domain.read)
+        return self.domain.read(*self.asked(k)) if self._whole is None else self._whole
 
-    def read(self, k: int, how: Read) -> Minibatch:
-        """Read minibatch `k` by a method of the domain."""
-        if self._whole is not None:
-            return self._whole
+    def asked(self, k: int) -> Asked:
+        """Return what makes up minibatch `k`."""
         own = (self.rank,) if self.rank else ()
         augment = generator(self.seed, "augment", self.domain.name, k, *own)
-        return how(self._indices_of(k)[self.share], augment)
+        return self._indices_of(k)[self.share], augment
 
     def _indices_of(self, k: int) -> Tensor:
         if self.batch_size is None:
@@ -150,25 +151,25 @@ def loader(
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Minibatch]:
-    """Return a loader of the minibatches `start`, …, `stop` − 1, in this order.
+) -> Iterable[Minibatch]:
+    """Return the minibatches `start`, …, `stop` − 1, in this order, read ahead.
 
     Its position is the step counter: a loader from step k goes on exactly where another stopped.
-    Images of files come as bytes, a quarter of the floats: `.to(device)` makes a minibatch of them.
 
     Args:
         minibatches: The stream.
         start: The first step.
         stop: The step after the last.
-        num_workers: Processes that read ahead; 0 reads in this process. The minibatches are the
-            same for any number. Constant minibatches are there already: no process reads them.
-        pin_memory: Put the minibatches into page-locked memory, for a copy to a CUDA device, and
-            leave the colours of an augmentation to that device; without effect on constant
-            minibatches, for it would copy them at every step.
+        num_workers: Who reads ahead: threads for images, which are decoded and augmented without
+            the interpreter's lock, and processes for other domains; 0 reads when asked. The
+            minibatches are the same for any number. Constant minibatches are there already.
+        pin_memory: For a copy to a CUDA device: put the minibatches into page-locked memory, and
+            leave images as bytes, which `.to(device)` colours and scales there. Without effect on
+            constant minibatches, for it would copy them at every step.
     """
     if minibatches.constant:
         num_workers, pin_memory = 0, False
-    return _loader(minibatches, range(start, stop), num_workers, pin_memory)
+    return _ahead(minibatches, range(start, stop), num_workers, pin_memory)
 
 
 def chunks(
@@ -179,23 +180,23 @@ def chunks(
     num_workers: int = 0,
     pin_memory: bool = False,
     part: tuple[int, int] = (0, 1),
-) -> DataLoader[Minibatch]:
-    """Return a loader of the samples at `indices` for evaluation: in order, nothing augmented.
+) -> Iterable[Minibatch]:
+    """Return the samples at `indices` for evaluation: in order, read ahead, nothing augmented.
 
     Args:
         domain: Where the samples are read.
         indices: The part [N], int64; with N = 0 there is no chunk.
         size: Samples a chunk; the last may have fewer.
-        num_workers: Processes that read ahead; 0 reads in this process.
+        num_workers: As of `loader`.
         pin_memory: As of `loader`.
         part: Which rank reads, of how many; the ranks take the chunks in turn.
     """
     dataset = _Chunks(domain, indices, size)
     rank, step = part
-    return _loader(dataset, range(rank, len(dataset), step), num_workers, pin_memory)
+    return _ahead(dataset, range(rank, len(dataset), step), num_workers, pin_memory)
 
 
-class _Chunks:
+class _Chunks(Dataset[Minibatch]):
     def __init__(self, domain: Domain, indices: Tensor, size: int) -> None:
         self.domain = domain
         self.parts = indices.split(size) if len(indices) else ()
@@ -203,17 +204,22 @@ class _Chunks:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def read(self, k: int, how: Read) -> Minibatch:
-        return how(self.parts[k], None)
+    def __getitem__(self, k: int) -> Minibatch:
+        return self.domain.read(*self.asked(k))
+
+    def asked(self, k: int) -> Asked:
+        return self.parts[k], None
 
 
-def _loader(
+def _ahead(
     dataset: Minibatches | _Chunks, items: range, num_workers: int, pin_memory: bool
-) -> DataLoader[Minibatch]:
+) -> Iterable[Minibatch]:
+    if isinstance(dataset.domain, ImageDomain):
+        return _Threads(dataset, dataset.domain, items, num_workers, pin_memory)
     if num_workers:
         _end_workers_at_exit()
-    return _Loader(
-        _Guarded(dataset, pixels=pin_memory),
+    return _Processes(
+        _Guarded(dataset),
         batch_size=None,
         sampler=items,
         num_workers=num_workers,
@@ -254,22 +260,19 @@ def _as_it_is(item: Any) -> Any:  # the samples of a minibatch are together alre
 class _Guarded(Dataset[Any]):
     """Hand an expected error of a worker back as a value, for PyTorch would rewrite its message."""
 
-    def __init__(self, dataset: Minibatches | _Chunks, *, pixels: bool) -> None:
+    def __init__(self, dataset: Minibatches | _Chunks) -> None:
         self.dataset = dataset
-        self.how: Read = dataset.domain.read
-        if isinstance(dataset.domain, ImageDomain):
-            self.how = dataset.domain.read_pixels if pixels else dataset.domain.read_coloured
 
     def __getitem__(self, k: int) -> Minibatch | TrainingError:
         try:
-            return self.dataset.read(k, self.how)
+            return self.dataset[k]
         except TrainingError as error:
             if get_worker_info() is None:
                 raise
             return error
 
 
-class _Loader(DataLoader[Minibatch]):
+class _Processes(DataLoader[Minibatch]):
     """A loader that raises the errors that its workers handed back."""
 
     def __iter__(self) -> Iterator[Minibatch]:  # type: ignore[override]
@@ -277,3 +280,42 @@ class _Loader(DataLoader[Minibatch]):
             if isinstance(item, TrainingError):
                 raise item
             yield item
+
+
+class _Threads:
+    """Minibatches of images, read by threads: nothing is sent between processes."""
+
+    def __init__(
+        self,
+        dataset: Minibatches | _Chunks,
+        domain: ImageDomain,
+        items: range,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.dataset, self.domain, self.items = dataset, domain, items
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        if not self.num_workers:
+            yield from (self._read(*self.dataset.asked(k)) for k in self.items)
+            return
+        pool = ThreadPoolExecutor(self.num_workers, "images")
+        ahead: deque[Future[Minibatch]] = deque()
+        try:
+            for k in self.items:
+                ahead.append(pool.submit(self._read, *self.dataset.asked(k)))
+                if len(ahead) > _AHEAD * self.num_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, indices: Tensor, augment: torch.Generator | None) -> Any:
+        if not self.pin_memory:
+            return self.domain.read(indices, augment)
+        pixels = self.domain.read_pixels(indices, augment)
+        if not torch.cuda.is_available():
+            return pixels
+        return pixels._replace(x=pixels.x.pin_memory(), y=pixels.y.pin_memory())

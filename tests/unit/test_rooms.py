@@ -33,6 +33,7 @@ HOMES = {
     "backpack": {"gradient_variance/backpack_engine.py"},
     "matplotlib": {"results/figure.py", "results/diagnostics_figure.py"},
     "torchvision": {"vision.py"},
+    "numba": {"data/compiled.py"},
 }  # fmt: skip
 # Imported inside functions, never when a module is loaded: the command line must answer at once.
 LAZY = {"mlflow", "matplotlib", "backpack", "scipy"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fishr_exp.data import augmentation
+from fishr_exp.data import augmentation, compiled
 from fishr_exp.data.augmentation import cut, draw, finished, grey, jitter_
 from fishr_exp.data.decoding import Files
 from fishr_exp.data.image_folder import ImageDomain
@@ -83,6 +83,21 @@ def test_cuts_are_those_of_torchvision(image, box, flip):
     theirs = F.resized_crop(image, *box, [24, 24])
     theirs = batch(F.hflip(theirs) if flip else theirs)[0]
     assert (ours.float() - theirs).abs().max() <= 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(24, 24), (7, 90), (40, 56)])
+@pytest.mark.parametrize("box", [(0, 0, 40, 56), (3, 7, 30, 41), (20, 0, 12, 9), (39, 55, 1, 1)])
+def test_resized_bytes_are_pillows(image, box, size, flip):
+    top, left, height, width = box
+    ours = np.empty((3, *size), np.uint8)
+    compiled.resize(np.array(image), *box, flip, ours)
+    # Rows first: Pillow from version 13 on takes columns first where an image is much too high.
+    part = image.crop((left, top, left + width, top + height))
+    for shape in ((size[1], height), size[::-1]):
+        part = part.resize(shape, Image.Resampling.BILINEAR)
+    theirs = np.asarray(part)[:, :: -1 if flip else 1].transpose(2, 0, 1)
+    assert np.array_equal(ours, theirs)
 
 
 def test_a_box_of_a_shrunk_image_is_where_it_was(image):
@@ -198,8 +213,22 @@ def test_pixels_have_the_distribution_of_torchvisions_chain(image, tmp_path):
     assert (ours.std(0) / theirs.std(0)).log().abs().mean() < 0.05
 
 
+def test_compiled_colours_are_those_of_pytorch(image):
+    x = batch(*[image.rotate(3 * i) for i in range(100)])
+    colours = draw(torch.tensor([[40, 56]]).expand(100, 2), stream()).colours
+    slow = x.clone()
+    jitter_(slow, colours)
+    scale = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1) * 255
+    offset = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1) * 255
+    fast = finished(x.to(torch.uint8), colours) * scale + offset
+    away = (fast - slow).abs()  # levels
+    assert away.max() < 7  # a product that rounds to the other side can move a hue
+    assert (away > 0.01).float().mean() < 1e-4
+    plain = finished(x.to(torch.uint8)) * scale + offset
+    assert (plain - x).abs().max() < 0.01
+
+
 def test_a_batch_at_once_is_its_images_one_by_one(image):
-    """A device takes the first way, a CPU the second."""
     x = batch(*[image.rotate(10 * i) for i in range(40)])
     colours = draw(torch.tensor([[40, 56]]).expand(40, 2), stream()).colours
     at_once = x.clone()

@@ -240,8 +240,7 @@ def test_a_stored_size_that_cannot_be(root):
 
 
 @pytest.mark.parametrize("pin_memory", [False, True])
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.filterwarnings("ignore:'pin_memory'")
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_what_a_device_finishes_is_what_is_read(root, num_workers, pin_memory):
     domain = build(root, cache=str(root.parent / "c"))
     stream, everything = Minibatches(domain, torch.arange(6), 4, seed=0), torch.arange(6)
@@ -251,6 +250,6 @@ def test_what_a_device_finishes_is_what_is_read(root, num_workers, pin_memory):
     ]
     read = [*(stream[k] for k in range(3)), *map(domain.read, everything.split(4))]
     for pixels, minibatch in zip(sent, read, strict=True):
-        assert pixels.x.dtype == torch.uint8
+        assert (pixels.x.dtype == torch.uint8) == pin_memory
         assert torch.equal(pixels.to(torch.device("cpu")).x, minibatch.x)
         assert torch.equal(pixels.y, minibatch.y)

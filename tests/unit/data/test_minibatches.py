@@ -5,11 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import subprocess
 import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
 
 from fishr_exp.contracts import Minibatch
+from fishr_exp.data.decoding import Picture
+from fishr_exp.data.image_folder import ImageDomain
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.tensors import TensorDomain
 from fishr_exp.errors import ConfigError, TrainingError
@@ -183,3 +187,49 @@ next(stream)
 import builtins; builtins.kept = stream
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class Pictures:
+    """Images of one colour each, as many as are asked for; reads take their time."""
+
+    def __init__(self, count=23, broken_at=-1):
+        self.count, self.broken_at = count, broken_at
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        if i == self.broken_at:
+            raise TrainingError("pictures/seven.png: the image cannot be read")
+        return Picture(np.full((8, 9, 3), 10 * i, np.uint8), (8, 9))
+
+
+def images(**arguments):
+    pictures = Pictures(**arguments)
+    return ImageDomain("images", pictures, torch.arange(len(pictures)), image_size=6, augment=True)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_threads_read_images_in_order_from_any_start(num_workers):
+    reference = [stream(images())[k] for k in range(30)]  # over several passes
+    assert same(loader(stream(images()), 0, 30, num_workers=num_workers), reference)
+    assert same(loader(stream(images()), 7, 30, num_workers=num_workers), reference[7:])
+    parts = [images().read(part) for part in torch.arange(23).split(4)]
+    assert same(chunks(images(), torch.arange(23), 4, num_workers=num_workers), parts)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_cannot_be_read_ends_a_loader(num_workers):
+    with pytest.raises(TrainingError, match=r"^pictures/seven\.png: the image cannot be read$"):
+        list(loader(stream(images(broken_at=7)), 0, 20, num_workers=num_workers))
+
+
+def test_threads_end_with_their_loader():
+    iterator = iter(loader(stream(images()), 0, 10**15, num_workers=3))
+    next(iterator)
+    assert any(thread.name.startswith("images") for thread in threading.enumerate())
+    iterator.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("images"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()

@@ -1,0 +1,262 @@
+"""An image's way from pixels to floats on the CPU, compiled by Numba: resized, then coloured.
+
+One image at a time, so that it stays in the cache, and without the interpreter's lock, so that
+threads work side by side. Pillow and `augmentation.jitter_` are the references: resized bytes are
+Pillow's, bit for bit (rows before columns, as Pillow does all images up to version 12, and later
+ones all but very tall ones), and colours are those of `jitter_`, but for a level here and there
+where float32 rounds a product otherwise.
+
+    resize: uint8 [h, w, 3], box, flip -> uint8 [3, H, W]
+    finish: uint8 [n, 3, H, W], colours -> float32 [n, 3, H, W]
+"""  # fmt: skip
+# mypy: disable-error-code="operator,return-value"
+# To mypy, NumPy's numbers of four bytes are no floats.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import float32 as f32
+from numba import types, uintp
+
+# Numbers are finite; sums and products are rounded one by one, as written.
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"nnan", "ninf", "nsz"},
+}
+_compiled = numba.njit(**_OPTIONS)
+
+
+def _array(kind: types.Type, dimensions: int, *, written: bool = False) -> types.Array:
+    return types.Array(kind, dimensions, "C", readonly=not written)
+
+
+_u8, _int = types.uint8, types.int64
+_UNIT = 2.0**22  # Pillow's weights are whole multiples of 1 / _UNIT, whose sums float64 holds
+
+
+@_compiled
+def _taps(start: int, length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return first place [size], number [size] and weights of the pixels under each output."""
+    scale = length / size
+    support = max(scale, 1.0)
+    inverse = 1 / support
+    first, count = np.empty(size, np.int64), np.empty(size, np.int64)
+    weights = np.zeros((size, 2 * int(np.ceil(support)) + 1), np.float64)
+    for x in range(size):
+        centre = (x + 0.5) * scale
+        low = max(int(centre - support + 0.5), 0)
+        first[x], count[x] = start + low, min(int(centre + support + 0.5), length) - low
+        total = 0.0
+        for t in range(count[x]):
+            weights[x, t] = max(0.0, 1 - abs((low + t - centre + 0.5) * inverse))
+            total += weights[x, t]
+        for t in range(count[x]):
+            weights[x, t] = np.floor(weights[x, t] / total * _UNIT + 0.5) / _UNIT
+    return first, count, weights
+
+
+@_compiled
+def _across(
+    pixels: np.ndarray,
+    first: np.ndarray,
+    count: np.ndarray,
+    weights: np.ndarray,
+    flip: bool,
+    wide: np.ndarray,
+) -> None:
+    """Resize the rows of an image [h, w, 3] to whole levels in `wide` [3, h, W]."""
+    size = wide.shape[2]
+    line = np.empty(pixels.shape[1] * 3, np.float64)
+    for y in range(len(pixels)):
+        source = pixels[y].reshape(len(line))
+        for i in range(len(line)):
+            line[i] = source[i]
+        for x in range(size):
+            red = green = blue = 0.5
+            at = uintp(3 * first[x])  # unsigned: not checked for being negative
+            for t in range(count[x]):
+                weight = weights[x, t]
+                red += weight * line[at]
+                green += weight * line[at + uintp(1)]
+                blue += weight * line[at + uintp(2)]
+                at += uintp(3)
+            to = uintp(size - 1 - x if flip else x)
+            wide[0, y, to] = np.floor(red)
+            wide[1, y, to] = np.floor(green)
+            wide[2, y, to] = np.floor(blue)
+
+
+# With signatures, both are compiled, or loaded, when this is imported.
+@numba.njit(
+    types.void(_array(_u8, 3), _int, _int, _int, _int, types.boolean, _array(_u8, 3, written=True)),
+    **_OPTIONS,
+)
+def resize(
+    pixels: np.ndarray, top: int, left: int, height: int, width: int, flip: bool, out: np.ndarray
+) -> None:
+    """Cut a box out of an image and resize it as Pillow's antialiased bilinear filter does.
+
+    Args:
+        pixels: The image [h, w, 3], uint8.
+        top: First row of the box; likewise the other three, in pixels.
+        left: First column.
+        height: Rows.
+        width: Columns.
+        flip: Whether left and right change places.
+        out: Where it is written [3, H, W], uint8.
+    """
+    rows, columns = out.shape[1], out.shape[2]
+    first_x, count_x, weight_x = _taps(left, width, columns)
+    first_y, count_y, weight_y = _taps(0, height, rows)
+    wide = np.empty((3, height, columns), np.float32)
+    _across(pixels[top : top + height], first_x, count_x, weight_x, flip, wide)
+    line = np.empty(columns, np.float64)
+    for channel in range(3):
+        for y in range(rows):
+            line[:] = 0.5
+            for t in range(count_y[y]):
+                weight, row = weight_y[y, t], wide[channel, first_y[y] + t]
+                for x in range(columns):
+                    line[x] += weight * row[x]
+            for x in range(columns):
+                out[channel, y, x] = np.uint8(line[x])
+
+
+@_compiled
+def _copy(
+    r: np.ndarray,
+    g: np.ndarray,
+    b: np.ndarray,
+    to_r: np.ndarray,
+    to_g: np.ndarray,
+    to_b: np.ndarray,
+) -> None:
+    for x in range(len(r)):
+        to_r[x] = r[x]
+    for x in range(len(g)):
+        to_g[x] = g[x]
+    for x in range(len(b)):
+        to_b[x] = b[x]
+
+
+@_compiled
+def _channel(angle: float, chroma: float, base: float) -> float:
+    """Return the level of the channel whose own hue lies `angle` away, times chroma."""
+    return np.floor(base + min(max(abs(abs(angle) - f32(3) * chroma), chroma), f32(2) * chroma))
+
+
+@_compiled
+def _change(
+    r: np.ndarray, g: np.ndarray, b: np.ndarray, kind: int, colours: np.ndarray, mean: float
+) -> None:
+    """Make one stage of the chain on a row of whole levels, [W] each."""
+    factor = colours[kind]
+    if kind == 0:
+        for x in range(len(r)):
+            r[x] = np.floor(min(r[x] * factor, f32(255)))
+            g[x] = np.floor(min(g[x] * factor, f32(255)))
+            b[x] = np.floor(min(b[x] * factor, f32(255)))
+    elif kind == 1:
+        offset = mean - mean * factor
+        for x in range(len(r)):
+            r[x] = np.floor(min(max(r[x] * factor + offset, f32(0)), f32(255)))
+            g[x] = np.floor(min(max(g[x] * factor + offset, f32(0)), f32(255)))
+            b[x] = np.floor(min(max(b[x] * factor + offset, f32(0)), f32(255)))
+    elif kind == 2:
+        rest = f32(1) - factor
+        for x in range(len(r)):
+            grey = np.floor(r[x] * f32(0.299) + g[x] * f32(0.587) + b[x] * f32(0.114) + f32(0.5))
+            r[x] = np.floor(min(max(r[x] - (r[x] - grey) * rest, f32(0)), f32(255)))
+            g[x] = np.floor(min(max(g[x] - (g[x] - grey) * rest, f32(0)), f32(255)))
+            b[x] = np.floor(min(max(b[x] - (b[x] - grey) * rest, f32(0)), f32(255)))
+    else:  # see `augmentation.hue_`
+        turn = f32(6) * factor
+        for x in range(len(r)):
+            low, top = min(r[x], g[x], b[x]), max(r[x], g[x], b[x])
+            chroma = top - low
+            angle = g[x] + b[x] - r[x] + top - f32(2) * low
+            angle = (angle if g[x] >= b[x] else -angle) + chroma * turn
+            base = low - chroma + f32(0.5)
+            r[x] = _channel(angle, chroma, base)
+            g[x] = _channel(angle - f32(2) * chroma, chroma, base)
+            b[x] = _channel(angle + f32(2) * chroma, chroma, base)
+
+
+@_compiled
+def _grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> None:
+    for x in range(len(r)):
+        grey = np.floor(r[x] * f32(0.299) + g[x] * f32(0.587) + b[x] * f32(0.114) + f32(0.5))
+        r[x] = grey
+        g[x] = grey
+        b[x] = grey
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True)  # sums of whole levels are exact in any order
+def _sum_of_grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
+    total = f32(0)
+    for x in range(len(r)):
+        total += np.floor(r[x] * f32(0.299) + g[x] * f32(0.587) + b[x] * f32(0.114) + f32(0.5))
+    return total
+
+
+@_compiled
+def _colour(image: np.ndarray, colours: np.ndarray) -> None:
+    """Change the colours of an image [3, H, W], uint8, in place, as `jitter_` does."""
+    order = colours[4:8]
+    contrast_at = 0  # of the four stages; it must have seen the whole image
+    for stage in range(4):
+        if order[stage] == 1:
+            contrast_at = stage
+    columns = image.shape[2]
+    r = np.empty(columns, np.float32)  # a row at a time
+    g = np.empty(columns, np.float32)
+    b = np.empty(columns, np.float32)
+    total = 0.0
+    for y in range(image.shape[1]):
+        _copy(image[0, y], image[1, y], image[2, y], r, g, b)
+        for stage in range(contrast_at):
+            _change(r, g, b, int(order[stage]), colours, f32(0))
+        total += _sum_of_grey(r, g, b)
+        _copy(r, g, b, image[0, y], image[1, y], image[2, y])
+    mean = f32(np.floor(total / (image.shape[1] * columns) + 0.5))
+    for y in range(image.shape[1]):
+        _copy(image[0, y], image[1, y], image[2, y], r, g, b)
+        for stage in range(contrast_at, 4):
+            _change(r, g, b, int(order[stage]), colours, mean)
+        if colours[8]:
+            _grey(r, g, b)
+        _copy(r, g, b, image[0, y], image[1, y], image[2, y])
+
+
+@numba.njit(
+    types.void(
+        _array(_u8, 4), _array(f32, 2), _array(f32, 1), _array(f32, 1), _array(f32, 4, written=True)
+    ),
+    **_OPTIONS,
+)
+def finish(
+    images: np.ndarray, colours: np.ndarray, scale: np.ndarray, offset: np.ndarray, out: np.ndarray
+) -> None:
+    """Colour images, unless `colours` is empty, and scale each channel: level · scale − offset.
+
+    Args:
+        images: [n, 3, H, W], uint8.
+        colours: `Draws.colours` [n, 9], float32; or [0, 9].
+        scale: [3], float32.
+        offset: [3], float32.
+        out: Where they are written [n, 3, H, W], float32.
+    """
+    for n in range(len(images)):
+        image = images[n].copy()
+        if len(colours):
+            _colour(image, colours[n])
+        for channel in range(3):
+            for y in range(image.shape[1]):
+                row, to = image[channel, y], out[n, channel, y]
+                for x in range(len(row)):
+                    to[x] = f32(row[x]) * scale[channel] - offset[channel]
