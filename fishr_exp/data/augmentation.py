@@ -144,7 +144,8 @@ def finished(x: Tensor, colours: Tensor | None = None) -> Tensor:
     if x.device.type == "cpu":
         from fishr_exp.data.compiled import finish
 
-        done = torch.empty(x.shape)
+        done = torch.from_numpy(np.empty(x.shape, np.float32))  # NumPy asks for huge pages: a
+        # minibatch of fresh memory takes longer to map by small ones than to fill.
         drawn = torch.empty(0, 9) if colours is None else colours
         given = (x.contiguous().numpy(), drawn.contiguous().numpy())
         finish(*given, *_ON_CPU, done.numpy())
