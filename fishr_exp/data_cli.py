@@ -1,4 +1,4 @@
-"""The command `fishr-data`: what datasets are known, is a copy on disk sound, decode it once."""
+"""The command `fishr-data`: what datasets there are, get one, is a copy sound, decode it once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -16,6 +17,7 @@ from tabulate import tabulate
 
 from fishr_exp.config import conf_dir, part, unknown_key
 from fishr_exp.data.known import KNOWN
+from fishr_exp.data.sources import SOURCES, UNTESTED
 from fishr_exp.errors import ConfigError
 from fishr_exp.mistakes import one_line
 
@@ -32,10 +34,24 @@ _NAMED = 5  # files of a kind to name
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where the data are not sound, 2 for a mistake."""
     parser = argparse.ArgumentParser(
-        prog="fishr-data", description="Look at image datasets before anything is trained on them."
+        prog="fishr-data", description="Get image datasets, and look at them before training."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the datasets that have a configuration")
+    get = commands.add_parser(
+        "download",
+        help="get a dataset: fetch, compare checksums, unpack",
+        description="Fetch the archives of a dataset into DIR, or take those that lie there, and"
+        " unpack them into a folder of DIR. A broken transfer is taken up where it broke, by the"
+        f" same command. {UNTESTED.capitalize()}. Where a licence or a page stands in the way, it"
+        " says where to get the files by hand.",
+    )
+    get.add_argument("dataset", help=", ".join(SOURCES))
+    get.add_argument("folder", metavar="DIR", help="of the archives, and of the dataset's folder")
+    get.add_argument(
+        "--mirror", action="append", default=[], metavar="URL",
+        help="look for URL/NAME of each archive first; may be given several times",
+    )  # fmt: skip
     check = commands.add_parser(
         "check",
         help="count, read and compare all images of a dataset",
@@ -61,6 +77,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.command == "list":
             sys.stdout.write(_list())
             return 0
+        if options.command == "download":
+            return _download(options.dataset, options.folder, options.mirror)
         by_name = {"check": _check, "prepare": _prepare}[options.command]
         return by_name(options.dataset, options.root, options.overrides)
     except Exception as error:
@@ -78,8 +96,37 @@ def _list() -> str:
         says = next(line for line in path.read_text().splitlines() if not line.startswith("# @"))
         images = (known.images or "?") if known else ""
         classes = known.classes if known else ""
-        rows.append([path.stem, classes, images, says.lstrip("# ")])
-    return tabulate(rows, ["dataset", "classes", "images", "what"], stralign="left") + "\n"
+        rows.append([path.stem, classes, images, _got(path.stem), says.lstrip("# ")])
+    table = tabulate(rows, ["dataset", "classes", "images", "download", "what"], stralign="left")
+    return f"{table}\n\nfishr-data download: {UNTESTED}\n"
+
+
+def _got(dataset: str) -> str:
+    """Say how to get a dataset."""
+    source = next((one for one in SOURCES.values() if dataset in one.datasets), None)
+    if source is None:
+        return ""
+    return "by hand" if source.by_hand else "untested"
+
+
+def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
+    from fishr_exp.data.download import download, find
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    try:
+        target = download(dataset, Path(folder).expanduser(), mirrors, say)
+    except KeyboardInterrupt:
+        sys.stderr.write("fishr-data: stopped; the same command goes on\n")
+        return 130
+    name = find(dataset)[1].datasets[0]
+    if name in KNOWN:
+        say(f"check it with: fishr-data check {name} {target}")
+    else:
+        say(f"train with: fishr-exp dataset={name} dataset.root={target.parent}")
+    return 0
 
 
 def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:

@@ -150,6 +150,6 @@ def _listed(folder: Path) -> list[str]:
         place = os.path.join(*folder.parts[-3:])
         raise ConfigError(
             "dataset.root", folder.parents[2], f"has no images at {place}",
-            "pass the folder that holds 0/location/class/image",
+            "pass the folder that holds 0/location/class/image, which fishr-data download makes",
         )  # fmt: skip
     return paths

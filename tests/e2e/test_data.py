@@ -136,8 +136,11 @@ def test_the_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> Non
     assert data_cli.main(["list"]) == 0
     out = capsys.readouterr().out
     (row,) = [line for line in out.splitlines() if line.startswith("pacs ")]
-    assert row.split()[1:3] == ["7", "9991"]
+    assert row.split()[1:5] == ["7", "9991", "by", "hand"]
     assert "colored_digits" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("terra_incognita ")]
+    assert row.split()[3] == "untested"
+    assert "the public links are untested" in out
 
 
 TINY_IMAGES = ("dataset=image_folder", "dataset.image_size=8", "test_domains=[sketch]",
