@@ -1,18 +1,23 @@
-"""The command `fishr-data`: what datasets are known, is a copy on disk sound, decode it once."""
+"""The command `fishr-data`: what datasets there are, get one, is a copy sound, decode it once."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+import inspect
+import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
-from fishr_exp.config import conf_dir, part
+from fishr_exp.config import conf_dir, part, unknown_key
+from fishr_exp.data.known import KNOWN
+from fishr_exp.data.sources import SOURCES, UNTESTED
 from fishr_exp.errors import ConfigError
 from fishr_exp.mistakes import one_line
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from fishr_exp.data.image_folder import Images
 
 _IMAGES = "fishr_exp.data.image_folder.image_folder"
+_SPAWRIOUS = "fishr_exp.data.spawrious.spawrious"
 _LISTS = "fishr_exp.data.path_lists.path_lists"
 _NAMED = 5  # files of a kind to name
 
@@ -28,37 +34,53 @@ _NAMED = 5  # files of a kind to name
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where the data are not sound, 2 for a mistake."""
     parser = argparse.ArgumentParser(
-        prog="fishr-data", description="Look at image datasets before anything is trained on them."
+        prog="fishr-data", description="Get image datasets, and look at them before training."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the datasets that have a configuration")
+    get = commands.add_parser(
+        "download",
+        help="get a dataset: fetch, compare checksums, unpack",
+        description="Fetch the archives of a dataset into DIR, or take those that lie there, and"
+        " unpack them into a folder of DIR. A broken transfer is taken up where it broke, by the"
+        f" same command. {UNTESTED.capitalize()}. Where a licence or a page stands in the way, it"
+        " says where to get the files by hand.",
+    )
+    get.add_argument("dataset", help=", ".join(SOURCES))
+    get.add_argument("folder", metavar="DIR", help="of the archives, and of the dataset's folder")
+    get.add_argument(
+        "--mirror", action="append", default=[], metavar="URL",
+        help="look for URL/NAME of each archive first; may be given several times",
+    )  # fmt: skip
     check = commands.add_parser(
         "check",
         help="count, read and compare all images of a dataset",
         description="Read every image. Exit status 1 for images that cannot be read, for files that"
         " two domains share, and for counts that are not those of the dataset.",
     )
-    check.add_argument("dataset", help="an option of the group dataset: pacs, image_folder, ...")
-    check.add_argument("root", help="the folder of its domains")
-    check.add_argument("overrides", nargs="*", metavar="dataset.KEY=VALUE", help="as for fishr-exp")
     prepare = commands.add_parser(
         "prepare",
         help="decode all images of a dataset once, into a cache",
         description="Write the cache that dataset.cache names, or outputs/cache, or compare every"
         " byte of one that is there, and write it anew where it is damaged.",
     )
-    prepare.add_argument("dataset", help="an option of the group dataset: pacs, path_lists, ...")
-    prepare.add_argument("root", help="the folder of its domains")
-    prepare.add_argument(
-        "overrides", nargs="*", metavar="dataset.KEY=VALUE", help="as for fishr-exp"
-    )
+    for command in (check, prepare):
+        command.add_argument("dataset", help="an option of the group dataset: pacs, vlcs, ...")
+        command.add_argument("root", help="the folder of its domains")
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="dataset.KEY=VALUE", help="as for fishr-exp"
+        )
     options = parser.parse_args(words)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fishr_exp").setLevel(logging.INFO)  # which files were passed over, e.g.
     try:
         if options.command == "list":
             sys.stdout.write(_list())
             return 0
-        command = {"check": _check, "prepare": _prepare}[options.command]
-        return command(options.dataset, options.root, options.overrides)
+        if options.command == "download":
+            return _download(options.dataset, options.folder, options.mirror)
+        by_name = {"check": _check, "prepare": _prepare}[options.command]
+        return by_name(options.dataset, options.root, options.overrides)
     except Exception as error:
         message = one_line(error)
         if message is None:
@@ -68,23 +90,49 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _list() -> str:
-    from fishr_exp.data.known import KNOWN
-
     rows = []
     for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
         known = KNOWN.get(path.stem)
         says = next(line for line in path.read_text().splitlines() if not line.startswith("# @"))
         images = (known.images or "?") if known else ""
-        rows.append([path.stem, known.classes if known else "", images, says.lstrip("# ")])
-    return tabulate(rows, ["dataset", "classes", "images", "what"], stralign="left") + "\n"
+        classes = known.classes if known else ""
+        rows.append([path.stem, classes, images, _got(path.stem), says.lstrip("# ")])
+    table = tabulate(rows, ["dataset", "classes", "images", "download", "what"], stralign="left")
+    return f"{table}\n\nfishr-data download: {UNTESTED}\n"
+
+
+def _got(dataset: str) -> str:
+    """Say how to get a dataset."""
+    source = next((one for one in SOURCES.values() if dataset in one.datasets), None)
+    if source is None:
+        return ""
+    return "by hand" if source.by_hand else "untested"
+
+
+def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
+    from fishr_exp.data.download import download, find
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    try:
+        target = download(dataset, Path(folder).expanduser(), mirrors, say)
+    except KeyboardInterrupt:
+        sys.stderr.write("fishr-data: stopped; the same command goes on\n")
+        return 130
+    name = find(dataset)[1].datasets[0]
+    if name in KNOWN:
+        say(f"check it with: fishr-data check {name} {target}")
+    else:
+        say(f"train with: fishr-exp dataset={name} dataset.root={target.parent}")
+    return 0
 
 
 def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
     from fishr_exp.data.check import duplicates, examine, oddly_sized, unreadable
-    from fishr_exp.data.image_folder import find_images
-    from fishr_exp.data.known import KNOWN
 
-    images = find_images(**_keywords(dataset, root, overrides))
+    images = _images(dataset, root, overrides)
     found = examine(images)
     bad, odd, twice = unreadable(found), oddly_sized(found), list(duplicates(found))
     leaks = [group for group in twice if len({one.domain for one in group}) > 1]
@@ -109,7 +157,7 @@ def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
     from fishr_exp.data.cache import Cached
 
     build = _builder(
-        dataset, root, ['dataset.cache="outputs/cache"', *overrides], (_IMAGES, _LISTS)
+        dataset, root, ['dataset.cache="outputs/cache"', *overrides], (_IMAGES, _SPAWRIOUS, _LISTS)
     )
     domains, rows = build(), []
     for name, domain in domains.by_name.items():
@@ -129,10 +177,15 @@ def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _keywords(dataset: str, root: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the checked arguments of the dataset's builder that say where its images are."""
-    keywords = _builder(dataset, root, overrides, (_IMAGES,)).keywords
-    return {key: keywords[key] for key in ("root", "domains", "class_map")}
+def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
+    """List the images of a dataset, by what its builder lists them with."""
+    from fishr_exp.data.image_folder import find_images, image_folder
+    from fishr_exp.data.spawrious import find_spawrious
+
+    build = _builder(dataset, root, overrides, (_IMAGES, _SPAWRIOUS))
+    find = find_images if build.func is image_folder else find_spawrious
+    keys = inspect.signature(find).parameters
+    return find(**{key: build.keywords[key] for key in keys})
 
 
 def _builder(
@@ -140,12 +193,21 @@ def _builder(
 ) -> functools.partial[Any]:
     """Return the dataset's builder, with its checked arguments."""
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        if hydra.compose("config", [f"dataset={dataset}"]).dataset._target_ not in builders:
-            reason = "is no dataset of image files"
-            raise ConfigError("dataset", dataset, reason, "choose image_folder, pacs, vlcs, ...")
-        words = [f"dataset={dataset}", f'dataset.root="{root}"', *overrides]
-        node = OmegaConf.to_container(hydra.compose("config", words).dataset)
-    build = part(node, "dataset")
+        plain = hydra.compose("config", [f"dataset={dataset}"]).dataset
+        if plain._target_ not in builders:
+            reason, mend = "is no dataset of image files", "choose image_folder, pacs, vlcs, ..."
+            if plain._target_ == _LISTS:
+                reason, mend = "has lists in place of folders", "fishr-data prepare reads them all"
+            raise ConfigError("dataset", dataset, reason, mend)
+        for word in overrides:
+            key, _, value = word.lstrip("+").partition("=")
+            if key.startswith("dataset.") and key.split(".")[1] not in plain:
+                raise unknown_key(key, value, [name for name in plain if name[0] != "_"])
+        node = hydra.compose("config", [f"dataset={dataset}", *overrides]).dataset
+    node.root = root  # a word would need quotes, and those in it a backslash
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        raise ConfigError(missing[0], "???", "must be given", f"add {missing[0]}=VALUE")
+    build = part(OmegaConf.to_container(node), "dataset")
     assert isinstance(build, functools.partial)
     return build
 

@@ -72,13 +72,52 @@ def image_folder(
     Raises:
         ConfigError: If an argument is not as it must be, or `find_images` finds none.
     """
+    images = find_images(root=root, domains=domains, class_map=class_map)
+    return image_domains(
+        images,
+        root=root,
+        name=name,
+        image_size=image_size,
+        augment=augment,
+        on_bad_image=on_bad_image,
+        cache=cache,
+        stored_size=stored_size,
+    )
+
+
+def image_domains(
+    images: Images,
+    *,
+    root: str,
+    name: str,
+    image_size: int,
+    augment: bool,
+    on_bad_image: str,
+    cache: str | None,
+    stored_size: int | None,
+) -> Domains:
+    """Build a domain of each list of images, as `image_folder` does of folders.
+
+    Args:
+        images: The paths by domain and class; all domains have the same classes, in the order of
+            the labels.
+        root: The folder that the images are under.
+        name: As of `image_folder`.
+        image_size: As of `image_folder`.
+        augment: As of `image_folder`.
+        on_bad_image: As of `image_folder`.
+        cache: As of `image_folder`.
+        stored_size: As of `image_folder`.
+
+    Raises:
+        ConfigError: If an argument is not as it must be, or an image cannot be read.
+    """
     if image_size < 1:
         raise ConfigError("dataset.image_size", image_size, "a size is at least 1 pixel")
     if stored_size is not None and stored_size < 1:
         raise ConfigError("dataset.stored_size", stored_size, "a size is at least 1 pixel")
     if on_bad_image not in ("error", "skip"):
         raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
-    images = find_images(root=root, domains=domains, class_map=class_map)
     found = {domain: _flat(classes)[0] for domain, classes in images.items()}
     pictures = {
         domain: stored(paths, root, f"{name}-{domain}", cache, stored_size)
@@ -151,7 +190,8 @@ def find_images(
     }
     passed_over = _count(files) - _count(images)
     if passed_over:
-        _log.info("%s: passed over %d files that are hidden or no images", folder, passed_over)
+        files_said = "1 file" if passed_over == 1 else f"{passed_over} files"
+        _log.info("%s: passed over %s, hidden or by name no image", folder, files_said)
     if class_map is not None:
         images = {domain: _mapped(domain, of, class_map) for domain, of in images.items()}
     _check(root, images)
@@ -296,6 +336,11 @@ def _flat(classes: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:
     sizes = torch.tensor([len(paths) for paths in classes.values()])
     paths = [path for of in classes.values() for path in of]
     return paths, torch.arange(len(sizes)).repeat_interleave(sizes)
+
+
+def files_of(folder: Path) -> list[str]:
+    """Return the image files at any depth under a folder, in the order of their names."""
+    return [path for path in _files(folder) if _is_image(path)]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -22,4 +22,6 @@ KNOWN = {
     "terra_incognita": Known(10, 24788, "TerraIncognita", f"Beery et al. 2018; {_GULRAJANI}"),
     "domain_net": Known(345, 586575, "DomainNet", f"Peng et al. 2019; {_GULRAJANI}"),
     "sviro": Known(7, None, "SVIRO", "Dias Da Cruz et al. 2020; DomainBed's code"),
-}
+    "spawrious": Known(4, 50688, "a variant of Spawrious",
+                       "Lynch et al. 2023; DomainBed's code, with 3168 images a folder"),
+}  # fmt: skip

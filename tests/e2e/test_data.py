@@ -91,12 +91,56 @@ def test_a_mistake_is_one_line(check, dataset: str, said: str) -> None:
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("check", "image_folder", "dataset.clas_map={a:[b]}"),
+            "known are root, name, ",
+        ),
+        (("check", "image_folder", "dataset.clas_map={a:[b]}"), "did you mean dataset.class_map?"),
+        (("check", "path_lists"), "has lists in place of folders; fishr-data prepare reads them"),
+        (("prepare", "path_lists"), "dataset.lists=???: must be given; add dataset.lists=VALUE"),
+    ],
+)
+def test_a_mistake_is_about_this_dataset(capsys, images: Path, words, said: str) -> None:
+    command, dataset, *overrides = words
+    assert data_cli.main([command, dataset, str(images), *overrides]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_folder_with_quotes_in_its_name(check, images: Path) -> None:
+    odd = images.rename(images.with_name("my \"best\" 'images'"))
+    assert check(root=odd)[0] == 0
+
+
+def test_overrides_are_not_asked_for(capsys) -> None:
+    with pytest.raises(SystemExit):
+        data_cli.main(["check", "pacs"])
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].endswith("the following arguments are required: root")
+    with pytest.raises(SystemExit):
+        data_cli.main(["check"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("are required: dataset, root")
+
+
+def test_files_that_are_passed_over_are_told(check, images: Path, caplog) -> None:
+    (images / "photo" / "cat" / "notes.txt").touch()
+    assert check()[0] == 0
+    assert "passed over 1 file, hidden or by name no image" in caplog.text
+
+
 def test_the_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert data_cli.main(["list"]) == 0
     out = capsys.readouterr().out
     (row,) = [line for line in out.splitlines() if line.startswith("pacs ")]
-    assert row.split()[1:3] == ["7", "9991"]
+    assert row.split()[1:5] == ["7", "9991", "by", "hand"]
     assert "colored_digits" in out
+    (row,) = [line for line in out.splitlines() if line.startswith("terra_incognita ")]
+    assert row.split()[3] == "untested"
+    assert "the public links are untested" in out
 
 
 TINY_IMAGES = ("dataset=image_folder", "dataset.image_size=8", "test_domains=[sketch]",
