@@ -27,7 +27,8 @@ out, and `cnn_minibatch` compares all four on a batch that they can do.
 Memory: each contender alone in a process of its own; the peak resident set of three steps, less
 what was resident before them (libraries, weights, batch). On CUDA, of allocated memory.
 
-With `--precision bf16` the objective is computed under autocast. With `--compile` the featurizers
+With `--precision bf16` the objective is computed under autocast, with `--channels-last` on that
+layout. With `--compile` the featurizers
 of ERM and of Fishr on the classifier are compiled; over all parameters nothing is, since compiled
 code cannot be differentiated twice. Bars are for one CPU thread in float32.
 """
@@ -69,6 +70,7 @@ from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.results.environment import environment
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
+from fishr_exp.training.faster import autocast, compile_featurizer
 from fishr_exp.training.step import Method, optimizer_step
 from fishr_exp.vision import torchvision
 
@@ -125,6 +127,7 @@ class Platform:
     device: str = "cpu"
     precision: str = "fp32"  # or bf16
     compiler: str | None = None  # backend of torch.compile
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,46 +221,17 @@ WORKLOADS = {
 }  # fmt: skip
 
 
-class Autocast:
-    """A method whose objective is computed in bfloat16 where autocast allows it."""
-
-    def __init__(self, method: Method, device: str) -> None:
-        self.method, self.device, self.min_domains = method, device, method.min_domains
-
-    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the objective; its backward pass is made outside, as torch advises."""
-        with torch.autocast(self.device, torch.bfloat16):
-            return self.method.objective(model, batch, step)
-
-
-class Compiled(nn.Module):
-    """A compiled featurizer, out of sight of torch function modes.
-
-    Fishr watches the forward pass by such a mode. Left in sight, the compiler would trace the
-    mode along with the featurizer, which holds no parameter that matters on the classifier.
-    """
-
-    def __init__(self, featurizer: nn.Module, backend: str) -> None:
-        super().__init__()
-        self.featurizer = featurizer
-        self.compiled = torch.compile(featurizer, backend=backend)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x [n, *input_shape] to features [n, F]."""
-        with torch._C.DisableTorchFunction():
-            return self.compiled(x)
-
-
 class Contender:
     """A method with its own model and optimizer."""
 
     def __init__(self, name: str, model: Model, batch: Batch, platform: Platform) -> None:
         self.name, self.model, self.batch = name, model, batch
         self.method = CONTENDERS[name]()
-        if platform.precision == "bf16":
-            self.method = Autocast(self.method, platform.device)
+        self.autocast = autocast(platform.precision, torch.device(platform.device))
+        if platform.channels_last:
+            model.to(memory_format=torch.channels_last)
         if platform.compiler and name in COMPILED:
-            model.featurizer = Compiled(model.featurizer, platform.compiler)
+            compile_featurizer(model, self.method, platform.compiler)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         self.fast_convolutions = "fast" in name
         if name in RIVALS[:2]:
@@ -266,7 +240,7 @@ class Contender:
     def step(self) -> None:
         """Make one step."""
         with weight_jac_t_save_memory(save_memory=self.fast_convolutions):
-            optimizer_step(self.method, self.model, self.optimizer, self.batch, 0)
+            optimizer_step(self.method, self.model, self.optimizer, self.batch, 0, self.autocast)
 
     def timed_step(self) -> float:
         """Make one step and return its milliseconds."""
@@ -368,6 +342,7 @@ def peak_in_a_process(workload: str, name: str, arguments: argparse.Namespace) -
     for option in ("scale", "threads", "device", "precision"):
         command += [f"--{option}", str(getattr(arguments, option))]
     command += ["--compile", arguments.compile] if arguments.compile else []
+    command += ["--channels-last"] if arguments.channels_last else []
     done = subprocess.run(
         command, capture_output=True, text=True, env=freeing_memory(), check=False
     )
@@ -469,6 +444,7 @@ def header(platform: Platform, threads: int) -> str:
     if platform.device == "cuda":
         machine = f"{torch.cuda.get_device_name()}, {machine}"
     how = "bfloat16 by autocast" if platform.precision == "bf16" else "float32"
+    how += ", channels last" * platform.channels_last
     how += f", compiled by {platform.compiler}" * bool(platform.compiler)
     versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
     commit = known["git_commit"] or "unknown"
@@ -491,6 +467,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--precision", choices=("fp32", "bf16"), default="fp32")
     add("--compile", nargs="?", const="inductor", metavar="BACKEND", help="compile featurizers")
+    add("--channels-last", action="store_true", help="memory layout of weights and images")
     add("--scale", type=float, default=1.0, help="times the samples of each domain, for trials")
     add("--json", type=Path, metavar="FILE", help="write every time and figure")
     add("--markdown", type=Path, metavar="FILE", help="write the tables")
@@ -505,7 +482,9 @@ def main(argv: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message=message)
 
     names = [name for name in CONTENDERS if name in {"erm", *arguments.contenders}]
-    platform = Platform(arguments.device, arguments.precision, arguments.compile)
+    platform = Platform(
+        arguments.device, arguments.precision, arguments.compile, arguments.channels_last
+    )
     head, figures = header(platform, arguments.threads), {}
     pages = ["# Time and memory of a training step", head, (__doc__ or "").partition("\n\n")[2]]
     if not arguments.peak_of:

@@ -106,7 +106,8 @@ def cut(
         box = _scaled(box, size, pixels.shape)
     from fishr_exp.data.compiled import resize  # takes a moment
 
-    resize(np.ascontiguousarray(pixels), *box, flip, to.numpy())
+    top, left, height, width = box
+    resize(np.ascontiguousarray(pixels), top, left, height, width, flip, to.numpy())
 
 
 def _scaled(box: Sequence[int], size: tuple[int, int], shape: Sequence[int]) -> tuple[int, ...]:

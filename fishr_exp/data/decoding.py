@@ -64,7 +64,8 @@ def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     from fishr_exp.data.compiled import resize  # takes a moment
 
     out = np.empty((3, side, side), np.uint8)
-    resize(pixels, 0, 0, *pixels.shape[:2], False, out)
+    height, width, _ = pixels.shape
+    resize(pixels, 0, 0, height, width, False, out)
     return np.ascontiguousarray(out.transpose(1, 2, 0))
 
 
