@@ -21,9 +21,16 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data, its table and figure
+run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data, its table and figure; or on images: make run DATASET=pacs ROOT=DIR
+ifdef DATASET
+	$(if $(ROOT),,$(error make run DATASET=$(DATASET): add ROOT=DIR, the folder that holds the domains))
+	-$(BIN)/fishr-data check $(DATASET) "$(ROOT)" $(WORDS)
+	$(BIN)/fishr-exp --multirun experiment=images_quickstart dataset=$(DATASET) 'dataset.root="$(ROOT)"' $(WORDS)
+	$(BIN)/fishr-table outputs/$(DATASET)_quickstart
+else
 	$(BIN)/fishr-exp --multirun experiment=quickstart
 	$(BIN)/fishr-table outputs/quickstart
+endif
 
 test: $(READY)  ## all tests that need no long run, server or GPU
 	$(BIN)/python -m pytest -n auto --dist loadfile
