@@ -82,6 +82,7 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
 
     Source: Koh et al. 2021 (arXiv:2012.07421).
     """
+    importlib.import_module("fishr_exp.vision")  # which lets the package import torchvision
     try:
         package = importlib.import_module("wilds")
     except ModuleNotFoundError as error:

@@ -103,3 +103,28 @@ def test_wilds_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "wilds", None)
     with pytest.raises(ConfigError, match="pip install wilds"):
         build()
+
+
+def test_the_package_itself_reads_its_layout(tmp_path):
+    """Camelyon17 as WILDS has it on the disk, but with images that are made up."""
+    pytest.importorskip("wilds")
+    folder = tmp_path / "camelyon17_v1.0"
+    folder.mkdir()
+    (folder / "RELEASE_v1.0.txt").touch()
+    lines = [",patient,node,x_coord,y_coord,tumor,slide,center,split"]
+    for number in range(8):
+        hospital, tumour = divmod(number, 2)
+        lines.append(f"{number},{hospital:03},0,{number},0,{tumour},{hospital},{hospital},0")
+        name = f"patient_{hospital:03}_node_0"
+        (folder / "patches" / name).mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", (96, 96), (10 * number, 0, 0))
+        image.save(folder / "patches" / name / f"patch_{name}_x_{number}_y_0.png")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    domains = wilds(
+        root=str(tmp_path), name="camelyon17", domain="hospital", image_size=9, augment=False
+    )
+    assert list(domains.by_name) == [f"hospital_{i}" for i in range(4)]
+    x, y = domains.by_name["hospital_3"].read(torch.tensor([0, 1]))
+    assert y.tolist() == [0, 1]
+    red = (x[:, 0] * 0.229 + 0.485) * 255
+    assert torch.allclose(red.mean((1, 2)), torch.tensor([60.0, 70.0]), atol=0.01)
