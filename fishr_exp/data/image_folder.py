@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -112,41 +112,106 @@ def image_domains(
     Raises:
         ConfigError: If an argument is not as it must be, or an image cannot be read.
     """
+    return listed_domains(
+        {domain: Listed(*_flat(classes)) for domain, classes in images.items()},
+        len(next(iter(images.values()))),
+        root=root,
+        name=name,
+        image_size=image_size,
+        augment=augment,
+        on_bad_image=on_bad_image,
+        cache=cache,
+        stored_size=stored_size,
+    )
+
+
+class Listed(NamedTuple):
+    """The images of one domain."""
+
+    paths: Sequence[str]
+    labels: Tensor  # [N], int64
+    validation: Tensor | None = None  # [N], bool: which make up that part; None: drawn by `split`
+
+
+def listed_domains(
+    listed: Mapping[str, Listed],
+    num_classes: int,
+    *,
+    root: str,
+    name: str,
+    image_size: int,
+    augment: bool,
+    on_bad_image: str,
+    cache: str | None,
+    stored_size: int | None,
+) -> Domains:
+    """Build a domain of each list of images; all but these two arguments are as of `image_folder`.
+
+    Args:
+        listed: The images by domain.
+        num_classes: Number of classes.
+        root: The folder that the images are under.
+        name: The name of the dataset.
+        image_size: As of `image_folder`.
+        augment: As of `image_folder`.
+        on_bad_image: As of `image_folder`.
+        cache: As of `image_folder`.
+        stored_size: As of `image_folder`.
+
+    Raises:
+        ConfigError: If an argument is not as it must be, or an image cannot be read.
+    """
     if image_size < 1:
         raise ConfigError("dataset.image_size", image_size, "a size is at least 1 pixel")
     if stored_size is not None and stored_size < 1:
         raise ConfigError("dataset.stored_size", stored_size, "a size is at least 1 pixel")
     if on_bad_image not in ("error", "skip"):
         raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
-    found = {domain: _flat(classes)[0] for domain, classes in images.items()}
     pictures = {
-        domain: stored(paths, root, f"{name}-{domain}", cache, stored_size)
-        for domain, paths in found.items()
+        domain: stored(own.paths, root, f"{name}-{domain}", cache, stored_size)
+        for domain, own in listed.items()
     }
-    skipped: dict[str, int] = {}
+    bad: dict[str, str] = {}  # path -> why it cannot be read
     if cache is not None:
-        bad = {found[d][i]: "" for d, own in pictures.items() for i in own.unreadable}
-        if bad and on_bad_image == "error":
-            refuse_bad_images(root, list(bad), "or leave them out with dataset.on_bad_image=skip")
+        known = [
+            listed[domain].paths[i] for domain, own in pictures.items() for i in own.unreadable
+        ]
+        bad = {path: fault(path) or "when the cache was made" for path in known}
     elif on_bad_image == "skip":
-        bad = _faults([path for paths in found.values() for path in paths])
-    else:
-        bad = {}
-    if bad:
-        images, skipped = _without(images, bad)
-        _check_filled(root, images)
-        pictures = {
-            domain: own.chosen([i for i, path in enumerate(found[domain]) if path not in bad])
-            for domain, own in pictures.items()
-        }
-    by_name = {
-        domain: ImageDomain(
-            domain, pictures[domain], _flat(classes)[1], image_size=image_size, augment=augment
+        bad = _faults([path for own in listed.values() for path in own.paths])
+    if bad and on_bad_image == "error":
+        first = next(iter(bad))
+        raise ConfigError(
+            "dataset.root",
+            root,
+            f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {first} "
+            f"({bad[first]})",
+            "mend it, or leave them out with dataset.on_bad_image=skip",
         )
-        for domain, classes in images.items()
-    }
-    shape = (3, image_size, image_size)
-    return Domains(name, by_name, len(next(iter(images.values()))), shape, skipped)
+    skipped: dict[str, int] = {}
+    by_name = {}
+    for domain, (paths, labels, validation) in listed.items():
+        kept = [i for i, path in enumerate(paths) if path not in bad]
+        if lost := len(paths) - len(kept):
+            skipped[domain] = lost
+        if not kept:
+            raise _empty(root, domain)
+        by_name[domain] = ImageDomain(
+            domain,
+            pictures[domain].chosen(kept) if lost else pictures[domain],
+            labels[kept],
+            image_size=image_size,
+            augment=augment,
+            validation=None if validation is None else validation[kept].nonzero()[:, 0],
+        )
+    if bad:
+        _log.warning(
+            "skipped %d of %d images that cannot be read, the first: %s (%s)",
+            len(bad),
+            sum(len(own.paths) for own in listed.values()),
+            *next(iter(bad.items())),
+        )
+    return Domains(name, by_name, num_classes, (3, image_size, image_size), skipped)
 
 
 def find_images(
@@ -224,43 +289,11 @@ def stored(
     return files if cache is None else cached(files, Path(root), name, Path(cache))
 
 
-def refuse_bad_images(root: str, bad: Sequence[str], mend: str) -> None:
-    """Refuse images that a cache found to be unreadable."""
-    raise ConfigError(
-        "dataset.root",
-        root,
-        f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {bad[0]} "
-        f"({fault(bad[0]) or 'when the cache was made'})",
-        f"mend it, {mend}",
-    )
-
-
 def _faults(paths: Sequence[str]) -> dict[str, str]:
     """Read all images; say of the bad ones why they cannot be read."""
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
         bar = tqdm(pool.map(fault, paths), "reading all images", len(paths), False, disable=None)
         return {path: why for path, why in zip(paths, bar, strict=True) if why}
-
-
-def _without(
-    images: Images, bad: Mapping[str, str]
-) -> tuple[dict[str, dict[str, list[str]]], dict[str, int]]:
-    """Leave out the bad images; return the others, and how many a domain lost."""
-    kept = {
-        domain: {name: [path for path in own if path not in bad] for name, own in of.items()}
-        for domain, of in images.items()
-    }
-    skipped = {domain: _count({domain: images[domain]}) - _count({domain: kept[domain]})
-               for domain in images}  # fmt: skip
-    first = next(iter(bad))
-    _log.warning(
-        "skipped %d of %d images that cannot be read, the first: %s (%s)",
-        len(bad),
-        _count(images),
-        first,
-        bad[first] or fault(first),
-    )
-    return kept, {domain: count for domain, count in skipped.items() if count}
 
 
 class Pictures(Protocol):
@@ -399,18 +432,18 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
                 "give the folders the same names in all domains, or say which belong together: "
                 "dataset.class_map={car: [auto, vehicle], ...}",
             )
-    _check_filled(root, images)
-
-
-def _check_filled(root: str, images: Images) -> None:
     for domain, classes in images.items():
         if not any(classes.values()):
-            raise ConfigError(
-                "dataset.root",
-                root,
-                f"domain {domain} holds no images",
-                "add images, or take its folder out of the root",
-            )
+            raise _empty(root, domain)
+
+
+def _empty(root: str, domain: str) -> ConfigError:
+    return ConfigError(
+        "dataset.root",
+        root,
+        f"domain {domain} holds no images",
+        "add images, or take its folder out of the root",
+    )
 
 
 def _difference(one: str, ones: Iterable[str], other: str, others: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fishr_exp.contracts import Domains
-from fishr_exp.data.image_folder import ImageDomain, refuse_bad_images, stored
+from fishr_exp.data.image_folder import Listed, listed_domains
 from fishr_exp.errors import ConfigError
 
 
@@ -19,6 +19,7 @@ def path_lists(
     name: str,
     image_size: int,
     augment: bool,
+    on_bad_image: str = "error",
     cache: str | None = None,
     stored_size: int | None = None,
 ) -> Domains:
@@ -35,6 +36,7 @@ def path_lists(
         name: The name of the dataset.
         image_size: Height and width of the images as the model sees them, in pixels.
         augment: Augment the training minibatches, by DomainBed's chain.
+        on_bad_image: As of `image_folder`.
         cache: As of `image_folder`.
         stored_size: As of `image_folder`.
 
@@ -54,27 +56,29 @@ def path_lists(
     read = {domain: [_read(folder, file) for file in files] for domain, files in lists.items()}
     numbers = {n for parts in read.values() for part in parts for _, n in part}
     label = {number: place for place, number in enumerate(sorted(numbers))}
-    by_name = {}
+    listed = {}
     for domain, parts in read.items():
         if not 1 <= len(parts) <= 2:
             raise ConfigError(
                 f"dataset.lists.{domain}", lists[domain], "one list, or two: training, validation"
             )
         lines = [line for part in parts for line in part]
-        validation = torch.arange(len(parts[0]), len(lines)) if len(parts) == 2 else None
-        paths = [path for path, _ in lines]
-        pictures = stored(paths, root, f"{name}-{domain}", cache, stored_size)
-        if bad := [paths[i] for i in pictures.unreadable]:
-            refuse_bad_images(root, bad, "or take it out of its list")
-        by_name[domain] = ImageDomain(
-            domain,
-            pictures,
+        listed[domain] = Listed(
+            [path for path, _ in lines],
             torch.tensor([label[number] for _, number in lines]),
-            image_size=image_size,
-            augment=augment,
-            validation=validation,
+            torch.arange(len(lines)) >= len(parts[0]) if len(parts) == 2 else None,
         )
-    return Domains(name, by_name, len(label), (3, image_size, image_size))
+    return listed_domains(
+        listed,
+        len(label),
+        root=root,
+        name=name,
+        image_size=image_size,
+        augment=augment,
+        on_bad_image=on_bad_image,
+        cache=cache,
+        stored_size=stored_size,
+    )
 
 
 def _read(folder: Path, file: str) -> list[tuple[str, int]]:

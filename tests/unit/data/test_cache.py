@@ -210,7 +210,7 @@ def test_lists_have_a_cache_too(root):
     )
     assert torch.equal(plain.x, stored.x)
     (root / "art" / "cat" / "0.png").write_bytes(b"")
-    with pytest.raises(ConfigError, match="or take it out of its list"):
+    with pytest.raises(ConfigError, match=r"dataset\.on_bad_image=skip"):
         path_lists(**arguments, cache=str(root.parent / "cache"))
 
 

@@ -28,8 +28,8 @@ def root(tmp_path):
 LISTS = {"photo": ["photo_train.txt", "photo_val.txt"], "art": ["art_train.txt"]}
 
 
-def build(root, lists=LISTS):
-    return path_lists(root=str(root), lists=lists, name="some", image_size=4, augment=False)
+def build(root, lists=LISTS, **more):
+    return path_lists(root=str(root), lists=lists, name="some", image_size=4, augment=False, **more)
 
 
 def test_lists_make_domains_in_their_order(root):
@@ -81,3 +81,18 @@ def test_lists_that_are_wrong(root, lists, said):
     with pytest.raises(ConfigError) as caught:
         build(root, lists)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_bad_images_are_left_out_of_both_parts(root, cache):
+    for number in (1, 3):  # of the training and of the validation list
+        (root / "images" / "photo" / f"a picture {number}.png").write_bytes(b"no image")
+    where = cache and str(root / cache)
+    domains = build(root, on_bad_image="skip", cache=where)
+    assert domains.skipped == {"photo": 2}
+    photo = domains.by_name["photo"]
+    train, validation = split(photo, 0.2, 0)
+    assert (train.tolist(), validation.tolist()) == ([0, 1], [2])
+    x, y = photo.read(torch.arange(3))
+    assert y.tolist() == [0, 2, 1]
+    assert ((x[:, 0, 0, 0] * 0.229 + 0.485) * 255).round().tolist() == [0, 20, 40]
