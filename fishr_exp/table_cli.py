@@ -48,15 +48,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fishr-table",
         description="Mean accuracy and standard error over seeds of the runs under DIR, as a table"
-        " for each dataset and choice of test domains, and figures of accuracy over gamma. With"
-        " --protocol, the tables of a benchmark, with a verdict against the published figures.",
+        " for each dataset and choice of test domains, and figures of accuracy over gamma,"
+        " and over the steps. With --protocol, the tables of a benchmark, with a verdict against the published figures.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run folders in it")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where table.md, table.tex, table.csv, figure.pdf and figure.png go, or"
+        help="where table.md, table.tex, table.csv and the figures go, or"
         " PROTOCOL[-SELECTION].md and so on (default: DIR/table)",
     )
     parser.add_argument(
@@ -104,6 +104,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _make_table(folder: Path, out: Path, printed: str) -> None:
+    from fishr_exp.results.curves_figure import draw_curves
     from fishr_exp.results.table import build_tables
     from fishr_exp.results.table_sheet import table_sheet
 
@@ -118,7 +119,12 @@ def _make_table(folder: Path, out: Path, printed: str) -> None:
     tables = build_tables(runs.done)
     sheets = [table_sheet(table) for table in tables]
     files = _write(sheets, out, "table", tables)
-    _say(sheets, printed, [*_report(runs), *_about_figures(tables)], files)
+    report = [*_report(runs), *_about_figures(tables)]
+    try:
+        files += [f"  {file}" for file in draw_curves(tables, out / "curves")]
+    except (OSError, ValueError) as error:
+        report.append(f"No curves: {error}")
+    _say(sheets, printed, report, files)
 
 
 def _make_comparison(options: argparse.Namespace) -> None:

@@ -250,12 +250,15 @@ def _draw_points(axes: Axes, table: Table, domain: str) -> None:
 
 
 def _point_labels(table: Table) -> list[str]:
-    gammas = show_gammas([row.gamma for row in table.rows if row.gamma is not None])
-    labels = [
-        _label(row) if row.gamma is None else f"{_label(row)}, γ={gammas[row.gamma]}"
-        for row in table.rows
-    ]
-    return [textwrap.fill(label, 24) for label in labels]
+    return [textwrap.fill(row_label(table, row), 24) for row in table.rows]
+
+
+def row_label(table: Table, row: Row) -> str:
+    """Call a row by its method, the settings that vary in the table, and its gamma."""
+    if row.gamma is None:
+        return _label(row)
+    gammas = show_gammas([r.gamma for r in table.rows if r.gamma is not None])
+    return f"{_label(row)}, γ={gammas[row.gamma]}"
 
 
 def _draw_series(

@@ -31,7 +31,9 @@ HOMES = {
     "mlflow": {"tracking/"},
     "optuna": {"search.py"},
     "backpack": {"gradient_variance/backpack_engine.py"},
-    "matplotlib": {"results/figure.py", "results/diagnostics_figure.py"},
+    "matplotlib": {
+        "results/figure.py", "results/curves_figure.py", "results/diagnostics_figure.py",
+    },
     "torchvision": {"vision.py"},
     "numba": {"data/compiled.py"},
 }  # fmt: skip

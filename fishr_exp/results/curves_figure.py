@@ -1,0 +1,146 @@
+"""Draws accuracies over the steps: of the test domains, and on validation parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fishr_exp.results.figure import COLOURS, COLUMN_WIDTH, LINE_HEIGHT, STYLE, row_label
+from fishr_exp.results.run_folder import RECORDS, Record, parse_records
+from fishr_exp.results.statistics import Estimate, estimate
+from fishr_exp.results.table import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEIGHT = 1.9  # inches, of a row of panels
+MOST_ROWS = 2 * len(COLOURS)  # of a table; more lines than that tell nobody anything
+
+Points = Mapping[int, Estimate]  # by step
+
+
+def over_steps(row: Row, of: Callable[[Record], float | None]) -> Points:
+    """Average a value over a row's runs, at each step at which all of them recorded it.
+
+    Args:
+        row: Runs that differ in their seed.
+        of: Takes the value, a fraction, from a record; None where there is none.
+
+    Returns:
+        Percentages by step.
+
+    Raises:
+        ValueError: If a record cannot be read.
+        OSError: If the file cannot.
+    """
+    values: dict[int, list[float]] = {}
+    for run in row.runs:
+        for record in parse_records(run.path / RECORDS):
+            value = of(record)
+            if value is not None:
+                values.setdefault(record["step"], []).append(100 * value)
+    means = {step: estimate(found) for step, found in sorted(values.items())}
+    return {step: e for step, e in means.items() if e is not None and e.n == len(row.runs)}
+
+
+def of_test_domain(domain: str) -> Callable[[Record], float | None]:
+    """Take a domain's accuracy from a record: of the validation part, the one always evaluated."""
+    return lambda record: record.get("accuracy", {}).get(domain, {}).get("validation")
+
+
+def of_validation(record: Record) -> float | None:
+    """Take the mean validation accuracy of the training domains from a record."""
+    return record.get("validation_accuracy")
+
+
+def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
+    """Draw tables into `stem`.pdf and `stem`.png, a panel for each test domain of each.
+
+    Test accuracy is a line with a band of its standard error, validation accuracy a thin dashed
+    one. A row that was evaluated once only has no line, and a table of too many rows no panel.
+
+    Returns:
+        The files written; none where there is no line.
+
+    Raises:
+        ValueError: If a record cannot be read.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {
+        (f"{table.dataset}; test domain {domain}", table.title): lines
+        for table in tables
+        if len(table.rows) <= MOST_ROWS
+        for domain in table.test_domains
+        if (lines := _lines(table, domain))
+    }
+    if not panels:
+        return []
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    with matplotlib.rc_context(STYLE):
+        columns = min(2, len(panels))
+        rows = -(-len(panels) // columns)
+        legend = sum(-(-len(label) // 60) for label in labels) + 1
+        height = (HEIGHT + LINE_HEIGHT) * rows + LINE_HEIGHT * (legend + 1)
+        figure = Figure(layout="constrained", figsize=(COLUMN_WIDTH * columns, height))
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, ((title, _), lines) in zip(grid, panels.items(), strict=False):
+            _draw_panel(axes, lines, labels)
+            axes.set_title(title)
+        for axes in grid[len(panels) - columns : len(panels)]:  # the lowest of each column
+            axes.set_xlabel("step")
+            axes.tick_params(labelbottom=True)
+        for axes in grid[::columns]:
+            axes.set_ylabel("accuracy (%)")
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        handles, names = _legend(labels)
+        figure.legend(handles, names, loc="outside lower center", frameon=False)
+        files = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
+        # Without the date, the same runs give the same file.
+        figure.savefig(files[0], metadata={"CreationDate": None})
+        figure.savefig(files[1], dpi=300)
+    return files
+
+
+def _lines(table: Table, domain: str) -> dict[str, tuple[Points, Points]]:
+    """Return test and validation accuracies over the steps by row, of rows with two or more."""
+    found = {}
+    for row in table.rows:
+        test, validation = over_steps(row, of_test_domain(domain)), over_steps(row, of_validation)
+        if len(test) > 1:
+            found[row_label(table, row)] = (test, validation)
+    return found
+
+
+def _draw_panel(
+    axes: Axes, lines: Mapping[str, tuple[Points, Points]], labels: Sequence[str]
+) -> None:
+    axes.grid(axis="y", linewidth=0.4, alpha=0.4)
+    for label, (test, validation) in lines.items():
+        style = _style(labels.index(label))
+        steps, means = list(test), [e.mean for e in test.values()]
+        errors = [e.standard_error or 0.0 for e in test.values()]
+        axes.plot(steps, means, linewidth=1.3, **style)
+        low, high = ([m + s * e for m, e in zip(means, errors, strict=True)] for s in (-1, 1))
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        thin = {**style, "linestyle": (0, (4, 1.5)), "linewidth": 0.8, "zorder": 1.5, "marker": ""}
+        axes.plot(list(validation), [e.mean for e in validation.values()], **thin)
+
+
+def _style(number: int) -> dict[str, Any]:
+    marker = ("o", "s")[number // len(COLOURS) % 2]
+    return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 2.5}
+
+
+def _legend(labels: Sequence[str]) -> tuple[list[Any], list[str]]:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], linewidth=1.3, **_style(i)) for i in range(len(labels))]
+    dashed = Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (4, 1.5)))
+    says = "validation, mean of the training domains (lines: test domain, its validation part)"
+    return [*handles, dashed], [*labels, says]
