@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="fishr-table",
         description="Mean accuracy and standard error over seeds of the runs under DIR, as a table"
         " for each dataset and choice of test domains, and figures of accuracy over gamma,"
-        " and over the steps. With --protocol, the tables of a benchmark, with a verdict against the published figures.",
+        " and over the steps. With --protocol, the tables of a benchmark, with a verdict against"
+        " the published figures.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run folders in it")
     parser.add_argument(
