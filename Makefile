@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DIR    ?= outputs/quickstart
 ROUNDS ?= 30
+# WILDS reads its images itself; the others are decoded once.
+CACHE  := $(if $(filter camelyon17 fmow,$(DATASET)),,dataset.cache=outputs/cache)
+TEST   ?= $(if $(filter pacs,$(DATASET)),sketch)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-slow check format golden bench table
@@ -21,11 +24,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data, its table and figure; or on images: make run DATASET=pacs ROOT=DIR
-ifdef DATASET
-	$(if $(ROOT),,$(error make run DATASET=$(DATASET): add ROOT=DIR, the folder that holds the domains))
+run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data, its table and figure; or on images: make run DATASET=vlcs ROOT=DIR TEST=SUN09 (WORDS: more words for fishr-exp)
+ifeq ($(origin DATASET),command line)
+	$(if $(ROOT),,$(error add ROOT=DIR, the folder that holds the domains of DATASET=$(DATASET)))
+	$(if $(TEST),,$(error add TEST=DOMAIN, the domain of DATASET=$(DATASET) to leave out))
 	-$(BIN)/fishr-data check $(DATASET) "$(ROOT)" $(WORDS)
-	$(BIN)/fishr-exp --multirun experiment=images_quickstart dataset=$(DATASET) 'dataset.root="$(ROOT)"' $(WORDS)
+	$(BIN)/fishr-exp --multirun experiment=images_quickstart output_dir=outputs/$(DATASET)_quickstart \
+	    dataset=$(DATASET) 'dataset.root="$(ROOT)"' 'test_domains=["$(TEST)"]' $(CACHE) $(WORDS)
 	$(BIN)/fishr-table outputs/$(DATASET)_quickstart
 else
 	$(BIN)/fishr-exp --multirun experiment=quickstart

@@ -104,7 +104,6 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
     # --- check and build -------------------------------------------------------------------
     _check_counts(epochs, total_steps, steps_per_epoch, evaluation_batch_size, num_workers)
     where = _device(device)
-    computing = autocast(precision, where)
     save_every = Interval(checkpoint_every)
     record_folder = RunFolder(folder)
     checkpoints = Checkpoints(record_folder.checkpoints, settings(config))
@@ -120,6 +119,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
         )
     criterion = _built(loss, "loss", config)
     method = trainer(loss=criterion)
+    computing = autocast(precision, where, method)
     watcher = observer()
     domains = dataset()
     training_domains = _training_domains(domains, test_domains, method, labels["trainer"])
@@ -171,7 +171,8 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             chunks(domain, indices, size, num_workers=num_workers, pin_memory=pinned, part=part)
         )
 
-    evaluate = functools.partial(_evaluate, network, domains, parts, training_domains, read, where)
+    right = functools.partial(accuracy, network, device=where, autocast=computing)
+    evaluate = functools.partial(_evaluate, right, domains, parts, training_domains, read)
     look = _look(streams, network, method, where) if diagnostics else None
 
     # --- fit ---------------------------------------------------------------------------------
@@ -208,13 +209,9 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
             if mirror:
                 mirror.sync()
 
-        def measure(which: tuple[str, ...] = evaluated) -> dict[str, Any]:
-            with computing():
-                return evaluate(which)
-
-        def measure_and_look() -> dict[str, Any]:
+        def measure() -> dict[str, Any]:
             looked = {"diagnostics": look(training.step)} if look else {}
-            return {**measure(), **looked}
+            return {**evaluate(evaluated), **looked}
 
         outline = {
             "labels": dict(labels),
@@ -236,7 +233,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                     )
                     for stream in streams
                 ],
-                measure_and_look,
+                measure,
                 on_evaluation,
                 save,
                 save_every,
@@ -251,7 +248,7 @@ def run(  # noqa: D417 - conf/config.yaml describes the keys of the configuratio
                 network.load_state_dict(kept["model"])
                 chosen_step = kept["step"]
             log.info("evaluating all domains at step %d", chosen_step)
-            chosen = _heeding(signals, lambda: measure(PARTS))
+            chosen = _heeding(signals, lambda: evaluate(PARTS))
             if not ranks.first():
                 return {"status": "done", **outline, **chosen}
 
@@ -492,12 +489,11 @@ def _device_name(device: torch.device) -> str:
 
 
 def _evaluate(
-    model: Model,
+    right: Callable[[Iterable[Minibatch]], float | None],
     domains: Domains,
     parts: Mapping[str, Mapping[str, Tensor]],
     training_domains: list[str],
     read: Callable[[Domain, Tensor], Iterable[Minibatch]],
-    device: torch.device,
     which: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return accuracies by domain and part, and their means over the training domains."""
@@ -505,7 +501,7 @@ def _evaluate(
     def one(domain: Domain, part: str) -> float | None:
         if part not in which:
             return None
-        return accuracy(model, read(domain, parts[domain.name][part]), device)
+        return right(read(domain, parts[domain.name][part]))
 
     by_domain = {
         name: {part: one(domain, part) for part in PARTS}

@@ -227,7 +227,7 @@ class Contender:
     def __init__(self, name: str, model: Model, batch: Batch, platform: Platform) -> None:
         self.name, self.model, self.batch = name, model, batch
         self.method = CONTENDERS[name]()
-        self.autocast = autocast(platform.precision, torch.device(platform.device))
+        self.autocast = autocast(platform.precision, torch.device(platform.device), self.method)
         if platform.channels_last:
             model.to(memory_format=torch.channels_last)
         if platform.compiler and name in COMPILED:

@@ -1,4 +1,4 @@
-"""DomainBed's augmentation: cut by the CPU as bytes, coloured on the device as floats.
+"""DomainBed's augmentation: cut by the CPU as bytes, coloured where the batch will be used.
 
 The CPU's part is compiled, see `compiled.py`; what PyTorch does here is a CUDA device's.
 

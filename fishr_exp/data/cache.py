@@ -33,7 +33,7 @@ from fishr_exp.data.decoding import Files, Picture
 from fishr_exp.errors import ConfigError, TrainingError
 
 _log = logging.getLogger(__name__)
-_MAGIC = b"fishr-1\n"
+_MAGIC = b"fishr-2\n"  # 1: shrunk by Pillow, whose newer versions differ by a level
 _HEAD = struct.Struct("<8sQ32s32s")
 _AT_ONCE = 256  # images decoded ahead of the writer
 _CHUNK = 1 << 24  # bytes to digest at a time

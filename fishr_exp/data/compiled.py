@@ -21,10 +21,20 @@ import numpy as np
 from numba import float32 as f32
 from numba import types, uintp
 
+
+def _can_keep() -> bool:
+    """Whether Numba finds a folder for what it compiled: beside this file, or the user's."""
+    try:
+        numba.njit(cache=True)(lambda: None)
+    except RuntimeError:
+        return False
+    return True
+
+
 # Numbers are finite; sums and products are rounded one by one, as written.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
-    "cache": True,
+    "cache": _can_keep(),
     "error_model": "numpy",
     "fastmath": {"nnan", "ninf", "nsz"},
 }
@@ -200,7 +210,7 @@ def _grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> None:
         b[x] = grey
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)  # sums of whole levels are exact in any order
+@numba.njit(**{**_OPTIONS, "fastmath": True})  # sums of whole levels are exact in any order
 def _sum_of_grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
     total = f32(0)
     for x in range(len(r)):

@@ -128,7 +128,7 @@ def _other_than_expected(source: Source, file: File, path: Path, say: Say, came:
     md5, sha256 = _digests(came)
     if file.md5 and md5 != file.md5 and not source.by_hand:
         return f"its MD5 is {md5}, not {file.md5}, stated by {file.md5_source}"
-    kept = path.with_name(f"{path.name}.sha256")
+    kept = _kept(path)
     if kept.exists():
         before = kept.read_text().split(" ")[0]
         if before != sha256:
@@ -143,6 +143,10 @@ def _other_than_expected(source: Source, file: File, path: Path, say: Say, came:
         known = f"another packing than that with MD5 {file.md5}, stated by {file.md5_source}"
     say(f"{file.name}: SHA-256 {sha256}; {known}")
     return ""
+
+
+def _kept(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _digests(path: Path) -> tuple[str, str]:
@@ -169,7 +173,11 @@ def _unpack(key: str, source: Source, folder: Path, target: Path) -> None:
         for new in (unpacked, arranged):
             new.mkdir(parents=True)
         for path in archives:
-            unpack(path, unpacked)
+            try:
+                unpack(path, unpacked)
+            except ConfigError:  # no archive: nothing that another one should be compared with
+                _kept(path).unlink(missing_ok=True)
+                raise
         ARRANGED_BY.get(key, arrange)(unpacked, source.holds, arranged)
         arranged.rename(target)
     finally:

@@ -139,7 +139,7 @@ def _described(response: requests.Response) -> tuple[int, dict]:
 
 
 def _differ(known: dict, found: dict) -> bool:
-    return any(known[key] != found[key] for key in known if found[key] is not None)
+    return any(known[key] != found[key] for key in known if None not in (known[key], found[key]))
 
 
 def _note(part: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -59,8 +60,12 @@ def unpack(archive: Path, into: Path) -> None:
     Raises:
         ConfigError: If the archive is damaged, leads out of the folder, or does not fit.
     """
+    is_tar = archive.name.endswith((".tar", ".tar.gz", ".tgz"))
+    if is_tar and not hasattr(tarfile, "data_filter"):
+        reason = "this Python cannot unpack it safely (3.10.12, 3.11.4 and later can)"
+        raise ConfigError("download", archive, reason, "unpack it yourself")
     try:
-        if archive.name.endswith((".tar", ".tar.gz", ".tgz")):
+        if is_tar:
             with tarfile.open(archive) as tar:
                 for member in _bar(tar, archive):
                     tar.extract(member, into, filter="data")
@@ -77,12 +82,17 @@ def unpack(archive: Path, into: Path) -> None:
             shutil.copy(archive, into)
     except tarfile.FilterError as error:
         raise _unsafe(archive, error.tarinfo.name) from error
+    except (RuntimeError, NotImplementedError) as error:  # encrypted; packed as only others can
+        reason = f"it cannot be unpacked here ({error})"
+        raise ConfigError("download", archive, reason, "unpack it yourself") from error
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = f"it is damaged ({error})"
         raise ConfigError("download", archive, reason, "remove it and call again") from error
     except OSError as error:
         reason = f"it cannot be unpacked ({error.strerror or error})"
-        raise ConfigError("download", archive, reason, "make space, and call again") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make space, and call again" if full else "choose another folder, and call again"
+        raise ConfigError("download", archive, reason, mend) from error
 
 
 def arrange(unpacked: Path, holds: Sequence[str], into: Path) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 
 import fishr_exp
 
-_PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "backpack-for-pytorch", "numpy")
+_PACKAGES = (
+    "torch", "torchvision", "hydra-core", "omegaconf", "backpack-for-pytorch", "numpy", "numba",
+    "pillow",
+)  # fmt: skip
 
 
 def environment(device: str, threads: int, ranks: int = 1) -> dict[str, Any]:

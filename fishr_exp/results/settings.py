@@ -64,7 +64,7 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     A whole number is an int, so that 1 and 1.0 are one setting. The folder is part of a run's name,
     which stays as it is; of images that have no name of their own, it is the name.
     """
-    values = settings(config)
+    values = {**NEUTRAL, **settings(config)}
     if values.get("dataset.name") != "image_folder":
         values.pop("dataset.root", None)
     return {key: _whole_as_int(value) for key, value in values.items()}

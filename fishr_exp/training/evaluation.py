@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from fishr_exp import ranks
 from fishr_exp.contracts import Minibatch, Model
+from fishr_exp.training.step import Autocast
 
 
 def predictions(logits: Tensor) -> Tensor:
@@ -17,7 +19,12 @@ def predictions(logits: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def accuracy(model: Model, chunks: Iterable[Minibatch], device: torch.device) -> float | None:
+def accuracy(
+    model: Model,
+    chunks: Iterable[Minibatch],
+    device: torch.device,
+    autocast: Autocast = contextlib.nullcontext,
+) -> float | None:
     """Return the fraction of correct predictions, in evaluation mode; None of no samples.
 
     Over the chunks of all ranks, each of which calls with its own.
@@ -28,7 +35,9 @@ def accuracy(model: Model, chunks: Iterable[Minibatch], device: torch.device) ->
     try:
         for chunk in chunks:
             x, y = chunk.to(device)
-            counted[0] += (predictions(model(x)) == y).sum()
+            with autocast():
+                logits = model(x)
+            counted[0] += (predictions(logits) == y).sum()
             counted[1] += len(y)
     finally:
         model.train(was_training)

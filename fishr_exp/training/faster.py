@@ -14,7 +14,7 @@ from fishr_exp.training.step import Autocast, Method
 PRECISIONS = ("fp32", "bf16")
 
 
-def autocast(precision: str, device: torch.device) -> Autocast:
+def autocast(precision: str, device: torch.device, method: Method) -> Autocast:
     """Return what makes the context of forward passes.
 
     Weights, losses, gradient variances and the optimizer's state stay in float32. There is no
@@ -24,13 +24,17 @@ def autocast(precision: str, device: torch.device) -> Autocast:
     Args:
         precision: fp32, or bf16 for matrix products and convolutions in bfloat16.
         device: Where they are computed.
+        method: That will train.
 
     Raises:
-        ConfigError: If the precision is another one.
+        ConfigError: If the precision is another one, or the method's engine has no other than fp32.
     """
     if precision not in PRECISIONS:
         raise ConfigError("precision", precision, f"choose from {', '.join(PRECISIONS)}")
     enabled = precision == "bf16"
+    if enabled and getattr(method, "engine", "native") == "backpack":
+        reason = "BackPACK does not see layers under autocast"
+        raise ConfigError("precision", precision, reason, "pass trainer.engine=native, or fp32")
     return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
 
 
@@ -53,6 +57,7 @@ def compile_featurizer(model: Model, method: Method, backend: str = "inductor") 
             "code has not", "pass compile=false, or trainer.scope=classifier",
         )  # fmt: skip
     featurizer = model.featurizer
+    torch._dynamo.reset()  # it counts variants of a function: those of a sweep's earlier runs, too
 
     # A function of ours: PyTorch's own `Module.compile` passes over an nn.Sequential.
     @functools.partial(torch.compile, backend=backend)

@@ -31,6 +31,7 @@ from fishr_exp.training.step import Autocast, Method, as_module, check_weights, 
 
 log = logging.getLogger(__name__)
 _MUCH_WAITING = 0.1  # of a step's time; below, more workers gain nothing to speak of
+_FELT = 0.01  # seconds a step; below, workers cost more than they gain
 
 
 @dataclass
@@ -229,7 +230,7 @@ def _line(record: dict[str, Any], epochs: int, best: bool) -> str:
         mean = record[f"{part}_accuracy"]
         if mean is not None:
             parts.append(f"{part} {100 * mean:.1f} %")
-    waiting = record["seconds_waiting_per_step"] / record["seconds_per_step"]
-    if waiting > _MUCH_WAITING:
-        parts.append(f"{100 * waiting:.0f} % waiting for images (num_workers, dataset.cache)")
+    seconds, waiting = record["seconds_per_step"], record["seconds_waiting_per_step"]
+    if record["epoch"] > 1 and waiting > max(_MUCH_WAITING * seconds, _FELT):  # after the start
+        parts.append(f"{100 * waiting / seconds:.0f} % of it waiting for data (num_workers)")
     return "  ".join(parts) + ("  (best)" if best else "")

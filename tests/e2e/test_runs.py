@@ -213,10 +213,21 @@ def test_a_continued_run_is_the_whole_run(
     assert said == (after > 0)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["num_workers=0"],
+        ["num_workers=2"],
+        # At 8×8 a strided convolution meets 1×1, whose gradient in bf16 is not always the same.
+        ["precision=bf16", "channels_last=true", "dataset.image_size=32"],
+        pytest.param(["compile=true", "channels_last=true"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
 def test_a_continued_run_with_dropout_and_augmentation_is_the_whole_run(
-    fishr_exp: Command, tmp_path: Path, images: Path
+    fishr_exp: Command, tmp_path: Path, images: Path, more: list[str]
 ) -> None:
-    words = [f"dataset.root={images}"]
+    words = [f"dataset.root={images}", *more]
     compare_with_a_stopped_run(fishr_exp, tmp_path, 3, words, tiny=DROPOUT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 
 import hydra.utils
@@ -23,6 +24,7 @@ from fishr_exp.config import (
     run_name,
 )
 from fishr_exp.errors import ConfigError
+from fishr_exp.results.settings import NEUTRAL
 from fishr_exp.run import run
 
 YAMLS = sorted(p for group in GROUPS for p in (conf_dir() / group).glob("*.yaml"))
@@ -170,3 +172,32 @@ def test_the_run_name_follows_the_settings_alone() -> None:
     assert name().startswith("fishr-gamma1-seed0-")
     assert name() == name("trainer.gamma=1")
     assert len({name(), name("seed=1"), name("trainer.l2=1"), name("epochs=2")}) == 4
+
+
+RECORDED_RUNS = sorted((conf_dir().parent / "docs" / "results" / "records").glob("*/*/config.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED_RUNS, ids=lambda p: p.parent.name)
+def test_runs_of_earlier_versions_keep_their_names(path: Path) -> None:
+    """Keys that came later are no part of a name at their neutral values."""
+    config = json.loads(path.read_text())
+    method = path.parent.name.partition("-")[0]
+    for more in ({}, NEUTRAL):
+        assert run_name(OmegaConf.create({**config, **more}), method) == path.parent.name
+    other = {**config, "precision": "bf16"}
+    assert run_name(OmegaConf.create(other), method) != path.parent.name
+
+
+IMAGE_DATASETS = [
+    p.stem for p in YAMLS if p.parent.name == "dataset" and "image_size:" in p.read_text()
+]
+
+
+@pytest.mark.parametrize("dataset", IMAGE_DATASETS)
+def test_make_run_composes_for_every_dataset_of_images(dataset: str) -> None:
+    more = ["dataset.lists={a:[a.txt],b:[b.txt]}"] if dataset == "path_lists" else []
+    words = ["experiment=images_quickstart", f"dataset={dataset}", "dataset.root=x", *more]
+    config = composed(*words, "test_domains=[a]", "trainer=erm")
+    bound = arguments(config)
+    assert bound["test_domains"] == ["a"]
+    assert bound["config"]["dataset"]["image_size"] == 96

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -352,6 +353,40 @@ def test_a_damaged_archive_is_named(server, source, get, name, content, tmp_path
     server.pages["/a"] = Page(content)
     with pytest.raises(ConfigError, match=rf"{name}: it is damaged \(.*\); remove it"):
         get()
+
+
+def test_after_a_page_in_place_of_an_archive_the_archive_is_taken(source, get, tmp_path):
+    (tmp_path / "set.zip").write_bytes(b"<html>please log in")
+    with pytest.raises(ConfigError, match="it is damaged"):
+        get()
+    (tmp_path / "set.zip").write_bytes(ARCHIVE)
+    assert (get() / "photo/dog/0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("File is encrypted"), r"File is encrypted\); unpack it yourself"),
+        (NotImplementedError("That compression"), r"That compression\); unpack it yourself"),
+        (OSError(errno.ENOSPC, "No space left on device"), "make space"),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), "choose another folder"),
+    ],
+    ids=["encrypted", "deflate64", "full", "long"],
+)
+def test_what_cannot_be_unpacked_is_one_line(source, get, tmp_path, monkeypatch, error, said):
+    def extract(*_):
+        raise error
+
+    (tmp_path / "set.zip").write_bytes(ARCHIVE)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
+    with pytest.raises(ConfigError, match=said):
+        get()
+
+
+def test_a_server_that_tells_no_size_at_first_is_resumed(server):
+    known = {"etag": '"a"', "modified": None, "size": None}
+    assert not transfer._differ(known, {"etag": '"a"', "modified": None, "size": 9})
+    assert transfer._differ(known, {"etag": '"b"', "modified": None, "size": 9})
 
 
 def test_an_archive_with_other_content_is_told(server, source, get):

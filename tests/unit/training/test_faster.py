@@ -42,7 +42,7 @@ def batch():
 def step(method, network, batch, precision="fp32"):
     """Make a step; return its logs, and the gradient that it left."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    logs = optimizer_step(method, network, optimizer, batch, 0, autocast(precision, CPU))
+    logs = optimizer_step(method, network, optimizer, batch, 0, autocast(precision, CPU, method))
     gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
     return {name: float(value) for name, value in logs.items()}, gradient
 
@@ -79,15 +79,20 @@ def test_bf16_leaves_weights_and_gradients_in_float32(network, batch):
 
 
 def test_bf16_reaches_the_forward_pass_only(network):
-    with autocast("bf16", CPU)():
+    with autocast("bf16", CPU, Erm())():
         assert network(torch.zeros(2, 1, 28, 28)).dtype == torch.bfloat16
-    with autocast("fp32", CPU)():
+    with autocast("fp32", CPU, Erm())():
         assert network(torch.zeros(2, 1, 28, 28)).dtype == torch.float32
 
 
 def test_no_other_precision():
     with pytest.raises(ConfigError, match=r"precision=fp16: choose from fp32, bf16"):
-        autocast("fp16", CPU)
+        autocast("fp16", CPU, Erm())
+
+
+def test_no_half_precision_for_backpack():
+    with pytest.raises(ConfigError, match=r"precision=bf16: BackPACK .*engine=native"):
+        autocast("bf16", CPU, Fishr(1.0, engine="backpack"))
 
 
 @pytest.mark.parametrize(

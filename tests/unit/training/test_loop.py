@@ -1,0 +1,86 @@
+"""What the loop says of an epoch, and what it measures of waiting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fishr_exp.models.mlp import mlp
+from fishr_exp.trainers.erm import Erm
+from fishr_exp.training import loop
+from fishr_exp.training.checkpoint import Interval
+from fishr_exp.training.loop import Training, fit
+from fishr_exp.training.observer import Observer
+from fishr_exp.training.signals import Signals
+
+
+def record(epoch=2, step=0.1, waiting=0.0):
+    return {
+        "epoch": epoch, "step": 8, "losses": {"risk": 1.0}, "train_accuracy": None,
+        "validation_accuracy": 0.5, "seconds_per_step": step, "seconds_waiting_per_step": waiting,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ({"waiting": 0.03}, "30 % of it waiting for data (num_workers)"),
+        ({"waiting": 0.005}, None),
+        ({"waiting": 0.03, "epoch": 1}, None),  # starting up
+        ({"waiting": 0.004, "step": 0.008}, None),  # too short to matter
+    ],
+)
+def test_much_waiting_is_said(of, said):
+    line = loop._line(record(**of), 9, best=False)
+    assert ("waiting" in line) == (said is not None)
+    assert said is None or said in line
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_waiting_is_measured_and_survives_a_checkpoint(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    x, y = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+
+    def slowly(count):
+        for _ in range(count):
+            clock.now += 0.25
+            yield loop.Minibatch(x.clone(), y)
+
+    real = loop.optimizer_step
+
+    def step(*arguments):
+        clock.now += 0.75
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    network = mlp(
+        input_shape=(1, 2, 2), num_classes=2, hidden=3, hidden_layers=1, single_logit=False
+    )
+    observer = Observer("risk", "min", None, 0.0, "last")
+    training = Training(network, Erm(), lambda p: torch.optim.SGD(p, lr=0.1), observer)
+    accuracies = {"accuracy": {}, "train_accuracy": None, "validation_accuracy": None}
+    records, states = [], []
+    with Signals() as signals:
+        fit(
+            training, [slowly(2)], lambda: accuracies,
+            lambda r, _: records.append(r), lambda: states.append(training.state_dict()),
+            Interval("1"), signals, total_steps=2, steps_per_epoch=2, title="a run",
+        )  # fmt: skip
+    assert records[0]["seconds_per_step"] == 1.0
+    assert records[0]["seconds_waiting_per_step"] == 0.25
+    halfway = states[0]
+    assert halfway["waited"] == 0.25
+    training.load_state_dict(halfway)
+    assert (training.step, training.waited) == (1, 0.25)
+    del halfway["waited"]  # as an earlier version left it
+    training.load_state_dict(halfway)
+    assert training.waited == 0.0
