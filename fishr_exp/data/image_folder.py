@@ -73,47 +73,8 @@ def image_folder(
         ConfigError: If an argument is not as it must be, or `find_images` finds none.
     """
     images = find_images(root=root, domains=domains, class_map=class_map)
-    return image_domains(
-        images,
-        root=root,
-        name=name,
-        image_size=image_size,
-        augment=augment,
-        on_bad_image=on_bad_image,
-        cache=cache,
-        stored_size=stored_size,
-    )
-
-
-def image_domains(
-    images: Images,
-    *,
-    root: str,
-    name: str,
-    image_size: int,
-    augment: bool,
-    on_bad_image: str,
-    cache: str | None,
-    stored_size: int | None,
-) -> Domains:
-    """Build a domain of each list of images, as `image_folder` does of folders.
-
-    Args:
-        images: The paths by domain and class; all domains have the same classes, in the order of
-            the labels.
-        root: The folder that the images are under.
-        name: As of `image_folder`.
-        image_size: As of `image_folder`.
-        augment: As of `image_folder`.
-        on_bad_image: As of `image_folder`.
-        cache: As of `image_folder`.
-        stored_size: As of `image_folder`.
-
-    Raises:
-        ConfigError: If an argument is not as it must be, or an image cannot be read.
-    """
     return listed_domains(
-        {domain: Listed(*_flat(classes)) for domain, classes in images.items()},
+        by_class(images),
         len(next(iter(images.values()))),
         root=root,
         name=name,
@@ -131,6 +92,11 @@ class Listed(NamedTuple):
     paths: Sequence[str]
     labels: Tensor  # [N], int64
     validation: Tensor | None = None  # [N], bool: which make up that part; None: drawn by `split`
+
+
+def by_class(images: Images) -> dict[str, Listed]:
+    """List each domain's images class by class; a class's place is its label."""
+    return {domain: Listed(*_flat(classes)) for domain, classes in images.items()}
 
 
 def listed_domains(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fishr_exp.contracts import Domains
-from fishr_exp.data.image_folder import Images, files_of, image_domains
+from fishr_exp.data.image_folder import Images, by_class, files_of, listed_domains
 from fishr_exp.errors import ConfigError
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
@@ -88,8 +88,9 @@ def spawrious(
         the test domain is split, too.
     """
     images = find_spawrious(root=root, variant=variant)
-    return image_domains(
-        images,
+    return listed_domains(
+        by_class(images),
+        len(CLASSES),
         root=root,
         name=f"spawrious_{variant}",
         image_size=image_size,
