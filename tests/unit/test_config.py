@@ -182,9 +182,9 @@ def test_runs_of_earlier_versions_keep_their_names(path: Path) -> None:
     """Keys that came later are no part of a name at their neutral values."""
     config = json.loads(path.read_text())
     method = path.parent.name.partition("-")[0]
-    for more in ({}, NEUTRAL):
-        assert run_name(OmegaConf.create({**config, **more}), method) == path.parent.name
-    other = {**config, "precision": "bf16"}
+    for whole in (config, {**NEUTRAL, **config}):
+        assert run_name(OmegaConf.create(whole), method) == path.parent.name
+    other = {**config, "precision": "fp32" if config.get("precision") == "bf16" else "bf16"}
     assert run_name(OmegaConf.create(other), method) != path.parent.name
 
 
