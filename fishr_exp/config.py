@@ -52,6 +52,13 @@ SET_BY_A_PROTOCOL = ("total_steps", "data_seed")
 WRITTEN = {
     "test_domains": "test_domains=[NAME] (a domain to leave out)",
     "dataset.root": "dataset.root=DIR (the folder of its data)",
+    "dataset.lists": "dataset.lists={DOMAIN:[FILE],OTHER:[FILE]} (files of lines `path label`)",
+}
+# How types are called to people.
+_PLAIN = {
+    "torch.Tensor": "Tensor",
+    "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
+    "Sequence[str]": "[WORD,...]",
 }
 # Arguments of `run` that the command line supplies.
 GIVEN_TO_RUN = ("folder", "labels", "config")
@@ -210,7 +217,9 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
     except ValidationError as error:
         wanted = getattr(annotation, "__name__", None)
         if wanted is None or typing.get_args(annotation):
-            wanted = str(annotation).replace("typing.", "").replace("torch.Tensor", "Tensor")
+            wanted = str(annotation).replace("typing.", "").replace("collections.abc.", "")
+            for python, plain in _PLAIN.items():
+                wanted = wanted.replace(python, plain)
         reason = error.errors()[0]["msg"]
         one = wanted.startswith("list") and isinstance(value, str | int)
         mend = f"write {key}=[{str(value).strip('[]')}]" if one else ""

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import hydra
@@ -109,6 +110,9 @@ def _unreadable(error: OverrideParseException) -> str:
 def _unknown(key: str) -> ConfigError:
     """Explain an unknown key, with the keys that are there on this command line."""
     overrides = _overrides()
+    group = key.partition(".")[0]
+    if "," in overrides.get(group, ""):
+        return _unknown_to_some(group, key, overrides)
     choices = [f"{group}={value}" for group, value in overrides.items() if _is_group(group)]
     node: DictConfig = OmegaConf.create()
     if not key.startswith("hydra."):
@@ -127,6 +131,21 @@ def _unknown(key: str) -> ConfigError:
     known += () if place or key.startswith("hydra.") else EMPTY_GROUPS
     error = unknown_key(f"{place}{name}", "", known)
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
+
+
+def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> ConfigError:
+    """Explain a key that an option of a sweep over a group has not."""
+    for option in overrides[group].split(","):
+        with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
+            node = hydra.compose("config", [f"{group}={option}"])
+            if OmegaConf.select(node, key, default=_ABSENT) is _ABSENT:
+                reason = f"{group}={option} has no such key"
+                mend = f"sweep over the options of {group} that have it, and {option} apart"
+                return ConfigError(key, overrides[key], reason, mend)
+    return ConfigError(key, overrides[key], f"some option of {group} has no such key")
+
+
+_ABSENT = object()
 
 
 def _composing() -> contextlib.AbstractContextManager[Any]:

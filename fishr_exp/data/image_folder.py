@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -233,7 +234,15 @@ def _mapped(
     domain: str, folders: Mapping[str, list[str]], class_map: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
     """Put the folders of a domain together to classes; a class may have none here."""
-    known = {folder for folders in class_map.values() for folder in folders}
+    known = [folder for folders in class_map.values() for folder in folders]
+    if twice := [folder for folder, count in Counter(known).items() if count > 1]:
+        classes = [name for name, own in class_map.items() if twice[0] in own]
+        raise ConfigError(
+            "dataset.class_map",
+            f"{{{', '.join(class_map)}}}",
+            f"names the folder {twice[0]} for {' and '.join(dict.fromkeys(classes))}",
+            "name it once",
+        )
     if unknown := [folder for folder in folders if folder not in known]:
         raise ConfigError(
             "dataset.class_map",
@@ -387,6 +396,14 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
             root,
             f"holds one domain, {first}, and at least 2 are needed",
             "pass the folder that holds the folders of the domains",
+        )
+    if none := [domain for domain, classes in images.items() if not classes]:
+        kept = [domain for domain in images if domain not in none]
+        raise ConfigError(
+            "dataset.root",
+            root,
+            f"the folder {none[0]} holds no folders of classes",
+            f"if it is no domain, leave it out: dataset.domains=[{', '.join(kept)}]",
         )
     for other in others:
         if images[other].keys() != images[first].keys():

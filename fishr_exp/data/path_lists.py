@@ -95,7 +95,8 @@ def _read(folder: Path, file: str) -> list[tuple[str, int]]:
         name, _, label = line.strip().rpartition(" ")
         place = f"{path}, line {number}"
         if not name or not label.lstrip("-").isdigit():
-            raise ConfigError("dataset.lists", place, f"expected `path label`, found `{line}`")
+            reason = f"expected a path and a whole number, found `{line}`"
+            raise ConfigError("dataset.lists", place, reason)
         image = folder / name.strip()
         if not image.is_file():
             mend = "pass the folder that the paths are relative to as dataset.root"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,8 @@ def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         columns = min(2, len(panels))
         rows = -(-len(panels) // columns)
-        legend = sum(-(-len(label) // 60) for label in labels) + 1
+        handles, names = _legend(labels, 52 * columns)
+        legend = sum(name.count("\n") + 1 for name in names)
         height = (HEIGHT + LINE_HEIGHT) * rows + LINE_HEIGHT * (legend + 1)
         figure = Figure(layout="constrained", figsize=(COLUMN_WIDTH * columns, height))
         FigureCanvasAgg(figure)
@@ -98,7 +100,6 @@ def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
             axes.set_ylabel("accuracy (%)")
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        handles, names = _legend(labels)
         figure.legend(handles, names, loc="outside lower center", frameon=False)
         files = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
         # Without the date, the same runs give the same file.
@@ -137,10 +138,12 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 2.5}
 
 
-def _legend(labels: Sequence[str]) -> tuple[list[Any], list[str]]:
+def _legend(labels: Sequence[str], width: int) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], linewidth=1.3, **_style(i)) for i in range(len(labels))]
     dashed = Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (4, 1.5)))
-    says = "validation, mean of the training domains (lines: test domain, its validation part)"
-    return [*handles, dashed], [*labels, says]
+    solid = Line2D([], [], color="black", linewidth=1.3)
+    handles += [solid, dashed]
+    names = [*labels, "validation part of the test domain", "of the training domains, mean"]
+    return handles, [textwrap.fill(name, width) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from fishr_exp.contracts import Model
 from fishr_exp.errors import ConfigError
 from fishr_exp.training.step import Autocast, Method
 
+_log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -57,6 +59,7 @@ def compile_featurizer(model: Model, method: Method, backend: str = "inductor") 
             "code has not", "pass compile=false, or trainer.scope=classifier",
         )  # fmt: skip
     featurizer = model.featurizer
+    _log.info("compiling: the first steps and the first evaluation take a minute or two")
     torch._dynamo.reset()  # it counts variants of a function: those of a sweep's earlier runs, too
 
     # A function of ours: PyTorch's own `Module.compile` passes over an nn.Sequential.

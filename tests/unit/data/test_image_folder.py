@@ -304,6 +304,18 @@ def test_a_map_that_forgets_a_folder(root):
     assert line.startswith("dataset.class_map={dog}: names no class for the folders cat of domain")
 
 
+def test_a_map_that_names_a_folder_twice(root):
+    class_map = {"animal": ["cat", "dog"], "pet": ["dog"]}
+    with pytest.raises(ConfigError, match=r"names the folder dog for animal and pet; name it once"):
+        image_folder(root=str(root), name="x", image_size=4, augment=False, class_map=class_map)
+
+
+def test_a_folder_that_is_no_domain(root):
+    (root / "splits").mkdir()
+    with pytest.raises(ConfigError, match=r"folder splits holds no .*dataset\.domains=\["):
+        image_folder(root=str(root), name="x", image_size=4, augment=False)
+
+
 def test_domains_are_those_named_in_that_order(root):
     paint(root / "notes" / "cat" / "0.png")
     assert list(build(root, domains=["photo", "art"]).by_name) == ["photo", "art"]

@@ -57,7 +57,7 @@ def test_one_list_is_split_at_random(root):
     ("line", "said"),
     [
         ("images/art/none.png 1", "images/art/none.png is not there; pass the folder that"),
-        ("images/art/a picture 0.png", "line 1: expected `path label`, found"),
+        ("images/art/a picture 0.png", "line 1: expected a path and a whole number, found"),
         ("", "names no image"),
     ],
 )
