@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fishr_exp.results.picks import ORACLE, VALIDATION
 from fishr_exp.results.statistics import Estimate
 from fishr_exp.results.table import BASELINE, Curve, Row, Table
-from fishr_exp.results.table_sheet import show_gammas
+from fishr_exp.results.table_sheet import ABSENT, show_gammas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,8 @@ def draw(table: Table, stem: Path) -> list[Path]:
 
 def _label(of: Row | Curve) -> str:
     method = "ERM" if of.method == BASELINE else of.method
-    values = ", ".join(f"{name}={value}" for name, value in of.settings.items())
+    known = {name: value for name, value in of.settings.items() if value != ABSENT}
+    values = ", ".join(f"{name}={value}" for name, value in known.items())
     return _literal(f"{method}, {values}" if values else method)
 
 
