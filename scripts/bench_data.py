@@ -53,7 +53,6 @@ CPU = torch.device("cpu")
 CONTENDERS = ("domainbed", "files", "cache")
 BARS = {("cache", 224): 10.0}
 MOST_WAITING = 0.03  # of a step
-START, END = "<!-- bench_data -->", "<!-- end of bench_data -->"
 
 
 def domainbed(root: Path, size: int, batch_size: int, workers: int) -> list[DataLoader]:
@@ -300,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--seconds", type=float, default=3, help="of a turn (default 3)")
     add("--steps", type=int, default=5, help="of a ResNet-18, for the waiting (default 5)")
     add("--cache", help="folder of the cache (default: one that is removed)")
-    add("--markdown", type=Path, metavar="FILE", help="write a section into FILE")
+    add("--markdown", type=Path, metavar="FILE", help="write a page")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     head = header(arguments)
@@ -320,19 +319,8 @@ def main(argv: list[str] | None = None) -> None:
             tabulate(lines, names, tablefmt="github", disable_numparse=True)
             for lines, names in ((rows, columns), (waits, more))
         ]
-        pages = [
-            START,
-            "# Reading images",
-            head,
-            (__doc__ or "").partition("\n\n")[2],
-            *tables,
-            END,
-        ]
-        section = "\n\n".join(page.strip() for page in pages) + "\n"
-        path = arguments.markdown
-        old = path.read_text() if path.exists() else ""
-        before, _, rest = old.partition(START)
-        path.write_text(f"{before.rstrip()}\n\n{section}{rest.partition(END)[2]}".lstrip())
+        pages = ["# Reading images", head, (__doc__ or "").partition("\n\n")[2], *tables]
+        arguments.markdown.write_text("\n\n".join(page.strip() for page in pages) + "\n")
 
 
 if __name__ == "__main__":
