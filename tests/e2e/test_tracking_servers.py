@@ -114,7 +114,10 @@ def runs_at(uri: str, experiment: str) -> list[Any]:
 
 def flat(record: dict[str, Any]) -> dict[str, float]:
     """What MLflow shall hold of a record."""
-    names = ("epoch", "learning_rate", "seconds_per_step", "train_accuracy", "validation_accuracy")
+    names = (
+        "epoch", "learning_rate", "seconds_per_step", "seconds_waiting_per_step", "train_accuracy",
+        "validation_accuracy",
+    )  # fmt: skip
     accuracies = {
         f"accuracy/{domain}/{part}": value
         for domain, parts in record["accuracy"].items()
