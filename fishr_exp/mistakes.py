@@ -134,18 +134,19 @@ def _unknown(key: str) -> ConfigError:
 
 
 def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> ConfigError:
-    """Explain a key that an option of a sweep over a group has not."""
+    """Explain a key that an option of a sweep over a group has not, or none of them."""
+    name, keys = key.partition(".")[2], {}
     for option in overrides[group].split(","):
         with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
-            node = hydra.compose("config", [f"{group}={option}"])
-            if OmegaConf.select(node, key, default=_ABSENT) is _ABSENT:
-                reason = f"{group}={option} has no such key"
-                mend = f"sweep over the options of {group} that have it, and {option} apart"
-                return ConfigError(key, overrides[key], reason, mend)
-    return ConfigError(key, overrides[key], f"some option of {group} has no such key")
-
-
-_ABSENT = object()
+            node = hydra.compose("config", [f"{group}={option}"])[group]
+            keys[option] = [str(own) for own in node if own != "_target_"]
+    without = [option for option, own in keys.items() if name.partition(".")[0] not in own]
+    if without and len(without) < len(keys):
+        reason = f"{group}={without[0]} has no such key"
+        mend = f"sweep over the options of {group} that have it, and {without[0]} apart"
+        return ConfigError(key, overrides[key], reason, mend)
+    known = dict.fromkeys(own for all_own in keys.values() for own in all_own)
+    return unknown_key(key, overrides[key], known)
 
 
 def _composing() -> contextlib.AbstractContextManager[Any]:

@@ -82,6 +82,10 @@ MISTAKES = {
     "no epochs": (["epochs=0"], ["epochs=0: must be 1 or more"]),
     "holdout": (["holdout_fraction=1.5"], ["holdout_fraction=1.5", "[0, 1)"]),
     "device": (["device=tpu9"], ["device=tpu9: is not a device of this machine", "auto or cpu"]),
+    "key of some methods": (["-m", "trainer=erm,fishr", "trainer.gamma=1,2"], ["trainer.gamma=1,2: "
+        "trainer=erm has no such key", "erm apart"]),
+    "key of no method": (["-m", "trainer=erm,fishr", "trainer.gama=1,2"], ["trainer.gama=1,2: no "
+        "such key", "did you mean trainer.gamma?"]),
     "precision": (["precision=fp16"], ["precision=fp16: choose from fp32, bf16"]),
     "compiled twice": (["compile=true", "trainer.scope=all"], ["compile=true: trainer.scope=all",
         "second derivatives", "compile=false"]),
