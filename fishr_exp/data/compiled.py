@@ -142,6 +142,11 @@ def resize(
 
 
 @_compiled
+def _luminance(red: float, green: float, blue: float) -> float:
+    return np.floor(red * f32(0.299) + green * f32(0.587) + blue * f32(0.114) + f32(0.5))
+
+
+@_compiled
 def _copy(
     r: np.ndarray,
     g: np.ndarray,
@@ -184,7 +189,7 @@ def _change(
     elif kind == 2:
         rest = f32(1) - factor
         for x in range(len(r)):
-            grey = np.floor(r[x] * f32(0.299) + g[x] * f32(0.587) + b[x] * f32(0.114) + f32(0.5))
+            grey = _luminance(r[x], g[x], b[x])
             r[x] = np.floor(min(max(r[x] - (r[x] - grey) * rest, f32(0)), f32(255)))
             g[x] = np.floor(min(max(g[x] - (g[x] - grey) * rest, f32(0)), f32(255)))
             b[x] = np.floor(min(max(b[x] - (b[x] - grey) * rest, f32(0)), f32(255)))
@@ -204,7 +209,7 @@ def _change(
 @_compiled
 def _grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> None:
     for x in range(len(r)):
-        grey = np.floor(r[x] * f32(0.299) + g[x] * f32(0.587) + b[x] * f32(0.114) + f32(0.5))
+        grey = _luminance(r[x], g[x], b[x])
         r[x] = grey
         g[x] = grey
         b[x] = grey
@@ -214,7 +219,7 @@ def _grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> None:
 def _sum_of_grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
     total = f32(0)
     for x in range(len(r)):
-        total += np.floor(r[x] * f32(0.299) + g[x] * f32(0.587) + b[x] * f32(0.114) + f32(0.5))
+        total += _luminance(r[x], g[x], b[x])
     return total
 
 
