@@ -20,7 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fishr_exp.config import arguments, conf_dir, run_name
+from fishr_exp.config import arguments, check_output_dir, conf_dir, run_name
 from fishr_exp.errors import TrainingError, UnfinishedError
 from fishr_exp.mistakes import before_the_run, is_out_of_memory, one_line
 from fishr_exp.protocol import standing
@@ -76,9 +76,10 @@ def _main() -> int:
 
 
 def register_run_name() -> None:
-    """Let configurations name a run's folder."""
-    # Only hydra.run.dir and hydra.sweep.subdir use it; the run's own keys are all at the root.
+    """Let configurations name the folders of a run and of a sweep."""
+    # Only hydra.run and hydra.sweep use them; the run's own keys are all at the root.
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
 
 
 def claim_optuna() -> None:
@@ -177,6 +178,10 @@ def _only_errors() -> None:
 def _run_name(*, _root_: DictConfig) -> str:
     config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
     return run_name(config, str(_root_.hydra.runtime.choices.get("trainer")))
+
+
+def _sweep_dir(*, _root_: DictConfig) -> str:
+    return check_output_dir(_root_.output_dir)
 
 
 def _say(message: str, status: int) -> int:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-import hashlib
 import importlib
 import inspect
-import json
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,16 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp import protocol  # noqa: F401 - its resolvers must be known
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.settings import settings
+from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name, id_of, place_of
+from fishr_exp.runs.keys import APART, CHOICES, KEYS, PARTS, given_as
 
-GROUPS = ("dataset", "model", "loss", "trainer", "optimizer", "observer", "tracker")
-# Keywords that `run` gives to what it builds, and that no configuration holds.
-SUPPLIED = {
-    "model": ("input_shape", "num_classes"),
-    "trainer": ("loss",),
-    "optimizer": ("params",),
-    "tracker": ("folder",),
-}
 # What a configuration may build: what is defined there, or begins with a name in `allow_targets`.
 TARGETS = (
     "fishr_exp.data",
@@ -42,18 +33,8 @@ TARGETS = (
     "torch.optim",
 )
 ALLOW_TARGETS = "allow_targets"
-# Root keys that are no arguments of `run`: where it is written, and what it may be built of.
-APART = ("output_dir", "sweep_name", ALLOW_TARGETS)
-# A root key that `run` only records.
-RECORDED = ("protocol",)
-# Arguments of `run` that a protocol sets. Absent without one, so that they are in no run's name.
-SET_BY_A_PROTOCOL = ("total_steps", "data_seed")
-# How to give keys that must be given, where VALUE would not say it.
-WRITTEN = {
-    "test_domains": "test_domains=[NAME] (a domain to leave out)",
-    "dataset.root": "dataset.root=DIR (the folder of its data)",
-    "dataset.lists": "dataset.lists={DOMAIN:[FILE],OTHER:[FILE]} (files of lines `path label`)",
-}
+# Set by a protocol alone.
+SET_BY_A_PROTOCOL = ("data_seed",)
 # How types are called to people.
 _PLAIN = {
     "torch.Tensor": "Tensor",
@@ -73,21 +54,21 @@ def conf_dir() -> Path:
 
 def run_name(config: DictConfig, trainer: str) -> str:
     """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings."""
-    plain = _whole_numbers_as_int(OmegaConf.to_container(config, resolve=True))
-    digest = hashlib.sha256(json.dumps(settings(plain), sort_keys=True).encode()).hexdigest()[:8]
-    gamma = (plain.get("trainer") or {}).get("gamma")
-    parts = [trainer, "" if gamma is None else f"gamma{gamma}", f"seed{plain.get('seed')}", digest]
-    return "-".join(part.replace("/", "_") for part in parts if part)
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    check_output_dir(plain.get("output_dir"))
+    return folder_name(plain, trainer)
 
 
-def _whole_numbers_as_int(value: Any) -> Any:
-    """Write 1.0 as 1, so that `trainer.gamma=1` and `trainer.gamma=1.0` are one run."""
-    if isinstance(value, dict):
-        return {key: _whole_numbers_as_int(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_whole_numbers_as_int(item) for item in value]
-    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    return int(value) if whole else value  # 1e300 stays as short as it is
+def check_output_dir(value: object) -> str:
+    """Return the folder's name; refuse an empty one, which would be the root of the file system.
+
+    Raises:
+        ConfigError: If `value` names no folder.
+    """
+    if value is None or not str(value).strip():
+        reason = "must name the folder that the runs are written to"
+        raise ConfigError("output_dir", value, reason, "pass output_dir=DIR, or . for this folder")
+    return str(value)
 
 
 def arguments(config: DictConfig) -> dict[str, Any]:
@@ -99,14 +80,15 @@ def arguments(config: DictConfig) -> dict[str, Any]:
     from fishr_exp.run import run  # imports torch
 
     if missing := sorted(OmegaConf.missing_keys(config)):
-        mend = f"add {' '.join(WRITTEN.get(key, f'{key}=VALUE') for key in missing)}"
+        mend = f"add {' '.join(map(given_as, missing))}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    apart = (*GROUPS, *APART, *RECORDED)
+    apart = (*PARTS, *APART, NEUTRAL)
     root = {key: value for key, value in plain.items() if key not in apart}
-    checked = bind(run, root, "", supplied=(*GROUPS, *GIVEN_TO_RUN), also=(*GROUPS, *APART))
+    also = [key for key in (*PARTS, *APART) if key not in CHOICES]
+    checked = bind(run, root, "", supplied=(*PARTS, *GIVEN_TO_RUN), also=also)
     more = _convert(ALLOW_TARGETS, plain.get(ALLOW_TARGETS) or [], list[str])
-    parts = {group: part(plain.get(group), group, more) for group in GROUPS}
+    parts = {group: part(plain.get(group), group, more) for group in PARTS}
     return {**checked, **parts, "config": plain}
 
 
@@ -119,13 +101,13 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
         allowed: Packages, modules or names that `_target_` may name besides `TARGETS`. A
             configuration may come from somebody else, and must not call just anything.
     """
-    if node is None and group == "tracker":
+    if node is None and KEYS[group].optional:
         return None
-    if not isinstance(node, Mapping) or "_target_" not in node:
+    if not isinstance(node, Mapping) or TARGET not in node:
         raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
-    target = _target(str(node["_target_"]), group, allowed)
-    keywords = {key: value for key, value in node.items() if key != "_target_"}
-    supplied = SUPPLIED.get(group, ())
+    target = _target(str(node[TARGET]), group, allowed)
+    keywords = {key: value for key, value in node.items() if key not in (TARGET, NEUTRAL)}
+    supplied = KEYS[group].builds or ()
     return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
 
 
@@ -185,9 +167,9 @@ def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]
     reason = "a configuration builds only our datasets, models and the like, and torch.optim"
     mend = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
     refused = ConfigError(f"{group}._target_", name, reason, mend)
-    if not _within(name, (*TARGETS, *allowed)):
+    if not _within(id_of(name), (*TARGETS, *allowed)):
         raise refused
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = place_of(name).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:

@@ -15,10 +15,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fishr_exp.config import GROUPS, conf_dir, unknown_key
+from fishr_exp.config import conf_dir, unknown_key
 from fishr_exp.errors import ConfigError, TrainingError
-
-EMPTY_GROUPS = ("experiment", "protocol", "search")  # without one chosen, no keys
+from fishr_exp.runs.keys import CHOICES, PARTS
 
 
 def one_line(error: Exception) -> str | None:
@@ -45,7 +44,7 @@ def one_line(error: Exception) -> str | None:
         if "INTERVAL_SWEEP" in str(error):
             reason = "does not draw from an interval"
             return str(ConfigError("hydra/sweeper", "basic", reason, "pass hydra/sweeper=optuna"))
-        removed = [group for group in GROUPS if f"~{group}" in sys.argv]
+        removed = [group for group in PARTS if f"~{group}" in sys.argv]
         if removed:  # others are named by it: Hydra speaks of those
             return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))
         return str(_unknown(unknown.group(1))) if unknown else _flat(error)
@@ -68,7 +67,7 @@ def before_the_run(error: Exception) -> str:
         key = "hydra.run.dir" if "hydra.run.dir" in overrides else "output_dir"
         reason = f"this folder cannot be written ({error.strerror})"
         return str(ConfigError(key, error.filename, reason, f"choose another {key}"))
-    for group in set(GROUPS) & set(overrides):  # Hydra wants text there, and does not say where
+    for group in set(PARTS) & set(overrides):  # Hydra wants text there, and does not say where
         if not overrides[group][:1].isalpha() or overrides[group] == "null":
             return str(_no_option(group, overrides[group]))
     return f"{_flat(error)}; HYDRA_FULL_ERROR=1 shows where"
@@ -127,8 +126,8 @@ def _unknown(key: str) -> ConfigError:
         if not isinstance(inner, DictConfig):
             break
         node, place = inner, f"{place}{name}."
-    known = [str(key) for key in node if key != "_target_"]
-    known += () if place or key.startswith("hydra.") else EMPTY_GROUPS
+    known = _own_keys(node)
+    known += () if place or key.startswith("hydra.") else CHOICES
     error = unknown_key(f"{place}{name}", "", known)
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
 
@@ -139,7 +138,7 @@ def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> Conf
     for option in overrides[group].split(","):
         with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
             node = hydra.compose("config", [f"{group}={option}"])[group]
-            keys[option] = [str(own) for own in node if own != "_target_"]
+            keys[option] = _own_keys(node)
     without = [option for option, own in keys.items() if name.partition(".")[0] not in own]
     if without and len(without) < len(keys):
         reason = f"{group}={without[0]} has no such key"
@@ -156,8 +155,13 @@ def _composing() -> contextlib.AbstractContextManager[Any]:
     return hydra.initialize_config_dir(str(conf_dir()), version_base="1.3")
 
 
+def _own_keys(node: DictConfig) -> list[str]:
+    """Return the keys of a node that a user sets, and not what it says of itself."""
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
 def _is_group(name: str) -> bool:
-    return name in (*GROUPS, *EMPTY_GROUPS)
+    return name in (*PARTS, *CHOICES)
 
 
 def _flat(error: Exception) -> str:

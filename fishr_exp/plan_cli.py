@@ -28,7 +28,7 @@ from fishr_exp.config import arguments, conf_dir
 from fishr_exp.errors import ConfigError
 from fishr_exp.mistakes import before_the_run, one_line
 from fishr_exp.results.run_folder import RunFolder
-from fishr_exp.results.settings import settings
+from fishr_exp.runs.identity import settings
 
 if TYPE_CHECKING:
     from fishr_exp.probe import Costs

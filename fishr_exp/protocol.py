@@ -6,8 +6,6 @@ are our own, so the drawn values are others, from the same distributions.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,18 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.settings import settings
-
-# What every run of a sweep has of its own, and what only says where its files lie.
-FREE = (
-    "test_domains",
-    "protocol.trial_seed",
-    "protocol.hparams_seed",
-    "dataset.root",
-    "dataset.download",
-    "model.weights_file",
-    "evaluation_batch_size",
-)
+from fishr_exp.runs.identity import TARGET, digest, flatten, id_of, normal, settings
+from fishr_exp.runs.keys import OF_EACH_RUN
 
 
 def _uniform(u: float, low: float, high: float) -> float:
@@ -79,17 +67,22 @@ def run_seed(*, _root_: DictConfig) -> int:
     trial_seed, hparams_seed = _seeds(_root_)
     # By what is built: a configuration does not know its options' names.
     keys = ("dataset._target_", "dataset.name", "trainer._target_")
-    built = [str(OmegaConf.select(_root_, key)) for key in keys]
+    built = [id_of(str(OmegaConf.select(_root_, key))) for key in keys]
     missing = OmegaConf.is_missing(_root_, "test_domains")
-    test_domains = [] if missing else sorted(str(name) for name in _root_.test_domains)
+    test_domains = [] if missing else sorted(normal("test_domains", [*_root_.test_domains]))
     return _derive(hparams_seed, trial_seed, *built, *test_domains) % 2**31
 
 
 def of_dataset(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig) -> Any:
     """Return the value for the dataset's name, or `otherwise`: the resolver `of_dataset`."""
     name = OmegaConf.select(_root_, "dataset.name")
-    builder = str(OmegaConf.select(_root_, "dataset._target_"))
+    builder = id_of(str(OmegaConf.select(_root_, f"dataset.{TARGET}")))
     return values.get(name or builder.rpartition(".")[2], otherwise)
+
+
+def unless(given: Any, default: Any) -> Any:
+    """Return `default` unless something is given in its place: the resolver `unless`."""
+    return default if given is None else None
 
 
 def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -111,12 +104,12 @@ def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     _check_ranges(config, choices)
     groups = ("dataset", "trainer", "protocol")
     preset = hydra.compose("config", [f"{group}={choices[group]}" for group in groups])
-    for key in FREE:
+    for key in OF_EACH_RUN:
         if (value := OmegaConf.select(config, key, throw_on_missing=False)) is not None:
             OmegaConf.update(preset, key, value)
-    there, here = (_flat(c, resolve=True) for c in (preset, config))
+    there, here = (settings(_plain(c, resolve=True)) for c in (preset, config))
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    return {"departures": _by_group(keys), "digest": _digest(config)}
+    return {"departures": _by_group(keys), "digest": _digest(config, preset)}
 
 
 def _check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
@@ -133,15 +126,22 @@ def _check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
         )  # fmt: skip
 
 
-def _digest(config: DictConfig) -> str:
-    apart = (*FREE, "protocol.name")
+def _digest(config: DictConfig, preset: DictConfig) -> str:
+    apart = (*OF_EACH_RUN, "protocol.name")
     # Not resolved: the ranges of the draws are part of a protocol, and the draws are not.
+    values = settings(_plain(config, resolve=False))
+    spelled = flatten(_plain(preset, resolve=False))
     parts = {
-        key: value
-        for key, value in _flat(config, resolve=False).items()
+        # As the preset spells it, where that is the same: digests of earlier versions hold 0.0.
+        key: spelled[key] if _is_spelled(spelled, key, value) else value
+        for key, value in values.items()
         if key not in apart and not key.startswith("trainer.")
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    return digest(parts)
+
+
+def _is_spelled(spelled: Mapping[str, Any], key: str, value: Any) -> bool:
+    return not key.endswith(TARGET) and key in spelled and normal(key, spelled[key]) == value
 
 
 def _by_group(keys: list[str]) -> list[str]:
@@ -151,10 +151,10 @@ def _by_group(keys: list[str]) -> list[str]:
     return sorted(set(named))
 
 
-def _flat(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=resolve)
     assert isinstance(plain, dict)
-    return settings({str(key): value for key, value in plain.items()})
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
 
 
 def _seeds(root: DictConfig) -> tuple[int, int]:
@@ -182,6 +182,7 @@ def _register() -> None:
     OmegaConf.register_new_resolver("draw", draw, replace=True)
     OmegaConf.register_new_resolver("run_seed", run_seed, replace=True)
     OmegaConf.register_new_resolver("of_dataset", of_dataset, replace=True)
+    OmegaConf.register_new_resolver("unless", unless, replace=True)
 
 
 _register()

@@ -21,7 +21,7 @@ from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.gradient_variance import Loss
 from fishr_exp.results.environment import environment
 from fishr_exp.results.run_folder import RunFolder
-from fishr_exp.results.settings import settings
+from fishr_exp.runs.identity import settings
 from fishr_exp.training.checkpoint import Checkpoints, Interval
 from fishr_exp.training.diagnostics import diagnose
 from fishr_exp.training.evaluation import accuracy
@@ -379,7 +379,8 @@ def _check_counts(
 ) -> None:
     if (epochs is None) == (total_steps is None):
         mend = "pass epochs=NUMBER" if epochs is None else "pass epochs=null, or total_steps=null"
-        reason = f"one of epochs and total_steps ({total_steps or 'null'}) must be given"
+        given = "null" if total_steps is None else total_steps
+        reason = f"exactly one of epochs and total_steps (={given}) must be given"
         raise ConfigError("epochs", epochs, reason, mend)
     for key, value, least in (
         ("epochs", epochs, 1),

@@ -9,9 +9,7 @@ made, and one whose study is lost finds the runs again, done.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from optuna.distributions import (
 from optuna.trial import Trial, TrialState, create_trial
 
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.settings import settings
+from fishr_exp.runs.identity import TARGET, digest, flatten, settings
 from fishr_exp.seeding import derive
 
 log = logging.getLogger(__name__)
@@ -80,14 +78,19 @@ class Space:
         drawn = [f"{key}={value}" for key, value in params.items()]
         return [[*drawn, *repeat, *self.fixed] for repeat in self.repeats]
 
-    def name(self, config: Mapping[str, Any]) -> str:
+    def names(self, config: Mapping[str, Any]) -> tuple[str, str]:
         """Name the study by all that its values depend on, as a run's folder is named.
 
         Args:
             config: The configuration with what is fixed.
+
+        Returns:
+            The name, and the one that earlier versions gave it, by numbers as they are spelled.
         """
-        told = json.dumps([settings(config), self.typed, self.repeats], sort_keys=True)
-        return f"search-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        normal, flat = settings(config), flatten(config)
+        spelled = {key: flat[key] if not key.endswith(TARGET) else normal[key] for key in normal}
+        both = [digest([values, self.typed, self.repeats]) for values in (normal, spelled)]
+        return f"search-{both[0]}", f"search-{both[1]}"
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -108,17 +111,19 @@ def _texts(override: Override) -> list[str]:
     return [str(text) for text in override.sweep_string_iterator()]
 
 
-def open_study(storage: str, name: str, *, resume: bool, retry_failed: bool) -> Study:
+def open_study(storage: str, names: Sequence[str], *, resume: bool, retry_failed: bool) -> Study:
     """Open a study, or make it; trials that a stop left unfinished wait to be taken up again.
 
     Args:
         storage: A URL, such as `sqlite:///outputs/study.db`.
-        name: The study's name there.
+        names: The study's name there, and names that it may have from earlier versions.
         resume: False forgets the trials of an earlier search.
         retry_failed: Trials that failed wait, too, to be made once more.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     stored = optuna.storages.get_storage(storage)
+    there = optuna.get_all_study_names(stored)
+    name = next((known for known in names if known in there), names[0])
     if not resume:
         with contextlib.suppress(KeyError):  # there is none
             optuna.delete_study(study_name=name, storage=stored)

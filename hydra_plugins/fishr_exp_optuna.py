@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):
         space = Space.of(parser.parse_overrides(words))
         config = loader.load_sweep_config(self.config, list(space.fixed))
         own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        name = space.name(OmegaConf.to_container(own, resolve=True))  # type: ignore[arg-type]
+        names = space.names(OmegaConf.to_container(own, resolve=True))  # type: ignore[arg-type]
         launched = 0
 
         def launch(jobs: Sequence[Sequence[str]]) -> Sequence[JobReturn]:
@@ -81,6 +81,6 @@ class OptunaSweeper(Sweeper):
         with RunFolder(Path(self.config.hydra.sweep.dir)) as folder:
             folder.acquire()  # two searches at once would take up each other's trials
             resume, retry_failed = config.resume, config.retry_failed
-            study = open_study(self.storage, name, resume=resume, retry_failed=retry_failed)
-            log.info("study %s in %s", name, self.storage)
+            study = open_study(self.storage, names, resume=resume, retry_failed=retry_failed)
+            log.info("study %s in %s", study.study_name, self.storage)
             search(study, space, launch, **self.options)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def processor() -> str:
+    """Name the kind of processor, on which the last bits of a result depend."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    told = dict(line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in told.items()}
+    return " ".join(known.get(k, "") for k in ("model name", "cpu family", "model", "stepping"))
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from fishr_exp.results.comparison import Cell, Comparison, ComparisonRow, Trace,
 from fishr_exp.results.published import Reference, method_key
 from fishr_exp.results.run_folder import to_json
 from fishr_exp.results.runs import Run
-from fishr_exp.results.settings import compared
 from fishr_exp.results.table import Row, build_tables
 from fishr_exp.results.table_sheet import show_gammas
+from fishr_exp.runs.identity import compared
 
 PROTOCOL = "colored_mnist"
 DATASET = "colored_mnist"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fishr_exp.results.run_folder import RECORDS, parse_records
 from fishr_exp.results.runs import Run
-from fishr_exp.results.settings import compared, flatten
+from fishr_exp.runs.identity import compared, flatten
 
 IMPORTED = "results.jsonl"
 NAN = float("nan")

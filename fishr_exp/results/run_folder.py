@@ -25,7 +25,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.settings import differences, settings
+from fishr_exp.runs.identity import differences, settings
 
 CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "config.json",

@@ -13,8 +13,8 @@ from fishr_exp.results.paired import Paired, compare, holm
 from fishr_exp.results.picks import Pick, pick_gammas
 from fishr_exp.results.run_folder import to_json
 from fishr_exp.results.runs import Run
-from fishr_exp.results.settings import compared
 from fishr_exp.results.statistics import Estimate, estimate
+from fishr_exp.runs.identity import compared
 
 BASELINE = "erm"
 L2 = "trainer.l2"  # the one setting of a method that ERM has, too

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from fishr_exp.results.run_folder import TRACKING, RunFolder, write_atomically
-from fishr_exp.results.settings import flatten
+from fishr_exp.runs.identity import flatten
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch
 
 from fishr_exp.errors import ConfigError, TrainingError
 from fishr_exp.results.run_folder import write_atomically
-from fishr_exp.results.settings import differences
+from fishr_exp.runs.identity import differences
 
 log = logging.getLogger(__name__)
 

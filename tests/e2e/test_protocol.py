@@ -82,7 +82,7 @@ def test_a_sweep_in_the_protocol(fishr_exp: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["epochs=3"], "epochs=3: one of epochs and total_steps (5) must be given"),
+        (["epochs=3"], "epochs=3: exactly one of epochs and total_steps (=5) must be given"),
         (["protocol.trial_seed=x"], "protocol.trial_seed=x: must be a whole number"),
         (["trainer=fishr", "protocol.hparams_seed=1"], "trainer=fishr: search=domainbed has no"),
         (["search=domainbed"], "search=domainbed: draws by a protocol's seeds; add protocol=NAME"),

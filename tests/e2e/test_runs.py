@@ -67,6 +67,15 @@ def assert_same_run(left: Outcome, right: Outcome) -> None:
 # --- what a run leaves behind ----------------------------------------------------------------
 
 
+def test_total_steps_take_the_place_of_epochs(fishr_exp: Command) -> None:
+    tiny = ("model.hidden=8", "steps_per_epoch=2", "tracker=none", "total_steps=5")
+    run = fishr_exp(tiny=tiny)
+    assert run.status == 0, run.err
+    assert [record["step"] for record in run.records()] == [2, 4, 5]
+    assert fishr_exp("epochs=null", tiny=tiny).folder == run.folder
+    assert "done already" in fishr_exp(tiny=tiny).err
+
+
 def test_the_default_run_leaves_files_that_agree(fishr_exp: Command) -> None:
     outcome = fishr_exp("epochs=3", tiny=NO_TRACKER)
     assert outcome.status == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 
 import hydra.utils
@@ -12,22 +11,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fishr_exp.config import (
-    APART,
     GIVEN_TO_RUN,
-    GROUPS,
-    RECORDED,
     SET_BY_A_PROTOCOL,
-    SUPPLIED,
     arguments,
     bind,
     conf_dir,
     run_name,
 )
 from fishr_exp.errors import ConfigError
-from fishr_exp.results.settings import NEUTRAL
 from fishr_exp.run import run
+from fishr_exp.runs.keys import APART, KEYS, PARTS
 
-YAMLS = sorted(p for group in GROUPS for p in (conf_dir() / group).glob("*.yaml"))
+YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
@@ -47,7 +42,7 @@ def node(path: Path):
 def test_the_root_holds_the_arguments_of_run() -> None:
     arguments_of_run = set(inspect.signature(run).parameters) - set(GIVEN_TO_RUN)
     assert set(composed()) - set(APART) == arguments_of_run - set(SET_BY_A_PROTOCOL)
-    keys = set(composed("protocol=paper_2022")) - set(APART) - set(RECORDED)
+    keys = set(composed("protocol=paper_2022")) - set(APART)
     assert keys == arguments_of_run
 
 
@@ -60,7 +55,7 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         return
     target = hydra.utils.get_object(config["_target_"])
     keys = set(config) - {"_target_"}
-    parameters = set(inspect.signature(target).parameters) - set(SUPPLIED.get(group, ()))
+    parameters = set(inspect.signature(target).parameters) - set(KEYS[group].builds or ())
     if config["_target_"].startswith("fishr_exp."):
         assert keys == parameters
     else:  # a library's own defaults hold for the rest
@@ -76,7 +71,7 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
     }  # mandatory or interpolated
     known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known.pop("_target_")
-    assert set(bind(target, known, f"{group}.", SUPPLIED.get(group, ()))) == keys
+    assert set(bind(target, known, f"{group}.", (KEYS[group].builds or ()))) == keys
 
 
 def test_every_yaml_was_found() -> None:
@@ -172,20 +167,6 @@ def test_the_run_name_follows_the_settings_alone() -> None:
     assert name().startswith("fishr-gamma1-seed0-")
     assert name() == name("trainer.gamma=1")
     assert len({name(), name("seed=1"), name("trainer.l2=1"), name("epochs=2")}) == 4
-
-
-RECORDED_RUNS = sorted((conf_dir().parent / "docs" / "results" / "records").glob("*/*/config.json"))
-
-
-@pytest.mark.parametrize("path", RECORDED_RUNS, ids=lambda p: p.parent.name)
-def test_runs_of_earlier_versions_keep_their_names(path: Path) -> None:
-    """Keys that came later are no part of a name at their neutral values."""
-    config = json.loads(path.read_text())
-    method = path.parent.name.partition("-")[0]
-    for whole in (config, {**NEUTRAL, **config}):
-        assert run_name(OmegaConf.create(whole), method) == path.parent.name
-    other = {**config, "precision": "fp32" if config.get("precision") == "bf16" else "bf16"}
-    assert run_name(OmegaConf.create(other), method) != path.parent.name
 
 
 IMAGE_DATASETS = [

@@ -69,7 +69,7 @@ def failing(error: Exception, status: int | None) -> Exception:
 
 def reopened(folder: Path, *, resume: bool = True, retry_failed: bool = False) -> Study:
     url = f"sqlite:///{folder}/study.db"
-    return open_study(url, "study", resume=resume, retry_failed=retry_failed)
+    return open_study(url, ["study"], resume=resume, retry_failed=retry_failed)
 
 
 def go_on(
@@ -248,12 +248,13 @@ def test_a_range_that_has_no_logarithm() -> None:
 
 def test_a_study_is_named_by_what_its_values_depend_on() -> None:
     config = {"epochs": 3, "trainer": {"gamma": 1.0}, "output_dir": "a", "resume": True}
-    name = space(GAMMA, "seed=0,1").name(config)
-    assert name == space("seed=0,1", GAMMA).name({**config, "output_dir": "b", "resume": False})
+    (name, _) = space(GAMMA, "seed=0,1").names(config)
+    other = {**config, "output_dir": "b", "resume": False}
+    assert name == space("seed=0,1", GAMMA).names(other)[0]
     others = [
-        space(GAMMA, "seed=0,1").name({**config, "epochs": 4}),
-        space(GAMMA, "seed=0,2").name(config),
-        space("trainer.gamma=tag(log, interval(1, 1e5))", "seed=0,1").name(config),
+        space(GAMMA, "seed=0,1").names({**config, "epochs": 4})[0],
+        space(GAMMA, "seed=0,2").names(config)[0],
+        space("trainer.gamma=tag(log, interval(1, 1e5))", "seed=0,1").names(config)[0],
     ]
     assert len({name, *others}) == 4
 

@@ -29,9 +29,9 @@ from fishr_exp.results.domainbed_tables import build_domainbed_tables
 from fishr_exp.results.history import Evaluation, History
 from fishr_exp.results.published import Published
 from fishr_exp.results.runs import read_runs
-from fishr_exp.results.settings import flatten
 from fishr_exp.results.sheet import to_csv, to_latex, to_markdown, to_text
 from fishr_exp.results.statistics import Estimate
+from fishr_exp.runs.identity import flatten
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
 ERM_ON_PACS = (84.7, 80.8, 97.2, 79.3)  # published, selected by training domains

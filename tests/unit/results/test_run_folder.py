@@ -9,7 +9,7 @@ import pytest
 
 from fishr_exp.errors import ConfigError
 from fishr_exp.results.run_folder import RunFolder, to_json, write_atomically
-from fishr_exp.results.settings import flatten, settings
+from fishr_exp.runs.identity import flatten, settings
 
 CONFIG = {
     "trainer": {"_target_": "fishr", "gamma": 10.0},

@@ -1,0 +1,170 @@
+"""What a run is: the settings that decide what it computes, in one normal form.
+
+Folder names, the comparison of a checkpoint or a folder with what is asked for, the digest of a
+protocol, the seeds that a protocol derives and the rows of a table all use this form. So a run
+stays the same run when its configuration is spelled differently (1 or 1.0, the domain 0 or "0"),
+when a class of ours moves, and when a later version has more keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fishr_exp.runs.keys import KEYS
+
+TARGET = "_target_"
+# In a group's node: its keys that came later, with the values that compute what was computed
+# before them. Older runs, which lack the keys, and runs at these values are the same runs.
+NEUTRAL = "_neutral_"
+
+# Where the parts of the first version lie today. The keys are their ids: the names that they had
+# when the first runs were recorded. A part that is not here is called by its own place.
+PLACES: dict[str, str] = {}
+_IDS = {place: name for name, place in PLACES.items()}
+
+# Settings that name domains: the domain "0" may be written as a number.
+_DOMAIN_NAMES = ("test_domains", "dataset.domains")
+
+
+def id_of(target: str) -> str:
+    """Return the id of the part that a `_target_` names, which stays when its code moves."""
+    return _IDS.get(target, target)
+
+
+def place_of(target: str) -> str:
+    """Return the dotted path at which the part lies that a `_target_` names, by path or by id."""
+    return PLACES.get(target, target)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a nested configuration into one level: `{"trainer": {"gamma": 1}}` to `trainer.gamma`.
+
+    Lists stay values; an empty mapping is the value `{}`. What a node says of itself (`_neutral_`)
+    is left out.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if name == NEUTRAL:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{key}."))
+        else:
+            flat[key] = value
+    return flat
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flat settings that decide what a run computes, in normal form.
+
+    Left out are the keys that only say where and how a run is made, and keys that came later and
+    are at their neutral values.
+    """
+    neutral = {**_of_the_root(), **_declared(config)}
+    values = {key: normal(key, value) for key, value in flatten(config).items()}
+    return {
+        key: value
+        for key, value in values.items()
+        if not _is_bookkeeping(key)
+        and (key not in neutral or not _same(value, normal(key, neutral[key])))
+    }
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that distinguish results: `settings`, but not where the data lie.
+
+    The folder of the data is part of a run's name, which stays as it is; of images that have no
+    name of their own, it is the name.
+    """
+    values = {**_of_the_root(), **settings(config)}
+    if values.get("dataset.name") != "image_folder":
+        values.pop("dataset.root", None)
+    return values
+
+
+def folder_name(config: Mapping[str, Any], trainer: str) -> str:
+    """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings.
+
+    Args:
+        config: The resolved configuration.
+        trainer: What the trainer is called, the option of its group.
+    """
+    values = settings(config)
+    gamma = values.get("trainer.gamma")
+    seed = values.get("seed")
+    parts = [trainer, "" if gamma is None else f"gamma{gamma}", f"seed{seed}", digest(values)]
+    return "-".join(part.replace("/", "_") for part in parts if part)
+
+
+def digest(values: object) -> str:
+    """Return eight characters that stand for plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Name the settings in which two runs differ, the first three with their values; or nothing.
+
+    Args:
+        there: Flat settings of what was found, also by an earlier version.
+        here: Flat settings of what is asked for.
+    """
+    differing = [key for key in {**there, **here} if _written(there, key) != _written(here, key)]
+    shown = [f"{k} ({_written(there, k)} there, {_written(here, k)} here)" for k in differing[:3]]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return ", ".join(shown) + more
+
+
+def normal(key: str, value: Any) -> Any:
+    """Return a setting's value in normal form.
+
+    A whole number is an int, also inside lists and mappings; a domain's name is text; a `_target_`
+    is an id.
+    """
+    value = _whole_as_int(value)
+    if key in _DOMAIN_NAMES and isinstance(value, list):
+        return [str(name) for name in value]
+    if key.rpartition(".")[2] == TARGET and isinstance(value, str):
+        return id_of(value)
+    return value
+
+
+def _whole_as_int(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _whole_as_int(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole_as_int(item) for item in value]
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return int(value) if whole else value  # 1e300 stays as short as it is
+
+
+def _of_the_root() -> dict[str, Any]:
+    return {name: key.neutral for name, key in KEYS.items() if key.came_later}
+
+
+def _declared(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the neutral values that the nodes of a configuration declare, by flat key."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name == NEUTRAL:
+            found |= flatten(value, prefix)
+        elif isinstance(value, Mapping):
+            found |= _declared(value, f"{prefix}{name}.")
+    return found
+
+
+def _is_bookkeeping(key: str) -> bool:
+    return any(name in KEYS and KEYS[name].bookkeeping for name in (key, key.partition(".")[0]))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _written(values: Mapping[str, Any], key: str) -> str:
+    # As JSON: absent, null and "null" are three different things.
+    if key not in values:
+        return "absent"
+    return json.dumps(normal(key, values[key]), ensure_ascii=False)
