@@ -1,9 +1,9 @@
 """What the MLflow mirror costs a run: training with it and without, in turns.
 
 Each round calls `fishr-exp` once for each contender, in a new random order: without a tracker
-(twice: how far `none again` is from `none`, the machine adds by itself), with the mirror on a
-SQLite file, and on an `mlflow server` of this machine, whose own work is in the figures too. The
-databases are there before (making one takes seconds, once). A run is ERM on `colored_digits` with
+(twice: the difference between `none` and `none again` is noise), with the mirror on a SQLite file,
+and on an `mlflow server` of this machine, whose own work is in the figures too. The databases exist
+before (making one takes seconds, once). A run is ERM on `colored_digits` with
 whole domains as minibatches and an MLP as wide as makes a step of about 50 ms on a quiet machine;
 it evaluates, writes and sends every 20 steps.
 
@@ -45,7 +45,7 @@ from tabulate import tabulate
 
 from fishr_exp import cli
 from fishr_exp.models.mlp import mlp
-from fishr_exp.tracking.mlflow_mirror import MlflowMirror
+from fishr_exp.tracking.mlflow import MlflowMirror
 
 MIRRORED = ("sqlite", "server")
 CONTENDERS = ("none", "none again", *MIRRORED)

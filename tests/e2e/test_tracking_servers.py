@@ -24,7 +24,8 @@ import pytest
 from mlflow import MlflowClient
 
 from fishr_exp.results.run_folder import RunFolder
-from fishr_exp.tracking.mlflow_mirror import MlflowMirror, unreachable
+from fishr_exp.tracking.mirror import unreachable
+from fishr_exp.tracking.mlflow import MlflowMirror
 
 from .conftest import caller, process
 from .test_mlflow import sync
@@ -197,7 +198,7 @@ def test_a_server_that_comes_back_in_a_run_gets_all(
         start(mirror, *rest)
 
     monkeypatch.setattr(MlflowMirror, "start", started)
-    monkeypatch.setattr("fishr_exp.tracking.mlflow_mirror._PAUSE", 0.5)
+    monkeypatch.setattr(MlflowMirror, "pause", 0.5)
     Moments(
         monkeypatch,
         epoch2=running.kill,

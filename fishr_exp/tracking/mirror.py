@@ -1,0 +1,321 @@
+"""A tracker mirrors the run folder: it is sent what the folder holds and it lacks.
+
+All that has to do with time is here: the thread, retries, patience, and what is still to be sent.
+A tracker is a subclass of `Mirror` that says how things are sent; see docs/tracking.md.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fishr_exp.results.run_folder import CONFIG, ENVIRONMENT, RESULT, RunFolder
+from fishr_exp.runs.identity import TARGET, flatten, id_of
+from fishr_exp.runs.records import Evaluation, Result
+from fishr_exp.tracking.state import State
+
+log = logging.getLogger(__name__)
+
+_BRIEFLY = 1.0  # seconds to wait at the end, at an address where nobody answered before
+_OF_EPOCHS = ("epoch", "learning_rate", "seconds_per_step", "seconds_waiting_per_step")
+
+unreachable: set[str] = set()  # addresses where nobody answered an earlier run of this process
+
+
+@dataclass(frozen=True)
+class Point:
+    """Numbers by their names, and the step that they belong to.
+
+    Attributes:
+        step: Optimizer updates before it.
+        time: When its record was written, in seconds; the same whenever it is sent.
+        numbers: The values, by their names.
+    """
+
+    step: int
+    time: float
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended.
+
+    Attributes:
+        status: `FINISHED`, `FAILED` or `KILLED`.
+        error: Why it failed; None if it did not.
+        result: The numbers of the selected checkpoint; None if there is none.
+        files: The files to keep with the run: configuration, environment, result.
+    """
+
+    status: str
+    error: str | None
+    result: Point | None
+    files: Sequence[Path]
+
+
+class Mirror(abc.ABC):
+    """Send a run folder's configuration, records and result to a tracker, in a thread of its own.
+
+    The folder is the truth, and training does not wait. When the tracker fails, one warning is
+    logged, and the thread tries again from time to time; what is missing at the end of the run is
+    left to `fishr-sync`, or to the same command, given again.
+
+    A subclass implements the abstract methods, which the thread calls in the order in which they
+    stand in this file. They may raise whatever they like: the mirror then begins with `connect`
+    again, and asks `last_step` which records are there.
+
+    Args:
+        folder: The run folder.
+        address: Where it sends to, a URI or an absolute path. Messages name it, and runs with one
+            address share a server.
+        keywords: The other keywords of the subclass, which build the same mirror again, in any
+            current folder: paths must be absolute.
+
+    Attributes:
+        name: What messages call the tracker.
+        labels: The options of dataset, model and trainer; known once `start` was called.
+        identity: By which a tracker can recognize the run of this folder; it never changes.
+        run_id: What `open_run` returned, also in an earlier process; empty before.
+        error: Why the last try failed; empty after a good one.
+        patience: Seconds to wait for the tracker at the end of a run; None: until all is sent or
+            sending fails.
+        pause: Seconds between two tries after a failure.
+    """
+
+    name: ClassVar[str] = "the tracker"
+    patience: float | None = 30.0
+    pause: float = 30.0
+
+    def __init__(self, folder: RunFolder, address: str, /, **keywords: Any) -> None:
+        self.folder, self.address = folder, address
+        self.labels: Mapping[str, str] = {}
+        self.identity = self.run_id = self.error = ""
+        built_by = id_of(f"{type(self).__module__}.{type(self).__qualname__}")
+        self._tracker = {TARGET: built_by, **keywords}
+        self._config: Mapping[str, Any] = {}
+        self._reached = False  # somebody answered at the address
+        self._connected = False  # and the run is open there
+        self._sent_step = -1  # the tracker has the records up to this one
+        self._warned = False
+        self._status = ""  # how the run ended; empty while it goes on
+        self._news = threading.Event()
+        self._given_up = False  # the folder is no longer ours to write to
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    # --- what a tracker implements ---------------------------------------------------------
+
+    def holds_run(self, run_id: str) -> bool:
+        """Whether the tracker has this run, as far as is known without connecting.
+
+        Where it is False, everything is sent again.
+        """
+        del run_id
+        return True
+
+    def load(self) -> None:  # noqa: B027 - most trackers need nothing
+        """Import what sending needs, where that takes long.
+
+        It is called before the thread starts: a data loader that forks during an import can hang.
+        """
+
+    @abc.abstractmethod
+    def connect(self) -> None:
+        """Reach the server; the run is not open yet."""
+
+    @abc.abstractmethod
+    def open_run(self) -> str:
+        """Take up the run `run_id`, or the one with this `identity`, or make one; return its id."""
+
+    @abc.abstractmethod
+    def send_settings(self, settings: Mapping[str, Any]) -> None:
+        """Send the labels and the flat configuration; they may be there already."""
+
+    @abc.abstractmethod
+    def last_step(self) -> int:
+        """Return the step of the last record that the tracker has; -1 if it has none."""
+
+    @abc.abstractmethod
+    def send_records(self, points: Sequence[Point]) -> None:
+        """Send records that the tracker lacks, one or more, in order."""
+
+    @abc.abstractmethod
+    def send_end(self, end: End) -> None:
+        """Send how the run ended; all records are there. It may have been sent before."""
+
+    # --- what a run calls ------------------------------------------------------------------
+
+    def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        """Open the tracker's run, or take up the one of an earlier start; send what it lacks."""
+        self.load()
+        self._config, self.labels = config, labels
+        self.identity = self._state().identity or uuid.uuid4().hex
+        self.run_id = self._known().run_id
+        with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, or not at all
+            self._save("RUNNING")
+        name = self.name.lower()
+        self._thread = threading.Thread(target=self._keep_sending, name=name, daemon=True)
+        self._thread.start()
+
+    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        """Send what the tracker lacks of a run that is done; loads nothing if it has all."""
+        if self.lacks("FINISHED"):
+            self.start(config, labels)
+            self.finish("FINISHED")
+
+    def lacks(self, status: str) -> bool:
+        """Whether the tracker lacks anything of a run that ended with `status`."""
+        return self._known().ended != status
+
+    def sync(self) -> None:
+        """Have the records sent that the tracker lacks; returns at once."""
+        self._news.set()
+
+    def finish(self, status: str) -> None:
+        """Have all that is missing sent, and how the run ended.
+
+        It waits while that is under way, and no longer than its patience; briefly, where nobody
+        answered an earlier run of this process.
+
+        Args:
+            status: `FINISHED`, `FAILED` or `KILLED`.
+        """
+        assert self._thread is not None, "start comes first"
+        self._status = status
+        self._news.set()
+        patience = _BRIEFLY if self.address in unreachable else self.patience
+        try:
+            self._thread.join(patience)
+        finally:
+            with self._writing:
+                self._given_up = self._thread.is_alive()
+        if self._given_up:
+            self.error = f"not done in {patience:g} s"
+            self._warn()
+        if self.error and not self._reached:
+            unreachable.add(self.address)
+
+    # --- the thread ------------------------------------------------------------------------
+
+    def _keep_sending(self) -> None:
+        """Send whenever there is news; after a failure only after a pause, or at the end."""
+        while True:
+            status, attempted = self._status, time.monotonic()
+            self._send(status)
+            if status or self._given_up:
+                return
+            self._news.wait()
+            self._news.clear()
+            while self.error and not self._status and time.monotonic() < attempted + self.pause:
+                self._news.wait(1.0)
+                self._news.clear()
+
+    def _send(self, status: str) -> None:
+        try:
+            self._connect()
+            self._send_records()
+            if status:
+                self.send_end(self._end(status))
+                self._save(status)
+        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            self.error = f"{type(error).__name__}: {first_line:.200s}"
+            self._connected = False  # so that the tracker is asked again what it has
+            self._warn()
+        else:
+            if self.error:
+                log.info("%s at %s is back, and has all records", self.name, self.address)
+            self.error, self._warned = "", False
+
+    def _warn(self) -> None:
+        if not self._warned:
+            log.warning(
+                "%s at %s failed (%s); the run goes on without it. Its records are in %s; "
+                "fishr-sync, or the same command given again, sends them",
+                self.name,
+                self.address,
+                self.error,
+                self.folder.path,
+            )
+        self._warned = True
+
+    def _connect(self) -> None:
+        """Open the run, unless it is open, and learn what the tracker has."""
+        if self._connected:
+            return
+        self._reached = False
+        self.connect()
+        self._reached = True
+        unreachable.discard(self.address)
+        self.run_id = self.open_run()
+        self._save("RUNNING")
+        self.send_settings({**self.labels, **flatten(self._config)})
+        self._sent_step = self.last_step()
+        self._connected = True
+
+    def _send_records(self) -> None:
+        missing = [r for r in self.folder.records() if r["step"] > self._sent_step]
+        if missing:
+            self.send_records([Point(r["step"], _written(r), numbers(r)) for r in missing])
+            self._sent_step = missing[-1]["step"]
+
+    def _end(self, status: str) -> End:
+        result = self.folder.result()
+        paths = [self.folder.path / name for name in (CONFIG, ENVIRONMENT, RESULT)]
+        error = selected = None
+        if result and result["status"] == "failed":
+            error = str(result.get("error", ""))
+        elif result:
+            records = self.folder.records()
+            written = _written(records[-1]) if records else 0.0
+            selected = Point(
+                result["selected"]["step"], written, Result.from_json(result).numbers()
+            )
+        return End(status, error, selected, [path for path in paths if path.exists()])
+
+    # --- tracking.json ---------------------------------------------------------------------
+
+    def _state(self) -> State:
+        """Return what the last mirror of this folder wrote."""
+        try:
+            return State.read(self.folder.path)
+        except ValueError:  # damaged: the tracker finds the run otherwise, or gets it again
+            return State()
+
+    def _known(self) -> State:
+        """Return the state of this folder at this mirror's address; empty if it has none."""
+        state = self._state()
+        if state.address != self.address or not state.run_id:
+            return State()
+        return state if self.holds_run(state.run_id) else State()
+
+    def _save(self, ended: str) -> None:
+        state = State(self._tracker, self.address, self.identity, self.run_id, ended, self.labels)
+        with self._writing:
+            if self._given_up:
+                raise TimeoutError("too late")  # the folder may be another process's by now
+            state.write(self.folder.path)
+
+
+def numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a record by the names that trackers show."""
+    evaluation = Evaluation.from_json(record)
+    found = {
+        **evaluation.numbers(),
+        **{key: record[key] for key in _OF_EPOCHS if key in record},
+        **{f"diagnostics/{key}": value for key, value in (evaluation.diagnostics or {}).items()},
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _written(record: Mapping[str, Any]) -> float:
+    return float(record.get("time", record["seconds"]))

@@ -1,0 +1,225 @@
+"""MLflow as a mirror of the run folder: a SQLite file, another database, or a server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock
+
+from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.tracking.mirror import End, Mirror, Point
+
+# MLflow's own defaults block an unreachable server's user for minutes, report usage, and print.
+_FOR_COMMANDS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+_PARAMETERS = 100  # MLflow's limit per call
+_PARAMETER_LENGTH = 6000  # MLflow's limit, characters
+_METRICS = 1000  # MLflow's limit per call
+_LOCKED = 120.0  # seconds to wait for others who make the database
+_SQLITE = "sqlite:///"
+_ERROR = "error"  # the tag of a failed run
+_IDENTITY = "mirror"  # the tag by which a folder's run is found again, on any server
+
+_quiet = False  # set by `quiet_mlflow`
+
+
+def quiet_mlflow() -> None:
+    """Let MLflow give up early, say nothing, and report nothing, in all of this process.
+
+    For commands, which own their process: it sets environment variables, where the user has not
+    set them, and from the first connection on the levels of the loggers of MLflow and urllib3.
+    """
+    global _quiet
+    _quiet = True
+    for name, value in _FOR_COMMANDS.items():
+        os.environ.setdefault(name, value)
+
+
+class MlflowMirror(Mirror):
+    """Send a run folder's configuration, records and result to MLflow.
+
+    Nothing is sent twice: after a failure the server is asked what it has, the run has a tag by
+    which it is found, and a record has the time at which it was written, by which MLflow
+    recognizes it.
+
+    Args:
+        folder: The run folder.
+        tracking_uri: Any tracking URI of MLflow, e.g. `sqlite:///outputs/mlflow.db`. A SQLite file
+            may be busy, but it does not go away, so there the mirror's patience has no limit.
+        experiment: MLflow's name for a group of runs; it is made when missing.
+        sweep: The value of the tag `sweep`, which the runs of a sweep share. Runs are not nested:
+            MLflow's charts hide nested ones.
+    """
+
+    name: ClassVar[str] = "MLflow"
+
+    def __init__(self, folder: RunFolder, tracking_uri: str, experiment: str, sweep: str) -> None:
+        self._database = _sqlite_file(tracking_uri)
+        uri = f"{_SQLITE}{self._database}" if self._database else tracking_uri
+        super().__init__(folder, uri, tracking_uri=uri, experiment=experiment, sweep=sweep)
+        self.experiment = experiment
+        self.sweep = sweep
+        # Where files of a database go, instead of the current folder; servers have their own.
+        self._home = None if uri.startswith("http") else folder.path.parent.absolute()
+        if self._database:
+            self._home, self.patience = self._database.parent, None
+        self._client: Any = None
+        self._experiment_id = ""
+
+    def holds_run(self, run_id: str) -> bool:
+        """Whether a SQLite file has the run; of servers it is taken for granted."""
+        return self._database is None or _in_database(self._database, run_id)
+
+    def load(self) -> None:
+        """Import MLflow, which takes 1.5 s."""
+        import mlflow  # noqa: F401
+
+    def connect(self) -> None:
+        """Reach the server; find the experiment, or make it."""
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        if _quiet:  # not before: importing MLflow sets its level
+            # They log every table and every retry, and a traceback of what is raised anyway.
+            for library in ("mlflow", "urllib3"):
+                logging.getLogger(library).setLevel(logging.CRITICAL)
+        # The client makes the database, and two processes that make one at once break it for good.
+        with self._creation_lock():
+            client = MlflowClient(tracking_uri=self.address)
+            found: Any = client.get_experiment_by_name(self.experiment)
+            if found is None:
+                try:
+                    client.create_experiment(self.experiment, self._artifact_location())
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another was faster
+                        raise
+                found = client.get_experiment_by_name(self.experiment)
+            self._client, self._experiment_id = client, found.experiment_id
+
+    def open_run(self) -> str:
+        """Find MLflow's run of this folder, or make it."""
+        self._find_run(self._client)
+        if self.run_id:
+            self._client.update_run(self.run_id, status="RUNNING")
+            return self.run_id
+        tags = {"sweep": self.sweep, "folder": str(self.folder.path), **self.labels}
+        made = self._client.create_run(
+            self._experiment_id,
+            run_name=self.folder.path.name,
+            tags={**tags, _IDENTITY: self.identity},
+        )
+        return str(made.info.run_id)
+
+    def send_settings(self, settings: Mapping[str, Any]) -> None:
+        """Send the settings as parameters; remove the mark of an earlier failure."""
+        from mlflow.entities import Param
+
+        there = self._client.get_run(self.run_id).data
+        if _ERROR in there.tags:
+            self._client.delete_tag(self.run_id, _ERROR)
+        named = {_name(key): str(value) for key, value in settings.items()}
+        missing = [
+            Param(key, value[:_PARAMETER_LENGTH])
+            for key, value in named.items()
+            if key not in there.params
+        ]
+        for first in range(0, len(missing), _PARAMETERS):
+            self._client.log_batch(self.run_id, params=missing[first : first + _PARAMETERS])
+
+    def last_step(self) -> int:
+        """Return the last step of the metric `epoch`, which every record has."""
+        history = self._client.get_metric_history(self.run_id, "epoch")
+        return max((metric.step for metric in history), default=-1)
+
+    def send_records(self, points: Sequence[Point]) -> None:
+        """Send records as metrics, many in a call, each record in one."""
+        waiting: list[Any] = []
+        for point in points:
+            own = _metrics(point)
+            if len(waiting) + len(own) > _METRICS:
+                self._client.log_batch(self.run_id, metrics=waiting)
+                waiting = []
+            waiting += own
+        self._client.log_batch(self.run_id, metrics=waiting)
+
+    def send_end(self, end: End) -> None:
+        """Send the result as metrics of their own, or the error as a tag; files as artifacts."""
+        from mlflow.entities import RunTag
+
+        self._find_run(self._client)
+        if end.error is not None:
+            self._client.log_batch(self.run_id, tags=[RunTag(_ERROR, end.error[:5000])])
+        if end.result:
+            self._client.log_batch(self.run_id, metrics=_metrics(end.result))
+        for path in end.files:
+            self._client.log_artifact(self.run_id, str(path))
+        self._client.set_terminated(self.run_id, end.status)
+
+    def _find_run(self, client: Any) -> None:
+        """Find MLflow's run of this folder, and remove others.
+
+        A slow server may have been asked several times to make one.
+        """
+        wanted = f"tags.{_IDENTITY} = '{self.identity}'"
+        found = [run.info.run_id for run in client.search_runs([self._experiment_id], wanted)]
+        if self.run_id not in found:  # as where the server was reset
+            self.run_id = found[-1] if found else ""  # the oldest
+        for double in found:
+            if double != self.run_id:
+                client.delete_run(double)
+
+    def _creation_lock(self) -> contextlib.AbstractContextManager[Any]:
+        if self._home is None:
+            return contextlib.nullcontext()
+        self._home.mkdir(parents=True, exist_ok=True)
+        place = f"{self._database}.lock" if self._database else self._home / ".mlflow.lock"
+        return FileLock(place, timeout=_LOCKED)
+
+    def _artifact_location(self) -> str | None:
+        return (self._home / "mlflow_artifacts").as_uri() if self._home else None
+
+
+def _sqlite_file(tracking_uri: str) -> Path | None:
+    if not tracking_uri.startswith(_SQLITE):
+        return None
+    return Path(tracking_uri.removeprefix(_SQLITE)).absolute()
+
+
+def _in_database(database: Path, run_id: str) -> bool:
+    """Whether MLflow's SQLite file has the run; asked without importing MLflow."""
+    if not database.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as there:
+            found = there.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    except sqlite3.Error as error:  # no such table yet, or the tables of another version
+        return "locked" in str(error)  # busy with others; it holds what it held before
+    return found is not None
+
+
+def _name(name: str) -> str:
+    """Replace what MLflow's names must not hold."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def _metrics(point: Point) -> list[Any]:
+    """Return the numbers of a point as MLflow's metrics."""
+    from mlflow.entities import Metric
+
+    written = int(1000 * point.time)  # milliseconds
+    return [
+        Metric(_name(name), value, written, point.step) for name, value in point.numbers.items()
+    ]

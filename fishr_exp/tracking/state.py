@@ -1,0 +1,79 @@
+"""The file tracking.json of a run folder: where its run is mirrored, and how far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fishr_exp.results.run_folder import TRACKING, write_atomically
+from fishr_exp.runs.identity import TARGET
+
+# The first version knew one tracker, and wrote its settings without its name.
+_FIRST_TRACKER = "fishr_exp.tracking.mlflow_mirror.MlflowMirror"
+_FIRST_SETTINGS = ("tracking_uri", "experiment", "sweep")
+
+
+@dataclass(frozen=True)
+class State:
+    """What tracking.json holds; all is empty where a run has no tracker yet.
+
+    Attributes:
+        tracker: What builds the mirror again: `_target_`, by its id, and its keywords.
+        address: The address of that mirror, where it sends to.
+        identity: By which the run is recognized wherever it is sent; it never changes.
+        run_id: How the server calls the run; empty before it is made.
+        ended: The status that the server knows: `RUNNING`, or how the run ended once it has all.
+        labels: The options of dataset, model and trainer.
+    """
+
+    tracker: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+    identity: str = ""
+    run_id: str = ""
+    ended: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """Read the state of the run in `folder`, also as the first version wrote it.
+
+        Raises:
+            ValueError: If the file is not JSON, or not a mapping.
+        """
+        path = folder / TRACKING
+        if not path.exists():
+            return cls()
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: not a JSON object")
+        tracker, address = found.get("tracker", {}), found.get("address", "")
+        if not tracker and "tracking_uri" in found:
+            given = {key: found[key] for key in _FIRST_SETTINGS if key in found}
+            tracker, address = {TARGET: _FIRST_TRACKER, **given}, found["tracking_uri"]
+        return cls(
+            tracker=tracker,
+            address=address,
+            identity=found.get("mirror", ""),
+            run_id=found.get("run_id", ""),
+            ended=found.get("ended", ""),
+            labels=found.get("labels", {}),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write the state of the run in `folder`.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        content = {
+            "tracker": dict(self.tracker),
+            "address": self.address,
+            "mirror": self.identity,
+            "run_id": self.run_id,
+            "ended": self.ended,
+            "labels": dict(self.labels),
+        }
+        write_atomically(folder / TRACKING, json.dumps(content))
