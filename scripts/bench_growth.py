@@ -29,7 +29,7 @@ from tabulate import tabulate
 from torch import nn
 
 from fishr_exp.contracts import Model
-from fishr_exp.results.figure import COLOURS, MARKERS, STYLE
+from fishr_exp.results.canvas import COLORS, MARKERS, STYLE
 
 CONTENDERS = {
     "erm": "ERM",
@@ -134,7 +134,7 @@ def _draw_panel(axes: Any, rows: Sequence[dict[str, Any]], quantity: str) -> Non
     unit = 2**20 if quantity == "peak" else 1
     for number, (name, label) in enumerate(CONTENDERS.items()):
         own = [row for row in rows if row["contender"] == name]
-        colour = "black" if name == "erm" else COLOURS[number - 1]
+        colour = "black" if name == "erm" else COLORS[number - 1]
         axes.plot(
             [row["size"] for row in own],
             [row[quantity] / unit for row in own],

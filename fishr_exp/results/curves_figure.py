@@ -7,7 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fishr_exp.results.figure import COLOURS, COLUMN_WIDTH, LINE_HEIGHT, STYLE, row_label
+from fishr_exp.results.canvas import (
+    COLORS,
+    LINE_HEIGHT,
+    ROW_HEIGHT,
+    TEST_LINE,
+    VALIDATION_LINE,
+    add_legend,
+    create_panels,
+    draw_grid,
+    draw_means,
+    label_steps,
+    save,
+    styled,
+)
+from fishr_exp.results.figure import row_label
 from fishr_exp.results.run_folder import RECORDS, Record, parse_records
 from fishr_exp.results.statistics import Estimate, estimate
 from fishr_exp.results.table import Row, Table
@@ -15,8 +29,7 @@ from fishr_exp.results.table import Row, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT = 1.9  # inches, of a row of panels
-MOST_ROWS = 2 * len(COLOURS)  # of a table; more lines than that tell nobody anything
+MOST_ROWS = 2 * len(COLORS)  # of a table; a panel with more lines is unreadable
 
 Points = Mapping[int, Estimate]  # by step
 
@@ -67,10 +80,6 @@ def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
     Raises:
         ValueError: If a record cannot be read.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = {
         (f"{table.dataset}; test domain {domain}", table.title): lines
         for table in tables
@@ -81,31 +90,21 @@ def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
     if not panels:
         return []
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    with matplotlib.rc_context(STYLE):
+    with styled():
         columns = min(2, len(panels))
         rows = -(-len(panels) // columns)
         handles, names = _legend(labels, 52 * columns)
         legend = sum(name.count("\n") + 1 for name in names)
-        height = (HEIGHT + LINE_HEIGHT) * rows + LINE_HEIGHT * (legend + 1)
-        figure = Figure(layout="constrained", figsize=(COLUMN_WIDTH * columns, height))
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-        for axes, ((title, _), lines) in zip(grid, panels.items(), strict=False):
+        height = (ROW_HEIGHT + LINE_HEIGHT) * rows + LINE_HEIGHT * (legend + 1)
+        figure, grid = create_panels(len(panels), columns, height=height)
+        for axes, ((title, _), lines) in zip(grid, panels.items(), strict=True):
             _draw_panel(axes, lines, labels)
             axes.set_title(title)
-        for axes in grid[len(panels) - columns : len(panels)]:  # the lowest of each column
-            axes.set_xlabel("step")
-            axes.tick_params(labelbottom=True)
+        label_steps(grid, columns)
         for axes in grid[::columns]:
             axes.set_ylabel("accuracy (%)")
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
-        figure.legend(handles, names, loc="outside lower center", frameon=False)
-        files = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
-        # Without the date, the same runs give the same file.
-        figure.savefig(files[0], metadata={"CreationDate": None})
-        figure.savefig(files[1], dpi=300)
-    return files
+        add_legend(figure, handles, names)
+        return save(figure, stem)
 
 
 def _lines(table: Table, domain: str) -> dict[str, tuple[Points, Points]]:
@@ -121,29 +120,25 @@ def _lines(table: Table, domain: str) -> dict[str, tuple[Points, Points]]:
 def _draw_panel(
     axes: Axes, lines: Mapping[str, tuple[Points, Points]], labels: Sequence[str]
 ) -> None:
-    axes.grid(axis="y", linewidth=0.4, alpha=0.4)
+    draw_grid(axes)
     for label, (test, validation) in lines.items():
         style = _style(labels.index(label))
-        steps, means = list(test), [e.mean for e in test.values()]
-        errors = [e.standard_error or 0.0 for e in test.values()]
-        axes.plot(steps, means, linewidth=1.3, **style)
-        low, high = ([m + s * e for m, e in zip(means, errors, strict=True)] for s in (-1, 1))
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
-        thin = {**style, "linestyle": (0, (4, 1.5)), "linewidth": 0.8, "zorder": 1.5, "marker": ""}
+        draw_means(axes, list(test), list(test.values()), band=0.18, **TEST_LINE, **style)
+        thin = {**style, **VALIDATION_LINE, "marker": ""}
         axes.plot(list(validation), [e.mean for e in validation.values()], **thin)
 
 
 def _style(number: int) -> dict[str, Any]:
-    marker = ("o", "s")[number // len(COLOURS) % 2]
-    return {"color": COLOURS[number % len(COLOURS)], "marker": marker, "markersize": 2.5}
+    marker = ("o", "s")[number // len(COLORS) % 2]
+    return {"color": COLORS[number % len(COLORS)], "marker": marker, "markersize": 2.5}
 
 
 def _legend(labels: Sequence[str], width: int) -> tuple[list[Any], list[str]]:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], linewidth=1.3, **_style(i)) for i in range(len(labels))]
-    dashed = Line2D([], [], color="black", linewidth=0.8, linestyle=(0, (4, 1.5)))
-    solid = Line2D([], [], color="black", linewidth=1.3)
+    handles = [Line2D([], [], **TEST_LINE, **_style(i)) for i in range(len(labels))]
+    dashed = Line2D([], [], color="black", **VALIDATION_LINE)
+    solid = Line2D([], [], color="black", **TEST_LINE)
     handles += [solid, dashed]
     names = [*labels, "validation part of the test domain", "of the training domains, mean"]
     return handles, [textwrap.fill(name, width) for name in names]

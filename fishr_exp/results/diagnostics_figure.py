@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fishr_exp.results.figure import COLOURS, COLUMN_WIDTH, STYLE
+from fishr_exp.results.canvas import (
+    COLORS,
+    ROW_HEIGHT,
+    create_panels,
+    draw_grid,
+    label_steps,
+    literal,
+    save,
+    set_title,
+    styled,
+)
 from fishr_exp.results.run_folder import Record
 
 if TYPE_CHECKING:
@@ -24,7 +34,8 @@ PANELS = {
     SHARE: "share of the penalty in the objective",
     COSINE: "cosine of risk's and penalty's gradient",
 }
-HEIGHT = 1.9  # inches, of a row of panels
+COLUMNS = 2
+TITLE_HEIGHT = 0.3  # inches
 
 
 def series(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -56,47 +67,34 @@ def draw_diagnostics(
     Raises:
         ValueError: If no record has diagnostics.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     found = series(records)
     panels = [panel for panel in PANELS if panel in found]
     if not panels:
         raise ValueError("no record has diagnostics")
-    with matplotlib.rc_context(STYLE):
-        rows = -(-len(panels) // 2)
-        figure = Figure(layout="constrained", figsize=(2 * COLUMN_WIDTH, HEIGHT * rows + 0.3))
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, 2, sharex=True, squeeze=False).flatten()
-        for axes, panel in zip(grid, panels, strict=False):
+    with styled():
+        height = ROW_HEIGHT * -(-len(panels) // COLUMNS) + TITLE_HEIGHT
+        figure, grid = create_panels(len(panels), COLUMNS, share_y=False, height=height)
+        for axes, panel in zip(grid, panels, strict=True):
             _draw_panel(axes, panel, found[panel], anneal_steps)
-        for axes in grid[-2:]:  # the others share its axis
-            axes.set_xlabel("step")
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
-        figure.suptitle(title.replace("$", r"\$"), fontsize=STYLE["axes.titlesize"])
-        files = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
-        # Without the date, the same run gives the same file.
-        figure.savefig(files[0], metadata={"CreationDate": None})
-        figure.savefig(files[1], dpi=300)
-    return files
+        label_steps(grid, COLUMNS)
+        set_title(figure, literal(title))
+        return save(figure, stem)
 
 
 def _draw_panel(
     axes: Axes, panel: str, lines: Mapping[str, Sequence[tuple[int, float]]], anneal_steps: int
 ) -> None:
     axes.set_title(PANELS[panel])
-    axes.grid(axis="y", linewidth=0.4, alpha=0.4)
+    draw_grid(axes)
     for number, (name, points) in enumerate(lines.items()):
         marker: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(points) < 30 else {}
         axes.plot(
             [step for step, _ in points],
             [value for _, value in points],
-            color=COLOURS[number % len(COLOURS)],
-            linestyle=("-", "--", ":")[number // len(COLOURS) % 3],
+            color=COLORS[number % len(COLORS)],
+            linestyle=("-", "--", ":")[number // len(COLORS) % 3],
             linewidth=1.1,
-            label=name.replace("$", r"\$"),
+            label=literal(name),
             **marker,
         )
     values = [value for points in lines.values() for _, value in points]

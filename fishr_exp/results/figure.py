@@ -8,6 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fishr_exp.results.canvas import (
+    COLORS,
+    COLUMN_WIDTH,
+    LINE_HEIGHT,
+    MARKERS,
+    TEST_LINE,
+    VALIDATION_LINE,
+    add_legend,
+    create_panels,
+    draw_grid,
+    draw_means,
+    literal,
+    save,
+    set_title,
+    styled,
+)
 from fishr_exp.results.picks import ORACLE, VALIDATION
 from fishr_exp.results.statistics import Estimate
 from fishr_exp.results.table import BASELINE, Curve, Row, Table
@@ -17,27 +33,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN_WIDTH = 3.4  # inches, of a two-column paper; one panel is as wide
 PANEL_HEIGHT = 2.3  # inches, without title and legend
-LINE_HEIGHT = 0.145  # inches, of a line in the legend
-# Okabe and Ito's colours, which differ for the colour-blind too; black is ERM's.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,  # TrueType, which publishers ask for
-}
 
 
 def varies_gamma(table: Table) -> bool:
-    """Whether `table` has a curve over gamma: one method and setting with two values of it."""
+    """Whether `table` has a curve over gamma: a method and setting with two or more gammas."""
     return bool(_sweeps(table))
 
 
@@ -46,7 +46,7 @@ def _sweeps(table: Table) -> list[Curve]:
 
 
 def draw(table: Table, stem: Path) -> list[Path]:
-    """Draw `table` into `stem`.pdf and `stem`.png, one panel a test domain.
+    """Draw `table` into `stem`.pdf and `stem`.png, one panel per test domain.
 
     Where gamma varies, test accuracy over gamma with the validation accuracy as a thin line, ERM
     as a horizontal one, and the gammas that each selection would pick; otherwise one point for
@@ -55,15 +55,9 @@ def draw(table: Table, stem: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     domains = table.test_domains
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(domains), sharex=True, sharey=True, squeeze=False)[0]
+    with styled():
+        figure, panels = create_panels(len(domains), columns=len(domains))
         for axes, domain in zip(panels, domains, strict=True):
             if varies_gamma(table):
                 _draw_over_gamma(axes, table, domain)
@@ -71,32 +65,24 @@ def draw(table: Table, stem: Path) -> list[Path]:
             else:
                 _draw_points(axes, table, domain)
         _finish(figure, panels, table)
-        files = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
-        # Without the date, the same runs give the same file.
-        figure.savefig(files[0], metadata={"CreationDate": None})
-        figure.savefig(files[1], dpi=300)
-    return files
+        return save(figure, stem)
 
 
 def _label(of: Row | Curve) -> str:
     method = "ERM" if of.method == BASELINE else of.method
     known = {name: value for name, value in of.settings.items() if value != ABSENT}
     values = ", ".join(f"{name}={value}" for name, value in known.items())
-    return _literal(f"{method}, {values}" if values else method)
-
-
-def _literal(text: str) -> str:
-    return text.replace("$", r"\$")  # else two of them are read as mathematics
+    return literal(f"{method}, {values}" if values else method)
 
 
 def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
     curves = _sweeps(table)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.4)
+    draw_grid(axes)
     place = _set_gamma_axis(axes, [gamma for curve in curves for gamma in curve.rows])
     for number, curve in enumerate(curves):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        bold = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 1.3}
-        thin = {"color": colour, "linewidth": 0.8, "linestyle": (0, (4, 1.5)), "zorder": 1.5}
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        bold = {**TEST_LINE, "color": color, "marker": marker, "markersize": 3.5}
+        thin = {**VALIDATION_LINE, "color": color}
         label = _label(curve)
         tested = {gamma: row.test[domain] for gamma, row in curve.rows.items()}
         validated = {gamma: row.validation for gamma, row in curve.rows.items()}
@@ -109,7 +95,7 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
 
 
 def _levels(table: Table, curves: Sequence[Curve]) -> list[Row]:
-    """The rows that are a horizontal line: those without a gamma, or else ERM as gamma 0."""
+    """Return the rows drawn as a horizontal line: those without gamma, or else ERM as gamma 0."""
     rows = [row for row in table.rows if row.gamma is None]
     return rows or [c.baseline for c in curves if c.baseline]
 
@@ -125,13 +111,14 @@ def _draw_curve(
     points = [(gamma, e) for gamma, e in estimates.items() if e is not None]
     known = [(gamma, e) for gamma, e in points if gamma > 0]
     apart = [(gamma, e) for gamma, e in points if gamma == 0]
-    x = [place(gamma) for gamma, _ in known]
-    means = [e.mean for _, e in known]
-    errors = [e.standard_error or 0.0 for _, e in known]
-    axes.plot(x, means, label=label, **style)
-    low, high = ([m + s * e for m, e in zip(means, errors, strict=True)] for s in (-1, 1))
-    shade = {"color": style["color"], "alpha": 0.18 if "marker" in style else 0.09}
-    axes.fill_between(x, low, high, linewidth=0, **shade)
+    draw_means(
+        axes,
+        [place(gamma) for gamma, _ in known],
+        [e for _, e in known],
+        band=0.18 if "marker" in style else 0.09,
+        label=label,
+        **style,
+    )
     for gamma, e in apart:
         axes.errorbar(
             [place(gamma)],
@@ -241,13 +228,13 @@ def _mark_break(axes: Axes, at: float) -> None:
 
 def _draw_points(axes: Axes, table: Table, domain: str) -> None:
     """Draw a point for each row, for tables in which gamma does not vary."""
-    _draw_series(axes, [row.validation for row in table.rows], "validation", COLOURS[1], "s", 2.5)
-    _draw_series(axes, [row.test[domain] for row in table.rows], "test", COLOURS[0], "o", 4)
+    _draw_series(axes, [row.validation for row in table.rows], "validation", COLORS[1], "s", 2.5)
+    _draw_series(axes, [row.test[domain] for row in table.rows], "test", COLORS[0], "o", 4)
     labels = _point_labels(table)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)  # the first row on top, as in the table
     axes.set_xlabel("accuracy (%)")
-    axes.grid(axis="x", linewidth=0.4, alpha=0.4)
+    draw_grid(axes, "x")
 
 
 def _point_labels(table: Table) -> list[str]:
@@ -266,7 +253,7 @@ def _draw_series(
     axes: Axes,
     estimates: Sequence[Estimate | None],
     label: str,
-    colour: str,
+    color: str,
     marker: str,
     size: float,
 ) -> None:
@@ -276,7 +263,7 @@ def _draw_series(
             [e.mean for _, e in points],
             [place for place, _ in points],
             xerr=[e.standard_error or 0.0 for _, e in points],
-            color=colour,
+            color=color,
             marker=marker,
             markersize=size,
             capsize=2.5,
@@ -289,19 +276,17 @@ def _finish(figure: Figure, panels: Sequence[Axes], table: Table) -> None:
     """Add titles, and a legend below all panels, where it can hide nothing; set the size."""
     for axes, domain in zip(panels, table.test_domains, strict=True):
         if len(panels) > 1:
-            axes.set_title(_literal(f"test domain {domain}"))
-    title = _literal(textwrap.fill(table.title, 58 * len(panels))) + "\n" + _about_seeds(table)
-    figure.suptitle(title, fontsize=STYLE["axes.titlesize"])
+            axes.set_title(literal(f"test domain {domain}"))
+    title = literal(textwrap.fill(table.title, 58 * len(panels))) + "\n" + _about_seeds(table)
+    set_title(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))  # several curves are ringed alike
+    once = dict(zip(labels, handles, strict=True))  # curves share the labels of their rings
     labels = sorted(once, key=lambda label: label.startswith("picked"))
     handles = [once[label] for label in labels]
     half = -(-len(labels) // 2)
     widest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
     columns = (2 if widest <= 52 else 1) * len(panels)  # what fits beside each other in a column
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, markerscale=0.8
-    )
+    add_legend(figure, handles, labels, columns, marker_scale=0.8)
     lines = title.count("\n") + 1 - (-len(labels) // columns)
     height = PANEL_HEIGHT + LINE_HEIGHT * lines
     if not varies_gamma(table):
