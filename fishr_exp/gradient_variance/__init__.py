@@ -14,6 +14,7 @@ tokens), R and K rows and columns of a parameter seen as a matrix.
 
 from __future__ import annotations
 
+from .errors import UnsupportedError
 from .losses import CrossEntropy, Loss, per_sample_losses
 from .penalty import divisor, penalty, squared_distance
 from .variance import BATCH_STATISTICS, STATISTICS, GradientVariance, gradient_variance
@@ -24,6 +25,7 @@ __all__ = [
     "CrossEntropy",
     "GradientVariance",
     "Loss",
+    "UnsupportedError",
     "divisor",
     "gradient_variance",
     "penalty",

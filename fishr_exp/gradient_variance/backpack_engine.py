@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from traceback import walk_tb
 
 import torch
 from torch import Tensor, nn
 
+from .errors import UnsupportedError
+from .losses import losses_of_samples
 from .moments import Moments, moments_of_gradients
 
 
@@ -34,8 +37,8 @@ def moments_by_backpack(
         Logits [N, C], losses [N], and the moments by parameter name.
 
     Raises:
-        ValueError: If BackPACK cannot do a module, or the model uses a parameter in a way that
-            BackPACK does not see.
+        UnsupportedError: If BackPACK cannot do a module, or the model uses a parameter in a way
+            that BackPACK does not see. Exceptions of the model and the loss pass through.
 
     Source: Dangel, Kunstner, Hennig 2020, "BackPACK: Packing more into backprop", `BatchGrad`.
     """
@@ -53,7 +56,7 @@ def moments_by_backpack(
     wanted = list(parameters.values())
     try:
         logits = twin(inputs)
-        losses = loss(logits, targets)
+        losses = losses_of_samples(loss, logits, targets, len(inputs))
         at = wanted + [x for x in features if isinstance(x, Tensor) and x.requires_grad]
         # Of BackPACK's hooks, here and in the backward pass of whoever called us.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -65,10 +68,10 @@ def moments_by_backpack(
             name: _collect(name, parameter, total, len(inputs))
             for (name, parameter), total in zip(parameters.items(), totals, strict=False)
         }
-    except (AttributeError, NotImplementedError, RuntimeError) as error:
-        if type(error) is RuntimeError and "BackwardHookFunction" not in str(error):
+    except (AttributeError, RuntimeError, ValueError) as error:
+        if not _is_of_backpack(error):
             raise
-        raise ValueError(
+        raise UnsupportedError(
             f"engine='backpack': BackPACK cannot do this model ({error}); engine='native' can"
         ) from error
     finally:
@@ -81,6 +84,14 @@ def moments_by_backpack(
         losses,
         {n: moments_of_gradients(g, sizes, covariance) for n, g in gradients.items()},
     )
+
+
+def _is_of_backpack(error: Exception) -> bool:
+    """Whether `error` is BackPACK's, not the model's, the loss's, or for lack of memory."""
+    if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+        return "BackwardHookFunction" in str(error)  # a result with a hook was changed in place
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(module.split(".")[0] == "backpack" for module in modules)
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -124,7 +135,7 @@ def _refuse_batch_statistics(twin: nn.Module, parameters: Mapping[str, nn.Parame
 
     def refuse(module: nn.Module, _: object) -> None:
         if started and module.training:
-            raise ValueError(
+            raise UnsupportedError(
                 "engine='backpack': BatchNorm in training mode between the selected parameters "
                 "and the loss, where a sample has no gradient of its own; put it into evaluation "
                 "mode"
@@ -141,14 +152,14 @@ def _collect(name: str, parameter: nn.Parameter, total: Tensor | None, count: in
         return parameter.new_zeros(count, *parameter.shape)
     gradients = getattr(parameter, "grad_batch", None)
     if gradients is None:
-        raise ValueError(
+        raise UnsupportedError(
             f"engine='backpack': BackPACK has no rule for the module of {name}; engine='native' has"
         )
     missed = len(gradients) != count or bool(
         (gradients.sum(0) - total).abs().max() > 1e-3 * total.abs().max()
     )
     if missed:
-        raise ValueError(
+        raise UnsupportedError(
             f"engine='backpack': BackPACK does not see every use of {name} "
             "(a module used twice, a function called by hand); engine='native' does"
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .errors import UnsupportedError
+from .normalization import uses_batch_statistics
 from .twice import TwiceDifferentiable
 
 _log = logging.getLogger(__name__)
@@ -37,21 +41,36 @@ def gradients_one_by_one(
         create_graph: Whether the gradients are differentiable.
 
     Raises:
-        ValueError: If a sample's loss on its own is not its loss in the batch.
+        UnsupportedError: If a sample's loss on its own is not its loss in the batch, or the model
+            needs the statistics of a batch.
     """
-    with TwiceDifferentiable(), sdpa_kernel(SDPBackend.MATH):  # which no mode sees in attention
-        try:
-            gradients, alone = _side_by_side(model, inputs, targets, parameters, loss)
-        except RuntimeError as error:
-            _log.info("torch.func cannot do this model (%s); each sample runs on its own", error)
-            gradients, alone = _in_a_loop(model, inputs, targets, parameters, loss, create_graph)
+    with _SingleSamples(), sdpa_kernel(SDPBackend.MATH):  # the latter is out of any mode's sight
+        found = _side_by_side(model, inputs, targets, parameters, loss)
+        if found is None:
+            found = _in_a_loop(model, inputs, targets, parameters, loss, create_graph)
+    gradients, alone = found
     tolerance = 1e-6 if losses.dtype == torch.float64 else 1e-2
     if not torch.allclose(alone.to(losses.dtype), losses, rtol=tolerance, atol=tolerance):
-        raise ValueError(
+        raise UnsupportedError(
             f"per-sample gradients of {', '.join(parameters)}: a sample's loss on its own differs "
             "from its loss in the batch; the model couples samples, or draws random numbers"
         )
     return gradients if create_graph else {name: g.detach() for name, g in gradients.items()}
+
+
+class _SingleSamples(TwiceDifferentiable):
+    """While active, a model runs on single samples, which have no batch statistics."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.batch_norm and uses_batch_statistics(args, kwargs or {}):
+            raise UnsupportedError(
+                "BatchNorm in training mode, and a selected parameter without a rule: its "
+                "per-sample gradients need each sample on its own, which has no batch statistics; "
+                "put BatchNorm into evaluation mode, or choose another scope"
+            )
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _side_by_side(
@@ -60,14 +79,20 @@ def _side_by_side(
     targets: Tensor,
     parameters: Mapping[str, nn.Parameter],
     loss: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Tensor] | None:
+    """Gradients [N, *shape] and losses [N]; None if `torch.func` cannot differentiate the model."""
+
     def one(selected: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         logits = torch.func.functional_call(model, selected, (x.unsqueeze(0),))
         return loss(logits, y.unsqueeze(0)).sum()
 
     each = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(None, 0, 0))
-    with torch.enable_grad():
-        return each(dict(parameters), inputs, targets)
+    try:
+        with torch.enable_grad():
+            return each(dict(parameters), inputs, targets)
+    except RuntimeError as error:  # if it is the model's own, the loop raises it again
+        _log.info("torch.func cannot do this model (%s); each sample runs on its own", error)
+        return None
 
 
 def _in_a_loop(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import UnsupportedError
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits [N, C] and targets [N] to losses [N], each of its own sample.
 
@@ -31,7 +33,7 @@ class CrossEntropy:
             sum of their weights.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        UnsupportedError: If an argument is outside its range.
     """
 
     label_smoothing: float = 0.0
@@ -39,10 +41,10 @@ class CrossEntropy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: must be in [0, 1]")
+            raise UnsupportedError(f"label_smoothing={self.label_smoothing}: must be in [0, 1]")
         weights = self.class_weights or ()
         if not all(math.isfinite(w) and w >= 0 for w in weights):
-            raise ValueError(f"class_weights={weights}: must be finite and not negative")
+            raise UnsupportedError(f"class_weights={weights}: must be finite and not negative")
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Map logits [N, C] and targets [N], int64, to losses [N], in nats.
@@ -50,11 +52,11 @@ class CrossEntropy:
         C = 1 means two classes.
 
         Raises:
-            ValueError: If `logits` is not a matrix with a row for each target, or there are not
-                as many weights as classes.
+            UnsupportedError: If `logits` is not a matrix with a row for each target, or the number
+                of weights is not the number of classes.
         """
         if logits.ndim != 2 or len(logits) != len(targets):
-            raise ValueError(
+            raise UnsupportedError(
                 f"logits {tuple(logits.shape)} with {len(targets)} targets: expected [N, C] and [N]"
             )
         if logits.shape[1] == 1 and self._is_plain:
@@ -107,10 +109,31 @@ class CrossEntropy:
             return None
         weights = torch.tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
         if len(weights) != logits.shape[1]:
-            raise ValueError(
+            raise UnsupportedError(
                 f"class_weights: {len(weights)} of them, but there are {logits.shape[1]} classes"
             )
         return weights
+
+
+def losses_of_samples(loss: Loss, logits: Tensor, targets: Tensor, count: int) -> Tensor:
+    """Return the losses [N] of a batch.
+
+    Args:
+        loss: The caller's; its exceptions pass through.
+        logits: [N, C].
+        targets: [N].
+        count: N.
+
+    Raises:
+        UnsupportedError: If `loss` returns anything but one number per sample.
+    """
+    losses = loss(logits, targets)
+    if losses.shape != (count,):
+        raise UnsupportedError(
+            f"loss: returned shape {tuple(losses.shape)} for {count} samples; expected one loss "
+            'per sample, not reduced (in torch.nn.functional: reduction="none")'
+        )
+    return losses
 
 
 def _two_logits(logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import UnsupportedError
 from .outer import outer_moments
 from .single import Single, single_moments
 from .uses import Direct, Outer, Term
@@ -38,11 +39,11 @@ def moments_of_terms(
         covariance: Whether the whole covariance is wanted; keeps all per-sample gradients.
 
     Raises:
-        ValueError: If the covariance of a convolution is wanted.
+        UnsupportedError: If the covariance of a convolution is wanted.
     """
     singles = [term for term in terms if isinstance(term, Single)]
     if singles and covariance:
-        raise ValueError("statistic='covariance': not for convolutions; choose another scope")
+        raise UnsupportedError("statistic='covariance': not for convolutions; choose another scope")
     if singles:
         return Moments(*single_moments(singles, sizes, limit))
     direct = [term.gradients for term in terms if isinstance(term, Direct)]
@@ -92,12 +93,15 @@ def weighted_sum(term: Term, weights: Tensor, shape: torch.Size, limit: int) -> 
         over = weights.to(term.delta.dtype).reshape(-1, *(1,) * (term.delta.ndim - 1))
         return term.gradient(over * term.delta, term.x)  # linear in delta, and adds samples up
 
-    def factors(weights: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        left, right = term.factors(*tensors)
-        return weights.to(left.dtype).reshape(-1, 1, 1, 1) * left, right
-
-    mean, _ = outer_moments(factors, [len(weights)], limit, weights, *term.tensors)
-    return len(weights) * mean.reshape(shape)
+    left, right = term.factors(*(tensor[:1] for tensor in term.tensors))
+    step = max(1, limit // max(1, left.numel(), right.numel()))  # samples at a time
+    total = left.new_zeros(())
+    for start in range(0, len(weights), step):
+        samples = slice(start, start + step)
+        left, right = term.factors(*(tensor[samples] for tensor in term.tensors))
+        left = weights[samples].to(left.dtype).reshape(-1, 1, 1, 1) * left
+        total = total + torch.einsum("ngtr,ngtk->grk", left, right)
+    return total.reshape(shape)
 
 
 def _joined(outers: Sequence[Outer]) -> Outer:

@@ -5,27 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .at_once import at_once
+from .check import failing_the_check
 from .fallback import gradients_one_by_one
-from .losses import Loss
-from .moments import Moments, moments_of_terms, weighted_sum
+from .losses import Loss, losses_of_samples
+from .moments import Moments, moments_of_terms
 from .recorder import Recorder
 from .rules import RULES
-from .uses import Direct, MakeTerm, Term, Use
+from .uses import Direct, Plan, Term, Use
 
 Finish = Callable[[str, Moments], Tensor]  # of a parameter's name and moments
-Plan = tuple[Use, list[tuple[str, MakeTerm]]]  # the parameters' names, each with its term
 
 _log = logging.getLogger(__name__)
-_without_rule: WeakKeyDictionary[nn.Module, dict[Any, frozenset[str]]] = WeakKeyDictionary()
-"""By model and by its uses, their parameters and shapes: parameters that failed the check."""
-_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+_reported: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 """By model: parameters that the log has named."""
 
 
@@ -51,13 +48,14 @@ def native_statistics(
         it makes scalars of them, no moments are kept.
 
     Raises:
-        ValueError: If samples are coupled, or the covariance of a convolution is asked for.
+        UnsupportedError: If samples are coupled, the loss is not one per sample, or the covariance
+            of a convolution is asked for.
     """
     count = len(inputs)
     recorder = Recorder(parameters.values(), count, allow_batch_statistics)
     with recorder:
         logits = model(inputs)
-    losses = loss(logits, targets)
+    losses = losses_of_samples(loss, logits, targets, count)
     plans, slow = _plan(recorder.uses, parameters, count)
     slow |= _used_unseen(plans, parameters, losses, slow)
     finished: dict[str, Tensor] = {}
@@ -73,7 +71,7 @@ def native_statistics(
         terms = _terms(plans, logits, losses, targets, loss, create_graph)
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
         if not recorder.met_batch_statistics:  # with which no sample's gradient stands alone
-            slow |= _failing_the_check(model, plans, terms, parameters, losses, memory_limit)
+            slow |= failing_the_check(model, plans, terms, parameters, losses, memory_limit)
         plans.clear()
         recorder.uses.clear()  # which hold the layers' results
         for name in reversed([name for name in parameters if name not in slow]):
@@ -83,7 +81,7 @@ def native_statistics(
                 zero = _zero_moments(parameters[name], len(sizes), covariance)
                 finished[name] = finish(name, zero)
     if slow:
-        _tell(model, slow)
+        _report(model, slow)
         left = {name: parameters[name] for name in parameters if name in slow}
         gradients = gradients_one_by_one(model, inputs, targets, left, loss, losses, create_graph)
         with torch.set_grad_enabled(create_graph):
@@ -103,11 +101,11 @@ def _scalar_of_terms(of: Callable[[Sequence[Term]], Tensor], terms: Sequence[Ter
     return at_once(of_inputs, [tensor for term in terms for tensor in term.inputs])
 
 
-def _tell(model: nn.Module, names: set[str]) -> None:
+def _report(model: nn.Module, names: set[str]) -> None:
     """Name parameters without a rule once for each model."""
-    new = names - _told.setdefault(model, set())
+    new = names - _reported.setdefault(model, set())
     if new:
-        _told[model] |= new
+        _reported[model] |= new
         _log.info("no rule holds for %s: exact by torch.func, and slow", ", ".join(sorted(new)))
 
 
@@ -181,55 +179,3 @@ def _terms(
             if delta is not None:
                 terms.setdefault(name, []).append(make(delta.reshape(use.output.shape)))
     return terms
-
-
-def _failing_the_check(
-    model: nn.Module,
-    plans: Sequence[Plan],
-    terms: Mapping[str, Sequence[Term]],
-    parameters: Mapping[str, nn.Parameter],
-    losses: Tensor,
-    limit: int,
-) -> frozenset[str]:
-    """Parameters whose rules give wrong gradients.
-
-    A rule takes the first dimension for the samples', in the batch's order. Where it is another one
-    of the same size (windows, positions), or the model works on its samples in another order,
-    nothing but the result shows it. Checked once for each model, selection and shapes.
-    """
-    known = _without_rule.setdefault(model, {})
-    uses = [(use.function, use.output.shape, *(name for name, _ in ruled)) for use, ruled in plans]
-    key = (len(losses), *uses)
-    if key not in known:
-        known[key] = _wrong(terms, parameters, losses, limit)
-    return known[key]
-
-
-def _wrong(
-    terms: Mapping[str, Sequence[Term]],
-    parameters: Mapping[str, nn.Parameter],
-    losses: Tensor,
-    limit: int,
-) -> frozenset[str]:
-    """Parameters whose gradients, added up with random weights, are not those of the losses."""
-    names = list(terms)
-    if not names:
-        return frozenset()
-    weights = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).to(losses)
-    expected = torch.autograd.grad(
-        losses,
-        [parameters[name] for name in names],
-        weights,
-        retain_graph=True,
-        materialize_grads=True,
-    )
-    largest = max(float(grad.norm()) for grad in expected)
-    wrong = set()
-    for name, grad in zip(names, expected, strict=True):
-        with torch.no_grad():
-            parts = [weighted_sum(term, weights, grad.shape, limit) for term in terms[name]]
-            ours = torch.stack(parts).sum(0)
-        # Loose, since half precision is; a wrong layout is wrong by all of it.
-        if float((ours - grad).norm()) > 0.05 * max(float(grad.norm()), 1e-4 * largest):
-            wrong.add(name)
-    return frozenset(wrong)

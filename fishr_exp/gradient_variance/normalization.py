@@ -6,7 +6,7 @@ The affine parameters are then broadcast over the samples like any bare paramete
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .standardize import standardize
+
+
+def uses_batch_statistics(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether `F.batch_norm` with these arguments normalizes by the statistics of the batch."""
+    return bool(kwargs.get("training", args[5] if len(args) > 5 else False))
+
 
 Give = Callable[[Tensor, tuple[int, ...]], Tensor]
 """Maps a parameter, and the shape that it has to be broadcast to, to what stands in for it."""

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .errors import UnsupportedError
+
 
 def penalty(
     variances: Mapping[str, Tensor],
@@ -29,16 +31,16 @@ def penalty(
         A scalar; 0 for one domain.
 
     Raises:
-        ValueError: If there are no variances, or a convention is unknown.
+        UnsupportedError: If there are no variances, or a convention is unknown.
 
     Source: Ramé et al. 2022 (arXiv:2109.02934), the Fishr penalty, with the defaults.
     """
     if not variances:
-        raise ValueError("variances: empty; a penalty needs at least one parameter")
+        raise UnsupportedError("variances: empty; a penalty needs at least one parameter")
     if over_parameters not in ("sum", "mean"):
-        raise ValueError(f"over_parameters={over_parameters!r}: expected 'sum' or 'mean'")
+        raise UnsupportedError(f"over_parameters={over_parameters!r}: expected 'sum' or 'mean'")
     if over_domains not in ("mean", "sum"):
-        raise ValueError(f"over_domains={over_domains!r}: expected 'mean' or 'sum'")
+        raise UnsupportedError(f"over_domains={over_domains!r}: expected 'mean' or 'sum'")
     entries = sum(v[0].numel() for v in variances.values())
     domains = len(next(iter(variances.values())))
     total = torch.stack([squared_distance(v) for v in variances.values()]).sum()

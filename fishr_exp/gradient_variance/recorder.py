@@ -19,7 +19,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .normalization import NORMALIZATIONS, normalize
+from .errors import UnsupportedError
+from .normalization import NORMALIZATIONS, normalize, uses_batch_statistics
 from .twice import TWICE_DIFFERENTIABLE
 from .uses import Use, flatten
 
@@ -123,12 +124,11 @@ class Recorder(TorchFunctionMode):
             self._in_attention = False
 
     def _meet_batch_statistics(self, used: bool, args: tuple[Any, ...], kwargs: Any) -> None:
-        training = kwargs.get("training", args[5] if len(args) > 5 else False)
-        if not training or not (used or self.uses):
+        if not uses_batch_statistics(args, kwargs) or not (used or self.uses):
             return
         self.met_batch_statistics = True
         if not self.allow_batch_statistics:
-            raise ValueError(
+            raise UnsupportedError(
                 "BatchNorm in training mode between the selected parameters and the loss: its "
                 "batch statistics couple the samples, so that none has a gradient of its own; put "
                 "it into evaluation mode, choose a scope behind it, or ask for "

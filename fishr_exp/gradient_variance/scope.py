@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from .errors import UnsupportedError
+
 
 def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str, nn.Parameter]:
     """Select the trainable parameters that `scope` names.
@@ -24,7 +26,7 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
         its names that is selected. Frozen parameters have no gradient and are left out.
 
     Raises:
-        ValueError: If a pattern selects no trainable parameter.
+        UnsupportedError: If a pattern selects no trainable parameter.
     """
     patterns = [scope] if isinstance(scope, str) else list(scope)
     names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
@@ -32,12 +34,12 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
     for pattern in patterns if not chosen else []:
         found = {name for name in names if _matches(name, pattern)}
         if not found:
-            raise ValueError(
+            raise UnsupportedError(
                 f"scope={pattern!r} selects no trainable parameter; there are {_brief(names)}"
             )
         chosen |= found
     if not chosen:
-        raise ValueError(f"scope={scope!r}: the model has no trainable parameter")
+        raise UnsupportedError(f"scope={scope!r}: the model has no trainable parameter")
     selected: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -89,6 +89,10 @@ None if the rule does not hold for this call, for instance because the first dim
 """
 
 
+Plan = tuple[Use, list[tuple[str, MakeTerm]]]
+"""A use, and the names of its parameters that have a rule, each with what makes its term."""
+
+
 def flatten(values: Any) -> Iterator[Any]:
     """Yield the values in nested lists and tuples."""
     for value in values:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .classes import by_class, group_by_class
+from .errors import UnsupportedError
 from .losses import Loss, per_sample_losses
 from .moments import Moments
 from .native import native_statistics
@@ -50,7 +51,7 @@ def gradient_variance(
     the gradient of the loss of sample i, not divided by n. No `.grad` is touched.
 
     Args:
-        model: Maps `inputs` to logits; must treat samples independently.
+        model: Maps `inputs` to logits; must treat samples independently (see "Limits").
         inputs: [N, ...], the minibatches of all domains one behind the other.
         targets: [N].
         sizes: The D sizes of the minibatches, each at least 2; they add up to N, and may differ.
@@ -82,17 +83,33 @@ def gradient_variance(
         part in the loss has variance 0.
 
     Raises:
-        ValueError: If a size is below 2, the sizes do not add up, the scope selects nothing,
-            `memory_limit` is not positive, or the engine cannot do the model.
+        UnsupportedError: If a size is below 2, the sizes do not add up, the scope selects nothing,
+            an argument is unknown or outside its range, the loss is not one per sample, or the
+            engine cannot do the model. It is a `ValueError`. Exceptions of `model`, `loss` and
+            `reduce` pass through unchanged.
+
+    Limits:
+        Engine `"native"` takes the first dimension of a layer's results for the samples', in the
+        batch's order. It compares its gradients with autograd's at calls 1, 2, 4, 8, 16, ... with
+        the same model, selection and shapes. Parameters that fail are computed from single
+        samples from then on, which is slow but exact; a model that mixes samples is refused. A
+        model that starts to mix or reorder its samples later therefore gives wrong variances up
+        to the next of these calls, at most as many calls as were made before; one that does so
+        at other calls only is not noticed. From the second comparison on, parameters with small
+        gradients are compared loosely, and in half precision all are: rounding must not refuse a
+        correct model. Behind BatchNorm with `batch_statistics="constant"` nothing is compared.
 
     Source: Ramé et al. 2022 (arXiv:2109.02934), the domain-level gradient variance.
     Departs: Divided by n instead of n - 1, as all public code does.
     """
     sizes = _checked_sizes(sizes, len(inputs))
     if statistic not in STATISTICS:
-        raise ValueError(f"statistic={statistic!r}: expected one of {', '.join(STATISTICS)}")
+        raise UnsupportedError(f"statistic={statistic!r}: expected one of {', '.join(STATISTICS)}")
+    if batch_statistics not in BATCH_STATISTICS:
+        expected = ", ".join(BATCH_STATISTICS)
+        raise UnsupportedError(f"batch_statistics={batch_statistics!r}: expected one of {expected}")
     if all_ranks and (within_classes or statistic == "covariance"):
-        raise ValueError("all_ranks: not within classes, and not for the covariance")
+        raise UnsupportedError("all_ranks: not within classes, and not for the covariance")
     parameters = select_parameters(model, scope)
     groups = group_by_class(targets, sizes) if within_classes else None
     if groups:
@@ -136,7 +153,7 @@ def gradient_variance(
             to_scalars=reduce is not None,
         )
     else:
-        raise ValueError(f"engine={engine!r}: expected 'native' or 'backpack'")
+        raise UnsupportedError(f"engine={engine!r}: expected 'native' or 'backpack'")
     if groups:
         back = groups.order.argsort()
         logits, losses = logits[back], losses[back]
@@ -163,7 +180,7 @@ def _statistic(moments: Moments, sizes: Sequence[int], statistic: str, unbiased:
 def _entries(memory_limit: float, parameters: Iterable[Tensor]) -> int:
     """Turn MiB into entries, of four bytes at least."""
     if not memory_limit > 0:
-        raise ValueError(f"memory_limit={memory_limit}: must be positive, in MiB")
+        raise UnsupportedError(f"memory_limit={memory_limit}: must be positive, in MiB")
     size = max(4, *(parameter.element_size() for parameter in parameters))
     return max(1, int(memory_limit * 2**20) // size)
 
@@ -172,9 +189,11 @@ def _checked_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     sizes = tuple(int(n) for n in sizes)
     for domain, n in enumerate(sizes):
         if n < 2:
-            raise ValueError(
+            raise UnsupportedError(
                 f"sizes[{domain}]={n}: a variance needs at least 2 samples of each domain"
             )
     if not sizes or sum(sizes) != count:
-        raise ValueError(f"sizes={sizes} add up to {sum(sizes)}, but there are {count} inputs")
+        raise UnsupportedError(
+            f"sizes={sizes} add up to {sum(sizes)}, but there are {count} inputs"
+        )
     return sizes

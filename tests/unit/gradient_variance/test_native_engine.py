@@ -169,16 +169,3 @@ def test_float32_convolutions_are_sound_where_the_mean_dwarfs_the_deviation() ->
         )
         v, w = rounded.variances["0.weight"], exact.variances["0.weight"]
         assert ((v - w).abs() / w).max() < 1e-4
-
-
-def test_the_check_of_the_rules_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fishr_exp.gradient_variance import native
-
-    calls: list[int] = []
-    checked = native._wrong
-    monkeypatch.setattr(native, "_wrong", lambda *a: calls.append(1) or checked(*a))
-    net = nn.Linear(4, 3).double()
-    x, y = _data(4)
-    for _ in range(3):
-        gradient_variance(net, x, y, SIZES, scope="all")
-    assert len(calls) == 1
