@@ -98,8 +98,10 @@ def job(config: DictConfig) -> float | None:
     """
     from fishr_exp import ranks  # imports torch
     from fishr_exp.run import run
+    from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow
 
     global _stopped
+    quiet_mlflow()
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
     said_by = ""
@@ -112,15 +114,11 @@ def job(config: DictConfig) -> float | None:
             if not ranks.first():
                 said_by = f"rank {ranks.rank()}: "
                 _only_errors()
-            checked = arguments(config)
             choices = context.runtime.choices
+            checked = arguments(config, choices)
             if config.get("protocol"):
-                checked["config"]["protocol"] |= _standing(config, choices)
-            result = run(
-                **checked,
-                folder=folder,
-                labels={group: choices[group] for group in ("dataset", "model", "trainer")},
-            )
+                checked.config["protocol"].update(_standing(config, choices))
+            result = run(checked, folder)
     except KeyboardInterrupt as stop:
         if is_command():
             raise
@@ -143,8 +141,8 @@ def job(config: DictConfig) -> float | None:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
-    selected = result.get("selected", {})  # the first rank alone has it
-    return None if selected.get("uses_test_domain") else result["validation_accuracy"]
+    selected = result["selected"]
+    return None if selected["uses_test_domain"] else result["validation_accuracy"]
 
 
 def _forget(folder: Path) -> None:

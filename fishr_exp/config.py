@@ -1,7 +1,7 @@
-"""From Hydra's configuration to the plain arguments of `run`, checked key by key.
+"""From Hydra's configuration to the plain arguments of a run, checked key by key.
 
-Every group's keys are the keywords of its `_target_`, and the root's keys those of `run`, so one
-signature serves as schema and as code.
+Every group's keys are the keywords of its `_target_`, and the root's keys the fields of
+`Arguments`, so one signature serves as schema and as code.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import importlib
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp import protocol  # noqa: F401 - its resolvers must be known
 from fishr_exp.errors import ConfigError
 from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name, id_of, place_of
-from fishr_exp.runs.keys import APART, CHOICES, KEYS, PARTS, given_as
+from fishr_exp.runs.keys import APART, CHOICES, KEYS, OF_A_PROTOCOL, PARTS, given_as
 
 # What a configuration may build: what is defined there, or begins with a name in `allow_targets`.
 TARGETS = (
@@ -33,16 +34,17 @@ TARGETS = (
     "torch.optim",
 )
 ALLOW_TARGETS = "allow_targets"
-# Set by a protocol alone.
-SET_BY_A_PROTOCOL = ("data_seed",)
 # How types are called to people.
 _PLAIN = {
     "torch.Tensor": "Tensor",
     "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
 }
-# Arguments of `run` that the command line supplies.
-GIVEN_TO_RUN = ("folder", "labels", "config")
+# Arguments that no configuration holds.
+SUPPLIED = ("labels", "config")
+
+if TYPE_CHECKING:
+    from fishr_exp.training.prepare import Arguments
 
 
 def conf_dir() -> Path:
@@ -71,13 +73,17 @@ def check_output_dir(value: object) -> str:
     return str(value)
 
 
-def arguments(config: DictConfig) -> dict[str, Any]:
-    """Turn a composed configuration into keyword arguments of `run`.
+def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
+    """Turn a composed configuration into the plain arguments of a run.
+
+    Args:
+        config: The configuration, without Hydra's own part.
+        choices: The options that were chosen, by group.
 
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
     """
-    from fishr_exp.run import run  # imports torch
+    from fishr_exp.training.prepare import Arguments  # imports torch
 
     if missing := sorted(OmegaConf.missing_keys(config)):
         mend = f"add {' '.join(map(given_as, missing))}"
@@ -86,10 +92,11 @@ def arguments(config: DictConfig) -> dict[str, Any]:
     apart = (*PARTS, *APART, NEUTRAL)
     root = {key: value for key, value in plain.items() if key not in apart}
     also = [key for key in (*PARTS, *APART) if key not in CHOICES]
-    checked = bind(run, root, "", supplied=(*PARTS, *GIVEN_TO_RUN), also=also)
+    checked = bind(Arguments, root, "", supplied=(*PARTS, *SUPPLIED), also=also)
     more = _convert(ALLOW_TARGETS, plain.get(ALLOW_TARGETS) or [], list[str])
-    parts = {group: part(plain.get(group), group, more) for group in PARTS}
-    return {**checked, **parts, "config": plain}
+    parts: dict[str, Any] = {group: part(plain.get(group), group, more) for group in PARTS}
+    labels = {group: choices[group] for group in ("dataset", "model", "trainer")}
+    return Arguments(**checked, **parts, labels=labels, config=plain)
 
 
 def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[..., Any] | None:
@@ -137,14 +144,15 @@ def bind(
     }
     for name, value in keywords.items():
         if name not in parameters:
-            known = [key for key in (*parameters, *also) if key not in SET_BY_A_PROTOCOL]
+            known = [key for key in (*parameters, *also) if key not in OF_A_PROTOCOL]
             raise unknown_key(f"{prefix}{name}", value, known)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in keywords:
             raise ConfigError(
                 f"{prefix}{name}", "???", "must be given", f"add {prefix}{name}=VALUE"
             )
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    is_plain_class = inspect.isclass(target) and not is_dataclass(target)
+    hints = typing.get_type_hints(target.__init__ if is_plain_class else target)
     return {
         name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
         for name, value in keywords.items()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
+import copy
+import functools
 import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,9 @@ from fishr_exp.results.run_folder import RunFolder
 from fishr_exp.runs.identity import settings
 
 if TYPE_CHECKING:
+    from fishr_exp.contracts import Domains, Model
     from fishr_exp.probe import Costs
+    from fishr_exp.training.prepare import Arguments
 
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned": "missing"}
@@ -56,16 +60,32 @@ class Job:
 
     overrides: str  # that the sweep varies
     folder: Path
-    labels: Mapping[str, str]
-    arguments: Mapping[str, Any]  # of `run`, checked
+    arguments: Arguments
     state: str  # of `STATES`
     step: int  # that its records reach
-    steps_per_epoch: int = 0  # known when its dataset is
+    steps: int  # in all
+    steps_per_epoch: int
+    gamma: float | None
+    anneal_steps: int
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What its parts are called."""
+        return self.arguments.labels
 
     @property
     def settings(self) -> dict[str, Any]:
         """The flat settings."""
-        return settings(self.arguments["config"])
+        return settings(self.arguments.config)
+
+    @property
+    def evaluations(self) -> int:
+        """How many there will be."""
+        return self.evaluations_from(0)
+
+    def evaluations_from(self, first: int) -> int:
+        """How many there will be after step `first`."""
+        return -(-(self.steps - first) // self.steps_per_epoch)
 
     @property
     def cost_key(self) -> tuple[object, ...]:
@@ -90,7 +110,6 @@ def main(words: Sequence[str] | None = None) -> int:
     claim_optuna()
     try:
         jobs = compose(options.overrides)
-        jobs = _sized(jobs)
         sys.stdout.write(f"{_counts(jobs)}\n")
         todo = [job for job in jobs if job.state != "done"]
         if todo:
@@ -117,6 +136,7 @@ def compose(overrides: Sequence[str]) -> list[Job]:
         MistakesError: If runs are not as they must be.
     """
     jobs: dict[Path, Job] = {}
+    parts = _Parts()
     mistakes: dict[str, list[str]] = {}
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         inner = GlobalHydra.instance().hydra
@@ -127,7 +147,7 @@ def compose(overrides: Sequence[str]) -> list[Job]:
         for words in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
             varied = " ".join(w for w in words if w not in overrides) or " ".join(words)
             try:
-                job = _job(inner.config_loader.load_sweep_config(config, words), varied)
+                job = _job(inner.config_loader.load_sweep_config(config, words), varied, parts)
             except Exception as error:
                 if (message := one_line(error)) is None:
                     raise
@@ -151,52 +171,72 @@ def _split(config: DictConfig, loader: Any) -> list[list[str]]:
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 
-def _job(config: DictConfig, varied: str) -> Job:
-    choices = config.hydra.runtime.choices
+class _Parts:
+    """Datasets and networks of the plan, each built once for all runs that have the same."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, Domains] = {}
+        self._networks: dict[str, Model] = {}
+
+    def shared(self, checked: Arguments) -> Arguments:
+        """Return arguments that build the same run, from parts that are there already."""
+        from fishr_exp.contracts import Trainer
+
+        values = settings(checked.config)
+        # Another seed draws another dataset of the same sizes.
+        data = [(k, v) for k, v in values.items() if k.startswith("dataset.") and "seed" not in k]
+        network = [(k, v) for k, v in values.items() if k.startswith("model.")]
+        changes = getattr(checked.trainer.func, "prepare", None) is not Trainer.prepare  # type: ignore[attr-defined]
+
+        def dataset() -> Domains:
+            return _once(self._datasets, str(sorted(data, key=str)), checked.dataset)
+
+        def model(**given: Any) -> Model:
+            build = functools.partial(checked.model, **given)
+            found = _once(self._networks, str([sorted(network, key=str), given]), build)
+            return copy.deepcopy(found) if changes else found
+
+        return replace(checked, dataset=dataset, model=model)
+
+
+def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
+    if name not in made:
+        made[name] = make()
+    return made[name]
+
+
+def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
+    from fishr_exp.training.prepare import prepare
+
     folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    checked = arguments(own)
-    # What the parts refuse: a gamma below 0, say.
-    checked["trainer"](loss=checked["loss"]())
-    checked["observer"]()
+    checked = arguments(own, config.hydra.runtime.choices)
+    with _quietly():
+        prepared = prepare(parts.shared(checked))
     there = RunFolder(folder)
     records = there.records()
+    trainer = prepared.training.trainer
     return Job(
         overrides=varied,
         folder=folder,
-        labels={group: choices[group] for group in ("dataset", "model", "trainer")},
         arguments=checked,
-        state=there.state if checked["resume"] else "planned",
-        step=records[-1]["step"] if records and checked["resume"] else 0,
+        state=there.state if checked.resume else "planned",
+        step=records[-1]["step"] if records and checked.resume else 0,
+        steps=prepared.total_steps,
+        steps_per_epoch=prepared.steps_per_epoch,
+        gamma=trainer.gamma,
+        anneal_steps=trainer.anneal_steps,
     )
 
 
-def _sized(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with the steps of their epochs; each dataset is built once.
-
-    Raises:
-        ConfigError: If a dataset lacks a test domain.
-    """
-    known: dict[str, dict[str, int]] = {}
-    sized = []
-    for job in jobs:
-        data = {k: v for k, v in job.settings.items() if k.startswith("dataset.")}
-        name = str(sorted((k, v) for k, v in data.items() if not k.endswith(".seed")))
-        if name not in known:
-            domains = job.arguments["dataset"]().by_name
-            known[name] = {name: len(domain) for name, domain in domains.items()}
-        sizes, test_domains = known[name], job.arguments["test_domains"]
-        unknown = [d for d in test_domains if d not in sizes]
-        if unknown:
-            reason = f"{job.labels['dataset']} has no domain {unknown[0]}"
-            mend = f"choose from {', '.join(sizes)}"
-            raise ConfigError("test_domains", f"[{', '.join(test_domains)}]", reason, mend)
-        batch_size, holdout = job.arguments["batch_size"], job.arguments["holdout_fraction"]
-        training = [n - int(holdout * n) for d, n in sizes.items() if d not in test_domains]
-        per_pass = 1 if batch_size is None else min(training, default=0) // batch_size
-        steps = job.arguments["steps_per_epoch"] or max(1, per_pass)
-        sized.append(dataclasses.replace(job, steps_per_epoch=steps))
-    return sized
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave the warnings to the runs, each of which gives its own."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _counts(jobs: Sequence[Job]) -> str:
@@ -215,13 +255,14 @@ def _estimate(jobs: Sequence[Job]) -> str:
     rows, total, size = [], 0.0, 0
     for alike in _kinds(jobs):
         dearest = max(alike, key=_dearness)
-        costs = probe(dearest.arguments, dearest.labels)
+        with _quietly():
+            costs = probe(dearest.arguments)
         seconds = [_seconds(job, costs) for job in alike]
         total += sum(seconds)
-        size += sum(costs.bytes(_evaluations(job)) for job in alike)
+        size += sum(costs.bytes(job.evaluations) for job in alike)
         words = [*dearest.labels.values()]
         words[-1] += "".join(f" {word}" for word in _apart(dearest, jobs))
-        steps = max(_steps(job) for job in alike)
+        steps = max(job.steps for job in alike)
         rows.append(
             [
                 *words,
@@ -260,25 +301,14 @@ def _apart(job: Job, jobs: Sequence[Job]) -> list[str]:
 
 
 def _dearness(job: Job) -> tuple[float, float]:
-    batch = job.arguments["batch_size"]
-    return (float("inf") if batch is None else batch, job.settings.get("trainer.gamma", 0.0))
+    batch = job.arguments.batch_size
+    return (float("inf") if batch is None else batch, job.gamma or 0.0)
 
 
 def _seconds(job: Job, costs: Costs) -> float:
-    steps = _steps(job)
-    gamma = job.settings.get("trainer.gamma")
-    anneal_steps = steps if gamma == 0 else job.settings.get("trainer.anneal_steps", 0)
-    first = min(job.step, steps)
-    return costs.seconds(first, steps, anneal_steps, _evaluations(job, first))
-
-
-def _evaluations(job: Job, first: int = 0) -> int:
-    return -(-(_steps(job) - first) // job.steps_per_epoch)
-
-
-def _steps(job: Job) -> int:
-    total = job.arguments.get("total_steps")
-    return total if total is not None else job.arguments["epochs"] * job.steps_per_epoch
+    anneal_steps = job.steps if job.gamma == 0 else job.anneal_steps
+    first = min(job.step, job.steps)
+    return costs.seconds(first, job.steps, anneal_steps, job.evaluations_from(first))
 
 
 def _existing(folder: Path) -> Path:

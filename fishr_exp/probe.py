@@ -1,28 +1,29 @@
-"""A few steps and one evaluation of a run in a folder of its own, to learn what the run costs."""
+"""A few steps and one evaluation of a run, in a folder of its own, to learn what the run costs."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import itertools
-import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fishr_exp.contracts import Domain, Domains, Minibatch
-from fishr_exp.results.run_folder import RECORDS, write_atomically
-from fishr_exp.run import run
+from fishr_exp.results.environment import environment
+from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.records import PARTS, Evaluation, Scores
+from fishr_exp.training.checkpoint import Checkpoints, Interval
+from fishr_exp.training.loop import fit
+from fishr_exp.training.observer import Verdict
+from fishr_exp.training.prepare import Arguments, Prepared, prepare
+from fishr_exp.training.signals import Signals
 
 WARM, BEFORE, AFTER = 2, 3, 3  # steps: not counted, before the penalty acts, and when it does
-SAMPLES = 1000  # of each domain, at least, in the evaluation
+SAMPLES = 1000  # of each part, at most, in the evaluation
 
 
 @dataclass(frozen=True)
@@ -53,37 +54,10 @@ class Costs:
         return self.files + self.record * (evaluations - 1)
 
 
-class _EnoughError(Exception):
-    """The evaluation is over."""
-
-
-class _StopWatch:
-    """In the place of a tracker: stops the run at its first evaluation."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count  # of steps before the evaluation
-        self.steps: list[float] = []  # when each began
-        self.end = 0.0
-
-    def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
-
-    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
-
-    def sync(self) -> None:
-        if len(self.steps) < self.count:
-            return  # a checkpoint for a signal, which is obeyed next
-        self.end = time.perf_counter()
-        raise _EnoughError
-
-    def finish(self, status: str) -> None: ...
-
-
-def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
+def probe(arguments: Arguments) -> Costs:
     """Measure the run that `arguments` describe; its folder and its tracker are left alone.
 
-    Args:
-        arguments: Keyword arguments of `run`, as `config.arguments` gives them.
-        labels: What the parts are called: `dataset`, `model`, `trainer`.
+    The run is prepared as it would be, so its loaders read as they will, by threads or processes.
 
     Raises:
         ConfigError: If the run cannot be started.
@@ -91,108 +65,113 @@ def probe(arguments: Mapping[str, Any], labels: Mapping[str, str]) -> Costs:
     """
     # The first optimizer of a process imports for seconds; a sweep pays for that once.
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
-    began = time.perf_counter()
-    domains = arguments["dataset"]()
-    share = _share(arguments, domains)
-    few = _few(arguments, domains)
-    keywords = arguments["trainer"].keywords
+    keywords = arguments.trainer.keywords  # type: ignore[attr-defined]
     after = max(AFTER, keywords.get("penalty_interval", 1))
     steps = WARM + BEFORE + after + 1
-    watch = _StopWatch(steps)
-    shortened = {
-        **arguments,
-        "dataset": lambda: few,
-        "trainer": _timed(arguments["trainer"], watch),
-        "tracker": lambda _: watch,
-        "checkpoint_every": None,
-        "epochs": 1,
-        "steps_per_epoch": steps,
-        "total_steps": None,
-    }
-    logging.disable(logging.WARNING)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            with contextlib.suppress(_EnoughError):
-                run(**shortened, folder=Path(folder) / "probe", labels=labels)
-            files = {f.name: f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()}
-            saving = _seconds_to_write(Path(folder), files)
-    finally:
-        logging.disable(logging.NOTSET)
-    starts = watch.steps[:steps]
+    starts: list[float] = []  # of the steps
+    began = time.perf_counter()
+    prepared = prepare(
+        replace(
+            arguments,
+            trainer=_noting(arguments.trainer, starts),
+            epochs=None,
+            total_steps=steps,
+            steps_per_epoch=steps,
+        )
+    )
+    samples, few = _samples(prepared), _with_few_samples(prepared)
+    with tempfile.TemporaryDirectory() as folder:
+        evaluated, saved, sizes = _run(few, Path(folder) / "probe", steps)
     lengths = [later - earlier for earlier, later in itertools.pairwise(starts)]
-    step = sum(lengths[-after:]) / after
-    reading = max(0.0, watch.end - starts[-1] - step - saving) * _samples(domains) / _samples(few)
+    reading = evaluated * samples / _samples(few)
+    share = sum(len(prepared.parts[n][p]) for n in prepared.parts for p in prepared.evaluated)
     return Costs(
         start=starts[0] - began,
         step_before=sorted(lengths[WARM : WARM + BEFORE])[BEFORE // 2],
-        step=step,
-        evaluation=reading + saving,
-        last_evaluation=reading / share,
-        files=sum(files.values()),
-        record=files.get(RECORDS, 0),
+        step=sum(lengths[-after:]) / after,
+        evaluation=reading * share / samples + saved,
+        last_evaluation=reading,
+        files=sum(sizes),
+        record=sizes[0],
     )
 
 
-class _Few:
-    """The first samples of a domain."""
+def _noting(trainer: Callable[..., Any], starts: list[float]) -> Callable[..., Any]:
+    """Return what makes the trainer so that it notes when each step begins."""
+    early = {"anneal_steps": WARM + BEFORE} if "anneal_steps" in trainer.keywords else {}  # type: ignore[attr-defined]
 
-    def __init__(self, domain: Domain, count: int) -> None:
-        self.name = domain.name
-        self._domain = domain
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
-        return self._domain.read(indices, augment)
-
-
-def _few(arguments: Mapping[str, Any], domains: Domains) -> Domains:
-    """Return the domains with the samples that the steps need, and enough to time reading them."""
-    batch_size = arguments["batch_size"]
-    if batch_size is None:
-        return domains
-    # Twice the minibatch: a split of so few samples may be a little off its fraction.
-    least = max(SAMPLES, int(2 * batch_size / (1 - arguments["holdout_fraction"])))
-    by_name: dict[str, Domain] = {
-        name: _Few(d, min(len(d), least)) for name, d in domains.by_name.items()
-    }
-    return dataclasses.replace(domains, by_name=by_name)
-
-
-def _samples(domains: Domains) -> int:
-    return sum(len(domain) for domain in domains.by_name.values())
-
-
-def _seconds_to_write(folder: Path, files: Mapping[str, int]) -> float:
-    """Return how long the checkpoints of one evaluation take to write there."""
-    began = time.perf_counter()
-    size = sum(size for name, size in files.items() if name.endswith(".pt"))
-    write_atomically(folder / "same", bytes(size))
-    return time.perf_counter() - began
-
-
-def _timed(trainer: functools.partial[Any], watch: _StopWatch) -> Callable[..., Any]:
-    """Return what makes the method so that it notes when each step begins."""
-    early = {"anneal_steps": WARM + BEFORE} if "anneal_steps" in trainer.keywords else {}
-
+    @functools.wraps(trainer)
     def make(**keywords: Any) -> Any:
-        method = trainer(**{**early, **keywords})
-        objective = method.objective
+        made = trainer(**{**early, **keywords})
+        objective = made.objective
 
         def noting(*batch: Any) -> Any:
-            watch.steps.append(time.perf_counter())
+            starts.append(time.perf_counter())
             return objective(*batch)
 
-        method.objective = noting
-        return method
+        made.objective = noting
+        return made
 
     return make
 
 
-def _share(arguments: Mapping[str, Any], domains: Domains) -> float:
-    """Return the share of all samples that an evaluation reads."""
-    sizes = [len(domain) for domain in domains.by_name.values()]
-    validation = sum(int(arguments["holdout_fraction"] * size) for size in sizes)
-    return 1.0 if arguments["evaluate_train"] or not validation else validation / sum(sizes)
+def _samples(prepared: Prepared) -> int:
+    return sum(len(indices) for parts in prepared.parts.values() for indices in parts.values())
+
+
+def _with_few_samples(prepared: Prepared) -> Prepared:
+    """Return the run with evaluations of few samples; its minibatches stay as they are."""
+    parts = {
+        name: {part: indices[:SAMPLES] for part, indices in of.items()}
+        for name, of in prepared.parts.items()
+    }
+    return replace(prepared, parts=parts)
+
+
+def _run(prepared: Prepared, folder: Path, steps: int) -> tuple[float, float, list[int]]:
+    """Make the steps, one evaluation and its checkpoints.
+
+    Returns:
+        Seconds of an evaluation of all parts, seconds of the checkpoints, and the sizes of what a
+        run writes, that of a record first.
+    """
+    training, signals = prepared.training, Signals()
+    seconds = {"evaluation": 0.0, "saving": 0.0}
+    with RunFolder(folder) as run_folder:
+        run_folder.open(prepared.arguments.config)
+        run_folder.write_environment(environment("cpu", torch.get_num_threads()))
+        run_folder.checkpoints.mkdir()
+        checkpoints = Checkpoints(run_folder.checkpoints, {})
+
+        def evaluate() -> tuple[Scores, None]:
+            began = time.perf_counter()
+            scores = prepared.scores(prepared.count(training.model, PARTS, signals))
+            seconds["evaluation"] = time.perf_counter() - began
+            return scores, None
+
+        def record(evaluation: Evaluation, verdict: Verdict) -> None:
+            del verdict
+            run_folder.append(evaluation.to_json())
+
+        def save() -> None:
+            began = time.perf_counter()
+            checkpoints.save_best({"step": training.step, "model": training.model.state_dict()})
+            checkpoints.save(training.state_dict())
+            seconds["saving"] = time.perf_counter() - began
+
+        fit(
+            training,
+            prepared.loaders(),
+            evaluate,
+            record,
+            save,
+            Interval(None),
+            signals,
+            total_steps=steps,
+            steps_per_epoch=steps,
+            title="estimate",
+        )
+        written = [path for path in folder.rglob("*") if path.is_file()]
+        sizes = {path.name: path.stat().st_size for path in written}
+    first = sizes.pop("records.jsonl")
+    return seconds["evaluation"], seconds["saving"], [first, *sizes.values()]

@@ -46,7 +46,7 @@ from fishr_exp.models.backbone import backbone
 from fishr_exp.results.environment import environment
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training.faster import autocast
-from fishr_exp.training.step import optimizer_step
+from fishr_exp.training.step import make_players, optimizer_step
 from fishr_exp.vision import torchvision
 
 CPU = torch.device("cpu")
@@ -228,10 +228,11 @@ def waiting(arguments: argparse.Namespace, size: int, cache: str) -> list[list[o
         input_shape=(3, size, size), num_classes=7, library="torchvision", name="resnet18",
         pretrained=False, weights_file=None, freeze_bn=False, dropout=0.0,
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    method, optimizer = Erm(), torch.optim.Adam(model.parameters())
+    method = Erm()
+    players = make_players(method, model, torch.optim.Adam)
 
     def step(batch: Batch) -> None:
-        optimizer_step(method, model, optimizer, batch, 0, autocast("bf16", CPU, method))
+        optimizer_step(method, model, players, batch, 0, autocast("bf16", CPU, method))
 
     there = next(batches(ours(arguments.root, size, arguments.batch_size, 0, cache)))
     step(there)

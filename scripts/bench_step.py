@@ -38,6 +38,7 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import functools
 import gc
 import json
 import logging
@@ -62,7 +63,7 @@ from backpack.extensions import SumGradSquared
 from tabulate import tabulate
 from torch import nn
 
-from fishr_exp.contracts import Batch, Model, Objective
+from fishr_exp.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
@@ -71,7 +72,7 @@ from fishr_exp.results.environment import environment
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.training.faster import autocast, compile_featurizer
-from fishr_exp.training.step import Method, optimizer_step
+from fishr_exp.training.step import make_players, optimizer_step
 from fishr_exp.vision import torchvision
 
 ALL_EVERY, SLOW_EVERY = 5, 15  # rounds
@@ -105,7 +106,7 @@ class SquaresByBackpack:
 
 
 _fishr_all_backpack = partial(Fishr, 1.0, scope="all", engine="backpack")
-CONTENDERS: dict[str, Callable[[], Method]] = {
+CONTENDERS: dict[str, Callable[[], Trainer]] = {
     "erm": Erm,
     "erm again": Erm,
     "fishr classifier native": partial(Fishr, 1.0, engine="native"),
@@ -232,7 +233,8 @@ class Contender:
             model.to(memory_format=torch.channels_last)
         if platform.compiler and name in COMPILED:
             compile_featurizer(model, self.method, platform.compiler)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        adam = functools.partial(torch.optim.Adam, lr=1e-4)
+        self.players = make_players(self.method, model, adam)
         self.fast_convolutions = "fast" in name
         if name in RIVALS[:2]:
             self._refuse_what_does_not_fit()
@@ -240,7 +242,7 @@ class Contender:
     def step(self) -> None:
         """Make one step."""
         with weight_jac_t_save_memory(save_memory=self.fast_convolutions):
-            optimizer_step(self.method, self.model, self.optimizer, self.batch, 0, self.autocast)
+            optimizer_step(self.method, self.model, self.players, self.batch, 0, self.autocast)
 
     def timed_step(self) -> float:
         """Make one step and return its milliseconds."""

@@ -22,7 +22,9 @@ NEUTRAL = "_neutral_"
 
 # Where the parts of the first version lie today. The keys are their ids: the names that they had
 # when the first runs were recorded. A part that is not here is called by its own place.
-PLACES: dict[str, str] = {}
+PLACES: dict[str, str] = {
+    "fishr_exp.tracking.mlflow_mirror.MlflowMirror": "fishr_exp.tracking.mlflow.MlflowMirror",
+}
 _IDS = {place: name for name, place in PLACES.items()}
 
 # Settings that name domains: the domain "0" may be written as a number.

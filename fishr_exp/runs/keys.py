@@ -23,6 +23,7 @@ class Key:
     argument: bool = True  # a root key that a run takes; the others say where it is made, and how
     bookkeeping: bool = False  # it decides where and how fast a run is made, not what it computes
     neutral: Any = _NONE  # a key that came later: where it computes what was computed before it
+    of_a_protocol: bool = False  # only a protocol sets it; without one there is no such key
     of_each_run: bool = False  # a protocol leaves it to each run of a sweep, or to the machine
     example: str = ""  # how to give it, where KEY=VALUE would not say it
 
@@ -40,6 +41,7 @@ KEYS: dict[str, Key] = {
     "trainer": Key(builds=("loss",)),
     "optimizer": Key(builds=("params",)),
     "observer": Key(builds=()),
+    "averaging": Key(builds=(), optional=True, neutral=None),
     "tracker": Key(builds=("folder",), optional=True, bookkeeping=True),
     # groups without a part
     "experiment": Key(choice=True, argument=False),
@@ -48,6 +50,7 @@ KEYS: dict[str, Key] = {
     # the root
     "test_domains": Key(of_each_run=True, example="[NAME] (a domain to leave out)"),
     "total_steps": Key(neutral=None),
+    "data_seed": Key(of_a_protocol=True),
     "precision": Key(neutral="fp32"),
     "channels_last": Key(neutral=False),
     "compile": Key(neutral=False),
@@ -75,6 +78,7 @@ KEYS: dict[str, Key] = {
 
 PARTS = tuple(name for name, key in KEYS.items() if key.builds is not None)
 CHOICES = tuple(name for name, key in KEYS.items() if key.choice)
+OF_A_PROTOCOL = tuple(name for name, key in KEYS.items() if key.of_a_protocol)
 OF_EACH_RUN = tuple(name for name, key in KEYS.items() if key.of_each_run)
 # Root keys that are no arguments of a run.
 APART = tuple(name for name, key in KEYS.items() if not key.argument)

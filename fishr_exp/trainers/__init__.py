@@ -1,1 +1,21 @@
-"""One small file a method: a batch in, an objective out."""
+"""One small file a method, and the terms that methods share."""
+
+from fishr_exp.trainers._terms import (
+    ForwardPass,
+    Penalized,
+    Schedule,
+    domain_means,
+    domain_risks,
+    mean_risk,
+    with_l2,
+)
+
+__all__ = [
+    "ForwardPass",
+    "Penalized",
+    "Schedule",
+    "domain_means",
+    "domain_risks",
+    "mean_risk",
+    "with_l2",
+]

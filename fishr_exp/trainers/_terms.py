@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model
+from fishr_exp.contracts import Batch, Model, Objective, Overrides, Trainer
 from fishr_exp.errors import ConfigError
+from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.gradient_variance.distributed import sum_over_ranks
 
 
@@ -22,15 +24,15 @@ class Schedule:
 
     weight_before: float = 0.0  # until `anneal_steps`
     divides_by_weight: bool = False  # the whole objective, where the weight exceeds 1
-    resets_optimizer: bool = False  # when the weight becomes gamma
+    resets_optimizer: bool = False  # when the weight becomes gamma: a new optimizer, no history
 
     def weight(self, gamma: float, anneal_steps: int, step: int) -> float:
         """The weight of the penalty after `step` updates; 0 at all steps for gamma 0."""
         return gamma if step >= anneal_steps or gamma == 0 else self.weight_before
 
-    def reset_at(self, gamma: float, anneal_steps: int) -> int | None:
-        """The step before which the optimizer is made anew; None for never."""
-        return anneal_steps if self.resets_optimizer and anneal_steps > 0 and gamma > 0 else None
+    def resets(self, gamma: float, anneal_steps: int) -> Mapping[int, Overrides]:
+        """The steps before which the optimizer is made from scratch."""
+        return {anneal_steps: {}} if self.resets_optimizer and anneal_steps > 0 < gamma else {}
 
     def total(self, loss: Tensor, penalty: Tensor | None, weight: float, times: int = 1) -> Tensor:
         """The objective, from the loss, the penalty and the penalty's weight at this step.
@@ -39,6 +41,74 @@ class Schedule:
         """
         total = loss if weight == 0 or penalty is None else loss + weight * times * penalty
         return total / weight if self.divides_by_weight and weight > 1 else total
+
+
+# The conventions of the public codes that a penalty beside the mean risk is written in.
+CONVENTIONS = {
+    "colored_mnist": Schedule(weight_before=1.0, divides_by_weight=True),
+    "domainbed": Schedule(weight_before=1.0, resets_optimizer=True),
+}
+
+
+class ForwardPass(NamedTuple):
+    """What one forward pass over a batch gives to a penalty."""
+
+    batch: Batch
+    logits: Tensor  # [N, C]
+    losses: Tensor  # [N]
+    risks: Tensor  # [D], mean loss of each domain
+
+
+class Penalized(Trainer):
+    """The mean risk plus a weighted penalty on the logits and losses of one forward pass.
+
+        objective = (1/D) Σ_e R_e + gamma · penalty
+
+    A subclass defines `penalty`, and is a method of two files.
+
+    Args:
+        gamma: Weight of the penalty, finite and >= 0.
+        convention: Whose schedule: `domainbed` (the optimizer is made from scratch at
+            `anneal_steps`) or `colored_mnist` (the objective is divided by a weight above 1).
+        anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
+        l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
+        loss: Of each sample.
+
+    Raises:
+        ConfigError: If an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        gamma: float,
+        convention: Literal["colored_mnist", "domainbed"] = "domainbed",
+        anneal_steps: int = 0,
+        l2: float = 0.0,
+        loss: Loss = per_sample_losses,
+    ) -> None:
+        super().__init__(loss)
+        check_penalty(gamma, anneal_steps, l2)
+        check_choice("trainer.convention", convention, CONVENTIONS)
+        self.gamma: float = gamma
+        self.convention: str = convention
+        self.schedule = CONVENTIONS[convention]
+        self.anneal_steps = anneal_steps
+        self.l2 = l2
+        self.resets = self.schedule.resets(gamma, anneal_steps)
+
+    def penalty(self, forward: ForwardPass) -> Tensor:
+        """Return the penalty, a scalar with graph."""
+        raise NotImplementedError
+
+    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
+        """Return the objective of one batch; `step` counts optimizer updates made so far."""
+        weight = self.schedule.weight(self.gamma, self.anneal_steps, step)
+        logits = model(batch.x)
+        losses = self.loss(logits, batch.y)
+        risks = domain_risks(batch, losses)
+        risk, penalty = risks.mean(), self.penalty(ForwardPass(batch, logits, losses, risks))
+        total = self.schedule.total(with_l2(risk, self.l2, model), penalty, weight)
+        return Objective(total, {"risk": risk, "penalty": penalty, "objective": total})
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:

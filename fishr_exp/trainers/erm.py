@@ -1,16 +1,14 @@
-"""Empirical risk minimisation, the baseline."""
+"""Empirical risk minimization, the baseline."""
 
 from __future__ import annotations
 
-from torch import nn
-
-from fishr_exp.contracts import Batch, Model, Objective
+from fishr_exp.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._terms import check_l2, mean_risk, with_l2
 
 
-class Erm(nn.Module):
-    """Minimise the mean risk of the training domains.
+class Erm(Trainer):
+    """Minimize the mean risk of the training domains.
 
         objective = (1/D) Σ_e R_e + l2 · Σ‖w‖²
 
@@ -25,13 +23,10 @@ class Erm(nn.Module):
     Source: Vapnik (1998); as a baseline, Gulrajani and Lopez-Paz (arXiv:2007.01434).
     """
 
-    min_domains = 1
-
     def __init__(self, l2: float = 0.0, loss: Loss = per_sample_losses) -> None:
-        super().__init__()
+        super().__init__(loss)
         check_l2(l2)
         self.l2 = l2
-        self.loss = loss
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
         """Return the objective of one batch; `step` counts optimizer updates made so far."""

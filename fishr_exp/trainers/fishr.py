@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective
+from fishr_exp.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.errors import ConfigError
 from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
     STATISTICS,
     Loss,
+    UnsupportedError,
     divisor,
     gradient_variance,
     per_sample_losses,
@@ -60,7 +61,7 @@ CONVENTIONS = {
 ENGINES = ("native", "backpack")
 
 
-class Fishr(nn.Module):
+class Fishr(Trainer):
     """Match the variances of per-sample gradients across domains.
 
         objective = (1/D) Σ_e R_e + gamma · (1/D) Σ_e ‖v_e − v‖²,    v = (1/D) Σ_e v_e
@@ -122,7 +123,7 @@ class Fishr(nn.Module):
         memory_limit: float = 128.0,
         loss: Loss = per_sample_losses,
     ) -> None:
-        super().__init__()
+        super().__init__(loss)
         check_penalty(gamma, anneal_steps, l2)
         check_choice("trainer.convention", convention, CONVENTIONS)
         check_choice("trainer.engine", engine, ENGINES)
@@ -140,7 +141,7 @@ class Fishr(nn.Module):
             raise ConfigError(
                 f"trainer.{key}", value, "not over several ranks", "start one process"
             )
-        self.gamma = gamma
+        self.gamma: float = gamma
         self.convention = convention
         self.scope = scope if isinstance(scope, str) else tuple(scope)
         self.engine = engine
@@ -153,13 +154,26 @@ class Fishr(nn.Module):
         self.batch_statistics = batch_statistics
         self.penalty_interval = penalty_interval
         self.memory_limit = memory_limit
-        self.loss = loss
         self.averages: dict[str, Tensor] = {}  # of the variances: name of parameter -> [D, ...]
+        self.resets = CONVENTIONS[convention].schedule.resets(gamma, anneal_steps)
+        if self.scope != "classifier":
+            self.refuses_compile = (
+                f"trainer.scope={scope} needs second derivatives of the featurizer, which compiled "
+                "code does not have; pass compile=false, or trainer.scope=classifier"
+            )
+        if engine == "backpack":
+            self.refuses_autocast = (
+                "BackPACK does not see layers under autocast; pass trainer.engine=native, or fp32"
+            )
 
     @property
-    def reset_optimizer_at(self) -> int | None:
-        """The step before which the loop makes the optimizer anew; None for never."""
-        return CONVENTIONS[self.convention].schedule.reset_at(self.gamma, self.anneal_steps)
+    def matched(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Keywords of `gradient_variance` for the variances that it matches."""
+        return {
+            "scope": self.scope,
+            "batch_statistics": self.batch_statistics,
+            "memory_limit": self.memory_limit,
+        }
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
         """Return the objective of one batch; `step` counts optimizer updates made so far.
@@ -231,7 +245,7 @@ class Fishr(nn.Module):
                 all_ranks=ranks.together(),
                 reduce=distance,
             )
-        except ValueError as error:  # the heart refuses a scope, or an engine its network
+        except UnsupportedError as error:  # the heart refuses a scope, or an engine its network
             key = f"trainer.engine={self.engine} trainer.scope"
             scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
             raise ConfigError(key, scope, str(error)) from error

@@ -8,7 +8,7 @@ import random
 import re
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,18 @@ from fishr_exp.runs.identity import differences
 log = logging.getLogger(__name__)
 
 BEST = "best.pt"
+_EARLIER_BEST = "best-{}.pt"
+
+
+class OtherBestError(TrainingError):
+    """The best weights are not those of the step that the observer holds for the best."""
+
+    def __init__(self, path: Path, found: int | None, wanted: int) -> None:
+        super().__init__(
+            f"{path} holds the weights of step {found}, and the best step of this run is {wanted}; "
+            "pass resume=false to start it from scratch"
+        )
+        self.found = found
 
 
 class Checkpoints:
@@ -37,13 +49,18 @@ class Checkpoints:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self._settings = dict(settings)
+        self._best_of: dict[Path, int] = {}  # state -> the step of the best weights that it knows
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a state; `step` in it is the number of updates made."""
         new = self.folder / f"step-{state['step']}.pt"
         save(new, {**state, "settings": self._settings})
+        self._best_of[new] = state["observer"]["best_step"]
         for old in [path for path in self._states() if path != new][1:]:
             old.unlink()
+        wanted = [self._best_of.get(path) for path in self._states()]
+        if None not in wanted:  # a state of an earlier start may want any
+            self._forget_best_but(wanted)
 
     def newest(self) -> dict[str, Any] | None:
         """Read the newest state that can be read; None where there is none.
@@ -81,14 +98,38 @@ class Checkpoints:
         """Leave the newest state alone: a run that is done needs no other."""
         for old in self._states()[1:]:
             old.unlink()
+        self._forget_best_but([])
 
-    def save_best(self, state: dict[str, Any]) -> None:
-        """Write the weights to be evaluated, and their `step`."""
+    def save_best(self, state: dict[str, Any], earlier: int = 0) -> None:
+        """Write the weights to be evaluated, and their `step`.
+
+        Those before them, of step `earlier`, stay while there is a state that knows only them, from
+        which a run may go on.
+        """
+        if earlier and earlier != state["step"] and (self.folder / BEST).exists():
+            (self.folder / BEST).replace(self.folder / _EARLIER_BEST.format(earlier))
         save(self.folder / BEST, state)
 
-    def best(self) -> dict[str, Any]:
-        """Read the weights to be evaluated."""
-        return load(self.folder / BEST)
+    def best(self, step: int) -> dict[str, Any]:
+        """Read the weights to be evaluated, of the step that the observer holds for the best.
+
+        Raises:
+            OtherBestError: If the file holds the weights of another step.
+            TrainingError: If it cannot be read.
+        """
+        earlier = self.folder / _EARLIER_BEST.format(step)
+        if earlier.exists():
+            earlier.replace(self.folder / BEST)
+        state = load(self.folder / BEST)
+        if state.get("step") != step:
+            raise OtherBestError(self.folder / BEST, state.get("step"), step)
+        return state
+
+    def _forget_best_but(self, steps: Sequence[int | None]) -> None:
+        kept = [_EARLIER_BEST.format(step) for step in steps]
+        for old in self.folder.glob(_EARLIER_BEST.format("*")):
+            if old.name not in kept:
+                old.unlink()
 
     def _states(self) -> list[Path]:
         """The states, the newest first."""

@@ -10,22 +10,27 @@ import torch
 from torch import Tensor
 
 from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective
-from fishr_exp.gradient_variance import gradient_variance, per_sample_losses
-from fishr_exp.training.step import Method
+from fishr_exp.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.gradient_variance import Loss, gradient_variance, per_sample_losses
 
 
 def diagnose(
-    method: Method, model: Model, batch: Batch, domains: Sequence[str], step: int
+    trainer: Trainer,
+    model: Model,
+    batch: Batch,
+    domains: Sequence[str],
+    step: int,
+    loss: Loss = per_sample_losses,
 ) -> dict[str, float | None]:
-    """Look at a method and a model after `step` updates; neither changes, nor does a random stream.
+    """Look at a trainer and a model after `step` updates; both stay as they are.
 
     Args:
-        method: Any; it needs `risk` and `penalty` among its logs for what is about a penalty.
+        trainer: Any; it needs `risk` and `penalty` among its logs for what is about a penalty.
         model: The model.
         batch: The same at every look, so that only the weights change.
         domains: Names of the batch's domains.
         step: Updates made so far.
+        loss: Of each sample, of the gradient variances.
 
     Returns:
         `variance_norm/DOMAIN` and `variance_distance/DOMAIN/DOMAIN`: Euclidean norm of the
@@ -39,25 +44,23 @@ def diagnose(
     model = copy.deepcopy(model)  # statistics of BatchNorm and gradients stay as they are
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return {
-            **_of_variances(method, model, batch, domains),
-            **_of_penalty(method, model, batch, step),
+            **_of_variances(trainer, model, batch, domains, loss),
+            **_of_penalty(trainer, model, batch, step),
         }
 
 
 def _of_variances(
-    method: Method, model: Model, batch: Batch, domains: Sequence[str]
+    trainer: Trainer, model: Model, batch: Batch, domains: Sequence[str], loss: Loss
 ) -> dict[str, float | None]:
     found = gradient_variance(
         model,
         batch.x,
         batch.y,
         batch.sizes,
-        scope=getattr(method, "scope", "classifier"),
-        loss=getattr(method, "loss", per_sample_losses),
+        loss=loss,
         create_graph=False,
-        batch_statistics=getattr(method, "batch_statistics", "refuse"),
-        memory_limit=getattr(method, "memory_limit", 128.0),
         all_ranks=ranks.together(),
+        **{"scope": "classifier", **trainer.matched},
     )
     by_domain = dict(zip(domains, zip(*found.variances.values(), strict=True), strict=True))
     values: dict[str, float | None] = {}
@@ -69,9 +72,9 @@ def _of_variances(
     return values
 
 
-def _of_penalty(method: Method, model: Model, batch: Batch, step: int) -> dict[str, float | None]:
-    step += -step % getattr(method, "penalty_interval", 1)
-    objective = _objective(copy.deepcopy(method), model, batch, step)
+def _of_penalty(trainer: Trainer, model: Model, batch: Batch, step: int) -> dict[str, float | None]:
+    step += -step % trainer.penalty_interval
+    objective = _objective(copy.deepcopy(trainer), model, batch, step)
     penalty = objective.logs.get("penalty")
     if penalty is None:
         return {}
@@ -81,19 +84,20 @@ def _of_penalty(method: Method, model: Model, batch: Batch, step: int) -> dict[s
             objective.total, penalty, retain_graph=True, allow_unused=True
         )
         share = 0.0 if weight is None else (weight * penalty / objective.total).item()
-    elif hasattr(method, "gamma"):
+    elif trainer.gamma is not None:
         # At weight zero a method may measure its penalty as a constant.
-        weighed = copy.deepcopy(method)
-        weighed.gamma, weighed.anneal_steps = 1.0, 0  # type: ignore[attr-defined]
+        weighed = copy.deepcopy(trainer)
+        weighed.gamma, weighed.anneal_steps = 1.0, 0
         objective = _objective(weighed, model, batch, step)
     parameters = [p for p in model.parameters() if p.requires_grad]
     cosine = _cosine(*(_gradient(objective.logs[n], parameters) for n in ("risk", "penalty")))
     return {"penalty_share": share, "gradient_cosine": cosine}
 
 
-def _objective(method: Method, model: Model, batch: Batch, step: int) -> Objective:
+def _objective(trainer: Trainer, model: Model, batch: Batch, step: int) -> Objective:
     torch.manual_seed(0)  # the same dropout at every look
-    return method.objective(model, batch, step)
+    given = trainer.objective(model, batch, step)
+    return given if isinstance(given, Objective) else next(given)
 
 
 def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:

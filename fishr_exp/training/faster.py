@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from fishr_exp.contracts import Model
+from fishr_exp.contracts import Model, Trainer
 from fishr_exp.errors import ConfigError
-from fishr_exp.training.step import Autocast, Method
+from fishr_exp.training.step import Autocast
 
 _log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf16")
 
 
-def autocast(precision: str, device: torch.device, method: Method) -> Autocast:
+def autocast(precision: str, device: torch.device, trainer: Trainer) -> Autocast:
     """Return what makes the context of forward passes.
 
     Weights, losses, gradient variances and the optimizer's state stay in float32. There is no
@@ -26,38 +26,32 @@ def autocast(precision: str, device: torch.device, method: Method) -> Autocast:
     Args:
         precision: fp32, or bf16 for matrix products and convolutions in bfloat16.
         device: Where they are computed.
-        method: That will train.
+        trainer: That will train.
 
     Raises:
-        ConfigError: If the precision is another one, or the method's engine has no other than fp32.
+        ConfigError: If the precision is another one, or the trainer has no other than fp32.
     """
     if precision not in PRECISIONS:
         raise ConfigError("precision", precision, f"choose from {', '.join(PRECISIONS)}")
     enabled = precision == "bf16"
-    if enabled and getattr(method, "engine", "native") == "backpack":
-        reason = "BackPACK does not see layers under autocast"
-        raise ConfigError("precision", precision, reason, "pass trainer.engine=native, or fp32")
+    if enabled and trainer.refuses_autocast:
+        raise ConfigError("precision", precision, trainer.refuses_autocast)
     return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
 
 
-def compile_featurizer(model: Model, method: Method, backend: str = "inductor") -> None:
+def compile_featurizer(model: Model, trainer: Trainer, backend: str = "inductor") -> None:
     """Compile a model's featurizer by `torch.compile`; names of weights stay as they are.
 
     Args:
         model: The model.
-        method: That will train it.
+        trainer: That will train it.
         backend: Of the compiler.
 
     Raises:
-        ConfigError: If the method differentiates the featurizer twice, which compiled code cannot.
+        ConfigError: If the trainer refuses a compiled featurizer.
     """
-    scope = getattr(method, "scope", "classifier")
-    if scope != "classifier":
-        raise ConfigError(
-            "compile", "true",
-            f"trainer.scope={scope} needs second derivatives of the featurizer, which compiled "
-            "code has not", "pass compile=false, or trainer.scope=classifier",
-        )  # fmt: skip
+    if trainer.refuses_compile:
+        raise ConfigError("compile", "true", trainer.refuses_compile)
     featurizer = model.featurizer
     _log.info("compiling: the first steps and the first evaluation take a minute or two")
     torch._dynamo.reset()  # it counts variants of a function: those of a sweep's earlier runs, too

@@ -2,8 +2,8 @@
 
     until the observer says stop, or the steps are over:
         for every step of the epoch:
-            make the optimizer anew, if the method wants it before this step
-            one minibatch of each training domain -> batch -> objective -> update
+            make the optimizers from scratch, if the trainer wants it before this step
+            one minibatch from each training domain -> batch -> objective(s) -> update(s)
             save, if it is time to; and stop, if a signal asks for it
         evaluate -> record -> observer -> what the caller does with both (write) -> save
 """  # fmt: skip
@@ -23,11 +23,19 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Minibatch, Model
+from fishr_exp.contracts import Averaging, Batch, Minibatch, Model, Trainer
+from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
 from fishr_exp.training.observer import Observer, Verdict
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
-from fishr_exp.training.step import Autocast, Method, as_module, check_weights, optimizer_step
+from fishr_exp.training.step import (
+    Autocast,
+    MakeOptimizer,
+    Player,
+    check_weights,
+    make_players,
+    optimizer_step,
+)
 
 log = logging.getLogger(__name__)
 _MUCH_WAITING = 0.1  # of a step's time; below, more workers gain nothing to speak of
@@ -39,9 +47,10 @@ class Training:
     """A training under way: all that a checkpoint holds."""
 
     model: Model
-    method: Method
-    make_optimizer: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+    trainer: Trainer
+    make_optimizer: MakeOptimizer
     observer: Observer
+    averaging: Averaging = field(default_factory=Averaging)
     step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
     autocast: Autocast = contextlib.nullcontext
     # Of the steps since the last evaluation: what each logged, and the seconds that all took, and
@@ -51,17 +60,28 @@ class Training:
     waited: float = 0.0
 
     def __post_init__(self) -> None:
-        self.reset_optimizer()
+        self.players: dict[str, Player] = make_players(
+            self.trainer, self.model, self.make_optimizer
+        )
 
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
         return next(self.model.parameters()).device
 
-    def reset_optimizer(self) -> None:
-        """Make the optimizer anew, without its history."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = self.make_optimizer(parameters)
+    @property
+    def learning_rate(self) -> float:
+        """That of the first player's first parameters."""
+        return next(iter(self.players.values())).optimizer.param_groups[0]["lr"]
+
+    def reset_optimizers(self) -> None:
+        """Make the optimizers from scratch where the trainer wants it before this step."""
+        if (overrides := self.trainer.resets.get(self.step)) is None:
+            return
+        moved = [name for name, player in self.players.items() if player.has_moved]
+        self.players = make_players(self.trainer, self.model, self.make_optimizer, overrides)
+        for name in moved:
+            self.players[name].has_moved = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on; every rank calls it."""
@@ -71,22 +91,30 @@ class Training:
             "seconds": self.seconds,
             "waited": self.waited,
             "model": self.model.state_dict(),
-            "method": as_module(self.method).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "trainer": self.trainer.state_dict(),
+            "optimizers": {name: p.optimizer.state_dict() for name, p in self.players.items()},
+            "moved": [name for name, player in self.players.items() if player.has_moved],
+            "averaging": self.averaging.state_dict(),
             "observer": self.observer.state_dict(),
             "random": ranks.gathered(random_state(self.device)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to where `state_dict` was taken."""
+        """Go back to where `state_dict` was taken, also by an earlier version."""
+        before_players = "optimizer" in state  # one optimizer, and no averaging
         self.step = state["step"]
         logged = {name: values.to(self.device) for name, values in state["logged"].items()}
         self.logged = {name: list(values.unbind()) for name, values in logged.items()}
         self.seconds = state["seconds"]
-        self.waited = state.get("waited", 0.0)  # older checkpoints have none
+        self.waited = state.get("waited", 0.0)  # the oldest checkpoints have none
         self.model.load_state_dict(state["model"])
-        as_module(self.method).load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.load_state_dict(state["method" if before_players else "trainer"])
+        optimizers = {"model": state["optimizer"]} if before_players else state["optimizers"]
+        for name, player in self.players.items():
+            player.optimizer.load_state_dict(optimizers[name])
+            player.has_moved = before_players or name in state["moved"]
+        if not before_players:
+            self.averaging.load_state_dict(state["averaging"])
         self.observer.load_state_dict(state["observer"])
         if ranks.rank() < len(state["random"]):
             restore_random_state(state["random"][ranks.rank()], self.device)
@@ -95,8 +123,8 @@ class Training:
 def fit(
     training: Training,
     loaders: Iterable[Iterable[Minibatch]],
-    evaluate: Callable[[], dict[str, Any]],
-    on_evaluation: Callable[[dict[str, Any], Verdict], None],
+    evaluate: Callable[[], tuple[Scores, Diagnostics | None]],
+    on_evaluation: Callable[[Evaluation, Verdict], None],
     save: Callable[[], None],
     save_every: Interval,
     signals: Signals,
@@ -111,8 +139,8 @@ def fit(
         training: What is trained; it may be in the middle, after a resume.
         loaders: One a training domain, in a fixed order, each from the minibatch of the current
             step on.
-        evaluate: Returns the accuracies of a record. It may raise `InterruptedEvaluationError`,
-            when a signal waits.
+        evaluate: Returns the scores of a record, and what was diagnosed, if anything was. It may
+            raise `InterruptedEvaluationError`, when a signal waits.
         on_evaluation: Called after the observer with every record and its verdict.
         save: Writes a checkpoint: after every evaluation, when one is due, and before a stop.
         save_every: Says when one is due between two evaluations.
@@ -125,20 +153,21 @@ def fit(
         TrainingError: If the objective or the weights become NaN or infinite.
         Stopped: If a signal asked for it; the last step is saved.
     """
-    model, method, observer = training.model, training.method, training.observer
+    model, trainer, observer = training.model, training.trainer, training.observer
     batches = _batches(loaders, training.device)
     epochs = -(-total_steps // steps_per_epoch)
     model.train()
+    trainer.train()
 
-    def heed() -> None:
-        """Save when it is time to, or when a signal waits, and obey that; the ranks alike."""
+    def pause() -> None:
+        """Save if it is time to or a signal waits, and handle that; all ranks do the same."""
         number, due = ranks.largest(signals.pending, save_every.due(training.step))
         if number or due:
-            check_weights(model, training.step)  # before they could be saved as good ones
+            check_weights(model, trainer, training.step)  # before they could be saved as good
             save()
             save_every.restart()
         if number:
-            signals.obey(number)
+            signals.handle(number)
 
     with (
         tqdm(
@@ -160,47 +189,49 @@ def fit(
             end = min(epoch * steps_per_epoch, total_steps)
             while training.step < end:
                 started = time.perf_counter()
-                if training.step == getattr(method, "reset_optimizer_at", None):
-                    training.reset_optimizer()
+                training.reset_optimizers()
                 asked = time.perf_counter()
                 batch = next(batches)
                 training.waited += time.perf_counter() - asked
                 logs = optimizer_step(
-                    method, model, training.optimizer, batch, training.step, training.autocast
+                    trainer, model, training.players, batch, training.step, training.autocast
                 )
                 training.step += 1
+                training.averaging.after_step(model, training.step)
                 training.seconds += time.perf_counter() - started
                 if training.step == 1:
                     observer.check_losses(logs)
                 for name, value in logs.items():
                     training.logged.setdefault(name, []).append(value.to(training.device))
                 bar.update()
-                heed()
-            check_weights(model, training.step)
+                pause()
+            check_weights(model, trainer, training.step)
             bar.set_postfix_str("evaluating")
             try:
-                evaluated = evaluate()
+                scores, diagnostics = evaluate()
             except InterruptedEvaluationError:
-                heed()
-                continue  # whoever had the signal wants us to go on
+                pause()
+                continue  # the signal's handler wants us to go on
             logged = training.logged
-            record = {
-                "step": training.step,
-                "epoch": epoch,
-                "seconds_per_step": training.seconds / (training.step - first),
-                "seconds_waiting_per_step": training.waited / (training.step - first),
-                "learning_rate": training.optimizer.param_groups[0]["lr"],
-                # means over the steps of the epoch that logged them
-                "losses": {name: torch.stack(v).mean().item() for name, v in logged.items()},
-                **evaluated,
-            }
+            evaluation = Evaluation(
+                step=training.step,
+                epoch=epoch,
+                seconds_per_step=training.seconds / (training.step - first),
+                seconds_waiting_per_step=training.waited / (training.step - first),
+                learning_rate=training.learning_rate,
+                losses={name: torch.stack(v).mean().item() for name, v in logged.items()},
+                scores=scores,
+                diagnostics=diagnostics,
+            )
             training.logged, training.seconds, training.waited = {}, 0.0, 0.0
-            verdict = observer.observe(record)
-            on_evaluation(record, verdict)
+            numbers = evaluation.numbers()
+            training.averaging.after_evaluation(numbers)
+            verdict = observer.observe(training.step, numbers)
+            on_evaluation(evaluation, verdict)
             save()
             save_every.restart()
             bar.set_postfix_str("")
-            log.info(_line(record, epochs, verdict.improved and observer.keep == "best"))
+            log.info(_line(evaluation, epochs, verdict.improved and observer.keep == "best"))
     if observer.stop and training.step < total_steps:
         log.info(
             "stopped early: %s has not improved for %d evaluations",
@@ -222,15 +253,15 @@ def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> It
         yield batch
 
 
-def _line(record: dict[str, Any], epochs: int, best: bool) -> str:
+def _line(evaluation: Evaluation, epochs: int, best: bool) -> str:
     """One evaluation as a line for people."""
-    parts = [f"epoch {record['epoch']}/{epochs}", f"step {record['step']}"]
-    parts += [f"{name} {value:.4g}" for name, value in record["losses"].items()]
+    parts = [f"epoch {evaluation.epoch}/{epochs}", f"step {evaluation.step}"]
+    parts += [f"{name} {value:.4g}" for name, value in evaluation.losses.items()]
     for part in ("train", "validation"):
-        mean = record[f"{part}_accuracy"]
+        mean = evaluation.scores.mean("accuracy", part)
         if mean is not None:
             parts.append(f"{part} {100 * mean:.1f} %")
-    seconds, waiting = record["seconds_per_step"], record["seconds_waiting_per_step"]
-    if record["epoch"] > 1 and waiting > max(_MUCH_WAITING * seconds, _FELT):  # after the start
+    seconds, waiting = evaluation.seconds_per_step, evaluation.seconds_waiting_per_step
+    if evaluation.epoch > 1 and waiting > max(_MUCH_WAITING * seconds, _FELT):  # after the start
         parts.append(f"{100 * waiting / seconds:.0f} % of it waiting for data (num_workers)")
     return "  ".join(parts) + ("  (best)" if best else "")

@@ -20,9 +20,10 @@ class Observer:
     """Watch one quantity of the evaluation records.
 
     Args:
-        monitor: `validation_accuracy` or `train_accuracy` (means over the training domains), a
-            loss (`risk`, `penalty`, `objective`), or `accuracy/DOMAIN/PART` with PART `train` or
-            `validation`. A test domain is watched only when named so, and the record says it.
+        monitor: A mean over the training domains (`validation_accuracy`, `train_loss`, ...), a
+            loss that the trainer logs (`risk`, `penalty`, `objective`), or METRIC/DOMAIN/PART with
+            PART `train` or `validation`. A test domain is watched only when named so, and the
+            record says it.
         mode: `max` or `min`.
         patience: Evaluations without improvement after which training stops; None: never.
         min_delta: An improvement must exceed it, in units of the monitored quantity, >= 0.
@@ -48,6 +49,7 @@ class Observer:
         self.patience = patience
         self.min_delta = min_delta
         self.keep = keep
+        self.measured: Sequence[str] = ()  # what every evaluation gives, beside the losses
         self.not_before = 0  # no patience is used up until this step, when a penalty switches on
         self.best = -math.inf  # of sign * monitored quantity
         self.best_step = 0
@@ -58,28 +60,36 @@ class Observer:
         """Whether the patience is used up."""
         return self.patience is not None and self.waited >= self.patience
 
-    def observe(self, record: Mapping[str, Any]) -> Verdict:
-        """Take note of one evaluation record."""
-        value = self.sign * self._read(record)
+    def observe(self, step: int, numbers: Mapping[str, float]) -> Verdict:
+        """Take note of an evaluation after `step` updates; `numbers` holds what it gave, by name.
+
+        Raises:
+            ConfigError: If the monitored quantity is not among them.
+        """
+        if self.monitor not in numbers:
+            raise self._unknown(numbers)
+        value = self.sign * numbers[self.monitor]
         improved = value > self.best + self.min_delta if math.isfinite(self.best) else True
         if improved:
-            self.best, self.best_step, self.waited = value, record["step"], 0
+            self.best, self.best_step, self.waited = value, step, 0
         else:
-            self.waited = self.waited + 1 if record["step"] > self.not_before else 0
+            self.waited = self.waited + 1 if step > self.not_before else 0
         return Verdict(improved, self.stop)
 
     def watches(self, domains: Sequence[str]) -> bool:
         """Whether the monitored quantity is one of these domains'."""
-        return any(self.monitor.startswith(f"accuracy/{name}/") for name in domains)
+        _, _, rest = self.monitor.partition("/")
+        return any(rest.startswith(f"{name}/") for name in domains)
 
     def check_losses(self, losses: Iterable[str]) -> None:
-        """Refuse to watch a loss that the method does not give.
+        """Refuse to watch what neither the evaluations nor the trainer's losses give.
 
         Raises:
-            ConfigError: If the monitored quantity is no accuracy and none of `losses`.
+            ConfigError: If the monitored quantity is not measured, and not among `losses`.
         """
-        if "accuracy" not in self.monitor and self.monitor not in losses:
-            raise self._unknown(losses)
+        known = [*losses, *self.measured]
+        if self.monitor not in known:
+            raise self._unknown(known)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
@@ -89,24 +99,6 @@ class Observer:
         """Take up the state of a checkpoint."""
         self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
 
-    def _read(self, record: Mapping[str, Any]) -> float:
-        known = quantities(record)
-        value = known.get(self.monitor)
-        if value is None:
-            raise self._unknown(known)
-        return value
-
     def _unknown(self, known: Iterable[str]) -> ConfigError:
         reason = f"no evaluation gives it; choose from {', '.join(known)}"
         return ConfigError("observer.monitor", self.monitor, reason)
-
-
-def quantities(record: Mapping[str, Any]) -> dict[str, float]:
-    """Flatten an evaluation record into named numbers: losses, means, `accuracy/DOMAIN/PART`."""
-    flat = dict(record["losses"])
-    for mean in ("train_accuracy", "validation_accuracy"):
-        flat[mean] = record[mean]
-    for domain, parts in record["accuracy"].items():
-        for part, value in parts.items():
-            flat[f"accuracy/{domain}/{part}"] = value
-    return {name: value for name, value in flat.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: heeded between two steps, when a checkpoint is written."""
+"""Signals that ask a run to stop: handled between two steps, when a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ANNOUNCING = (signal.SIGUSR1, signal.SIGUSR2)  # what a cluster sends ahead, whe
 
 
 class InterruptedEvaluationError(Exception):
-    """An evaluation was broken off, because a signal waits; it can be made anew."""
+    """An evaluation was interrupted by a signal; it can be repeated."""
 
 
 class Signals:
     """In a `with` block, note signals instead of dying of them.
 
-    Whoever does the work asks for `pending`, saves, and calls `obey`. A signal that comes again a
+    Whoever does the work asks for `pending`, saves, and calls `handle`. A signal that comes again a
     second later or more acts at once. Signals that the process ignores stay ignored, and
     outside the main thread nothing is noted, for Python delivers none there.
 
@@ -64,7 +64,7 @@ class Signals:
                 raise InterruptedEvaluationError
             yield chunk
 
-    def obey(self, number: int) -> None:
+    def handle(self, number: int) -> None:
         """Do what the process would have done with the signal; that may be nothing.
 
         Raises:

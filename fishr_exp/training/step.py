@@ -1,75 +1,173 @@
-"""One optimizer update, the same for every method."""
+"""One step of the loop, the same for every trainer: its objectives in turn, each one update."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective
-from fishr_exp.errors import TrainingError
-
-
-class Method(Protocol):
-    """What the loop asks of a method; it is an `nn.Module` too, so that its state is saved.
-
-    A method may have an attribute `reset_optimizer_at`: the step before which the optimizer is
-    made anew, or None.
-    """
-
-    min_domains: int  # training domains that it needs
-
-    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the objective of one batch, after `step` updates."""
-        ...
-
+from fishr_exp.contracts import Batch, Model, Objective, Overrides, Trainer
+from fishr_exp.errors import ConfigError, TrainingError
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Makes the context of forward passes: `torch.autocast`, or none."""
 
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+"""Makes an optimizer of parameters or groups; keywords replace the configured ones."""
+
+
+class Player:
+    """Parameters that one optimizer updates.
+
+    Args:
+        name: The player's name.
+        given: Its parameters, or groups of them, as `Trainer.players` gives them.
+        make_optimizer: Makes its optimizer.
+        overrides: Keywords in place of the configured ones.
+
+    Attributes:
+        parameters: All of them, in order.
+        has_moved: Whether it was updated before.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        given: Sequence[Any],
+        make_optimizer: MakeOptimizer,
+        overrides: Overrides,
+    ) -> None:
+        self.name = name
+        groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
+        groups = [{**group, "params": list(group["params"])} for group in groups]
+        self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
+        self.has_moved = False
+        self.optimizer = make_optimizer(groups, **overrides)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] * group.get("lr_factor", 1)
+
+
+def make_players(
+    trainer: Trainer,
+    model: Model,
+    make_optimizer: MakeOptimizer,
+    overrides: Overrides | None = None,
+) -> dict[str, Player]:
+    """Make the players of a trainer, each with a new optimizer.
+
+    Raises:
+        ConfigError: If a trainable parameter has no owner, or a player no parameter.
+    """
+    players = {
+        name: Player(name, list(given), make_optimizer, overrides or {})
+        for name, given in trainer.players(model).items()
+    }
+    owned = {id(p) for player in players.values() for p in player.parameters}
+    every = [*_named(trainer, "its"), *_named(model, "the model's")]
+    if unowned := [name for name, p in every if id(p) not in owned and p.requires_grad]:
+        raise ConfigError(
+            "trainer", type(trainer).__name__, f"{unowned[0]} belongs to no player",
+            "give it to one in `players`, or set its requires_grad to False",
+        )  # fmt: skip
+    if empty := [name for name, player in players.items() if not player.parameters]:
+        reason = f"its player {empty[0]} has no parameters"
+        raise ConfigError("trainer", type(trainer).__name__, reason)
+    return players
+
 
 def optimizer_step(
-    method: Method,
+    trainer: Trainer,
     model: Model,
-    optimizer: torch.optim.Optimizer,
+    players: Mapping[str, Player],
     batch: Batch,
     step: int,
     autocast: Autocast = contextlib.nullcontext,
 ) -> dict[str, Tensor]:
-    """Update the model once and return the method's logs, freed from the graph.
+    """Update each player whose turn it is; return the trainer's logs, freed from the graph.
+
+    Where several objectives log the same name, the log is their mean.
 
     Raises:
-        TrainingError: If the objective is NaN or infinite; the weights are left as they were.
+        TrainingError: If an objective is NaN or infinite, with the weights left as they were
+            before its update; or if a parameter of the trainer gets no gradient when its player
+            moves for the first time.
     """
+    logs: dict[str, list[Tensor]] = {}
+    for objective in _objectives(trainer, model, batch, step, autocast):
+        names = (objective.player,) if isinstance(objective.player, str) else objective.player
+        moving = [players[name] for name in names]
+        parameters = [parameter for player in moving for parameter in player.parameters]
+        _check_finite(objective, step)
+        for player in moving:
+            player.optimizer.zero_grad(set_to_none=True)
+        if objective.gradients is None:
+            objective.total.backward()
+        else:
+            for parameter, gradient in zip(parameters, objective.gradients, strict=True):
+                parameter.grad = gradient
+        ranks.average_gradients(parameters)
+        for player in moving:
+            _check_reached(trainer, player)
+            player.optimizer.step()
+        for name, value in objective.logs.items():
+            logs.setdefault(name, []).append(value.detach())
+    return {name: v[0] if len(v) == 1 else torch.stack(v).mean() for name, v in logs.items()}
+
+
+def _objectives(
+    trainer: Trainer, model: Model, batch: Batch, step: int, autocast: Autocast
+) -> Iterator[Objective]:
+    """Compute a step's objectives, each when it is asked for."""
     with autocast():  # and not the backward pass, which takes the types of the forward one
-        objective = method.objective(model, batch, step)
+        given = trainer.objective(model, batch, step)
+    if isinstance(given, Objective):
+        yield given
+        return
+    while True:
+        with autocast():
+            objective = next(given, None)
+        if objective is None:
+            return
+        yield objective
+
+
+def _check_finite(objective: Objective, step: int) -> None:
     if not torch.isfinite(objective.total):  # waits for the device; a lost night costs more
         parts = ", ".join(f"{name} {value.item():g}" for name, value in objective.logs.items())
         raise TrainingError(f"the objective is not finite at step {step} ({parts})")
-    optimizer.zero_grad(set_to_none=True)
-    objective.total.backward()
-    ranks.average_gradients(model.parameters())
-    optimizer.step()
-    return {name: value.detach() for name, value in objective.logs.items()}
 
 
-def check_weights(model: nn.Module, step: int) -> None:
-    """Refuse NaN and infinities in the model's state, which a finite objective may leave behind.
+def _check_reached(trainer: Trainer, player: Player) -> None:
+    """Refuse a parameter of the trainer that is silently not trained."""
+    if player.has_moved:
+        return
+    own = {id(parameter) for parameter in player.parameters}
+    without = [name for name, p in _named(trainer, "its") if id(p) in own and p.grad is None]
+    if without:
+        raise TrainingError(
+            f"trainer {type(trainer).__name__}: {without[0]} got no gradient in the first update "
+            f"of player {player.name}; the objective must depend on it, or another player own it"
+        )
+    player.has_moved = True
+
+
+def _named(module: nn.Module, whose: str) -> list[tuple[str, Tensor]]:
+    return [(f"{whose} parameter {name}", p) for name, p in module.named_parameters()]
+
+
+def check_weights(model: Model, trainer: Trainer, step: int) -> None:
+    """Refuse NaN and infinities in the weights, which a finite objective may leave behind.
 
     Raises:
         TrainingError: If there is one, after `step` updates.
     """
-    state = [value for value in model.state_dict().values() if value.is_floating_point()]
-    if not torch.stack([value.isfinite().all() for value in state]).all():
-        raise TrainingError(f"the model's weights are not finite after step {step}")
-
-
-def as_module(method: Method) -> nn.Module:
-    """Return the method as the module that it is."""
-    assert isinstance(method, nn.Module)
-    return method
+    for whose, module in (("model", model), ("trainer", trainer)):
+        state = [v for v in module.state_dict().values() if isinstance(v, Tensor)]
+        finite = [value.isfinite().all() for value in state if value.is_floating_point()]
+        if finite and not torch.stack(finite).all():
+            raise TrainingError(f"the {whose}'s weights are not finite after step {step}")

@@ -229,7 +229,7 @@ def test_a_fault_of_ours_shows_where_it_is(
     def fault(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("fishr_exp.run._evaluate", fault)
+    monkeypatch.setattr("fishr_exp.run.Prepared.count", fault)
     outcome = fishr_exp()
     assert outcome.status == 1
     assert outcome.err.startswith("fishr-exp: the run failed\nTraceback")

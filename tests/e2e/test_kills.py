@@ -248,7 +248,7 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
     pids = [forked(command(*words), log) for log in logs]
     statuses = [ended(pid) for pid in pids]
     said = "".join(log.read_text() for log in logs)
-    assert said.count("(chosen by") == 4, said  # each run was made once
+    assert said.count("(selected by") == 4, said  # each run was made once
     # A sweep that met a run of the other's has not seen its end, and says so.
     assert [status != 0 for status in statuses] == [
         "another process is running in this folder" in log.read_text() for log in logs

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fishr_exp import run as run_module
 from fishr_exp.data.splits import Split
+from fishr_exp.training import prepare as prepare_module
 
 from .conftest import Command, Outcome
 from .test_runs import compare_with_a_stopped_run
@@ -56,13 +56,13 @@ def test_the_digest_names_the_protocol_and_not_the_run(fishr_exp: Command) -> No
 
 def test_the_splits_are_the_trials(fishr_exp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
-    real = run_module.split
+    real = prepare_module.split
 
     def noted(domain: Any, fraction: float, seed: int) -> Split:
         seeds.append(seed)
         return real(domain, fraction, seed)
 
-    monkeypatch.setattr(run_module, "split", noted)
+    monkeypatch.setattr(prepare_module, "split", noted)
     for words in ([], ["trainer=irm"], ["protocol.hparams_seed=4"], ["test_domains=[plus90]"]):
         fishr_exp("protocol.trial_seed=3", *words, tiny=SMALL)
     assert seeds == 4 * 3 * [3]

@@ -145,7 +145,7 @@ def test_gamma_0_is_erm(fishr_exp: Command, fishr: list[str]) -> None:
     erm = fishr_exp("trainer=erm")
     zero, one = (fishr_exp(*fishr, f"trainer.gamma={g}", *extra)
                  for g, extra in ((0, []), (1e6, ["trainer.anneal_steps=0"])))  # fmt: skip
-    for part in ("model", "optimizer", "random"):
+    for part in ("model", "optimizers", "random"):
         assert differences(erm.checkpoint("last")[part], zero.checkpoint("last")[part]) == []
     assert differences(erm.checkpoint("last")["model"], one.checkpoint("last")["model"]) != []
     assert [record["accuracy"] for record in erm.records()] == [
@@ -266,7 +266,7 @@ def test_a_done_run_is_skipped(fishr_exp: Command) -> None:
     written, result = checkpoint.stat().st_mtime_ns, first.result()
     second = fishr_exp()
     assert second.status == 0
-    assert second.err == f"done already: {first.folder} (resume=false runs it anew)\n"
+    assert second.err == f"done already: {first.folder} (resume=false runs it again)\n"
     assert (checkpoint.stat().st_mtime_ns, second.result()) == (written, result)
     anew = fishr_exp("resume=false")
     assert anew.folder == first.folder
@@ -305,7 +305,7 @@ def test_the_test_domain_chooses_nothing(
 def test_a_monitor_on_the_test_domain_is_said_aloud(fishr_exp: Command) -> None:
     outcome = fishr_exp("observer.monitor=accuracy/minus90/validation")
     assert outcome.status == 0
-    said = "observer.monitor=accuracy/minus90/validation chooses by a test domain"
+    said = "observer.monitor=accuracy/minus90/validation selects by a test domain"
     assert outcome.err.splitlines()[0] == said
     assert outcome.result()["selected"]["uses_test_domain"] is True
     assert outcome.result()["selected"]["monitor"] == "accuracy/minus90/validation"
@@ -452,7 +452,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
         (
             ["trainer.anneal_steps=3", "observer.monitor=objective", "observer.min_delta=100"],
             False,
-            "the chosen step lies before trainer.anneal_steps=3",
+            "the selected step lies before trainer.anneal_steps=3",
         ),
     ],
 )

@@ -10,23 +10,26 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fishr_exp import config as binding
 from fishr_exp.config import (
-    GIVEN_TO_RUN,
-    SET_BY_A_PROTOCOL,
-    arguments,
+    SUPPLIED,
     bind,
     conf_dir,
     run_name,
 )
 from fishr_exp.errors import ConfigError
-from fishr_exp.run import run
-from fishr_exp.runs.keys import APART, KEYS, PARTS
+from fishr_exp.runs.keys import APART, KEYS, OF_A_PROTOCOL, PARTS
+from fishr_exp.training.prepare import Arguments
 
 YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
 SEARCHES = sorted((conf_dir() / "search").rglob("*.yaml"))
+
+
+def arguments(config) -> Arguments:
+    return binding.arguments(config, {"dataset": "", "model": "", "trainer": ""})
 
 
 def composed(*overrides: str):
@@ -39,11 +42,11 @@ def node(path: Path):
     return composed(f"{group}={path.stem}").get(group)
 
 
-def test_the_root_holds_the_arguments_of_run() -> None:
-    arguments_of_run = set(inspect.signature(run).parameters) - set(GIVEN_TO_RUN)
-    assert set(composed()) - set(APART) == arguments_of_run - set(SET_BY_A_PROTOCOL)
+def test_the_root_holds_the_arguments_of_a_run() -> None:
+    fields = set(inspect.signature(Arguments).parameters) - set(SUPPLIED)
+    assert set(composed()) - set(APART) == fields - set(OF_A_PROTOCOL)
     keys = set(composed("protocol=paper_2022")) - set(APART)
-    assert keys == arguments_of_run
+    assert keys == fields
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -91,7 +94,7 @@ def test_sweeper_is_bound_to_its_class(path: Path) -> None:
 def test_protocol_binds(path: Path) -> None:
     config = composed(f"protocol={path.stem}")
     assert config.protocol.name == path.stem
-    assert arguments(config)["config"]["protocol"] == config.protocol
+    assert arguments(config).config["protocol"] == config.protocol
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: str(p.relative_to(conf_dir() / "search")))
@@ -116,11 +119,11 @@ def test_experiment_binds(path: Path) -> None:
     for key in OmegaConf.missing_keys(config):
         assert key == "dataset.root"
         OmegaConf.update(config, key, "somewhere")
-    assert arguments(config)["trainer"]().min_domains >= 1
+    assert arguments(config).trainer().min_domains >= 1
 
 
 def test_every_method_has_its_yaml() -> None:
-    package = Path(inspect.getfile(run)).parent / "trainers"
+    package = Path(binding.__file__).parent / "trainers"
     methods = {p.stem for p in package.glob("*.py") if not p.stem.startswith("_")}
     for method in methods:
         target = node(conf_dir() / "trainer" / f"{method}.yaml")["_target_"]
@@ -155,8 +158,8 @@ def test_a_mistake_names_key_value_and_what_is_allowed(override: str, words: lis
 
 def test_text_becomes_the_annotated_type() -> None:
     checked = arguments(composed("trainer.gamma='1e3'", "test_domains=[75]"))
-    assert checked["trainer"]().gamma == 1000.0
-    assert checked["test_domains"] == ["75"]
+    assert checked.trainer().gamma == 1000.0
+    assert checked.test_domains == ["75"]
 
 
 def test_the_run_name_follows_the_settings_alone() -> None:
@@ -180,5 +183,5 @@ def test_make_run_composes_for_every_dataset_of_images(dataset: str) -> None:
     words = ["experiment=images_quickstart", f"dataset={dataset}", "dataset.root=x", *more]
     config = composed(*words, "test_domains=[a]", "trainer=erm")
     bound = arguments(config)
-    assert bound["test_domains"] == ["a"]
-    assert bound["config"]["dataset"]["image_size"] == 96
+    assert bound.test_domains == ["a"]
+    assert bound.config["dataset"]["image_size"] == 96

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import distributed, multiprocessing
 
 from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Minibatch, Model
+from fishr_exp.contracts import Batch, Minibatch, Model, Trainer
 from fishr_exp.data.minibatches import share
 from fishr_exp.errors import ConfigError
-from fishr_exp.training.evaluation import accuracy
-from fishr_exp.training.step import Method, optimizer_step
+from fishr_exp.gradient_variance import per_sample_losses
+from fishr_exp.training.evaluation import Counts, count
+from fishr_exp.training.step import make_players, optimizer_step
 
 TRAINERS = Path(__file__).resolve().parents[2] / "conf" / "trainer"
 METHODS = sorted(path.stem for path in TRAINERS.glob("*.yaml"))
@@ -37,18 +39,19 @@ def _problem() -> tuple[Model, list[list[Minibatch]]]:
     ]
 
 
-def _method(words: list[str]) -> Method:
+def _method(words: list[str]) -> Trainer:
     from hydra import compose, initialize_config_dir  # here: the ranks need not import it
 
     from fishr_exp.config import arguments
 
     with initialize_config_dir(str(TRAINERS.parent), version_base="1.3"):
-        return arguments(compose("config", [*words, "sweep_name=test"]))["trainer"]()
+        config = compose("config", [*words, "sweep_name=test"])
+        return arguments(config, {"dataset": "", "model": "", "trainer": ""}).trainer()
 
 
-def _steps(method: Method, model: Model, batch: Batch) -> list[torch.Tensor]:
+def _steps(method: Trainer, model: Model, batch: Batch) -> list[torch.Tensor]:
     """Return the logs and gradients of each step."""
-    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    still = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.0))
     found: list[torch.Tensor] = []
     for step in STEPS:
         logs = optimizer_step(method, model, still, batch, step)
@@ -57,7 +60,7 @@ def _steps(method: Method, model: Model, batch: Batch) -> list[torch.Tensor]:
     return found
 
 
-def _rank(rank: int, folder: str, methods: dict[str, Method]) -> None:
+def _rank(rank: int, folder: str, methods: dict[str, Trainer]) -> None:
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(SIZES)
     )
@@ -65,7 +68,8 @@ def _rank(rank: int, folder: str, methods: dict[str, Method]) -> None:
     for words, method in methods.items():
         model, minibatches = _problem()
         found[words] = _steps(method, model, Batch.join(minibatches[rank]))
-    found["accuracy"] = accuracy(model, minibatches[rank][:1], torch.device("cpu"))
+    counts = _count(model, minibatches[rank][:1])
+    found["counts"] = [counts.confusion, counts.loss]
     try:
         ranks.from_first(lambda: _refuse(rank))
     except ConfigError as error:
@@ -73,6 +77,10 @@ def _rank(rank: int, folder: str, methods: dict[str, Method]) -> None:
     found["first"] = ranks.from_first(lambda: rank)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
+
+
+def _count(model: Model, chunks: list[Minibatch]) -> Counts:
+    return count(model, chunks, per_sample_losses, 3, torch.device("cpu"))
 
 
 def _refuse(rank: int) -> None:
@@ -102,10 +110,12 @@ def test_ranks_are_one_process(words: list[str], found: list[dict[str, Any]]) ->
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
-def test_accuracy_is_that_of_all_samples(found: list[dict[str, Any]]) -> None:
+def test_an_evaluation_is_that_of_all_samples(found: list[dict[str, Any]]) -> None:
     model, minibatches = _problem()
-    expected = accuracy(model, [domains[0] for domains in minibatches], torch.device("cpu"))
-    assert [mine["accuracy"] for mine in found] == [expected] * len(SIZES)
+    expected = _count(model, [domains[0] for domains in minibatches])
+    for mine in found:
+        assert torch.equal(mine["counts"][0], expected.confusion)
+        assert mine["counts"][1] == pytest.approx(expected.loss)
 
 
 def test_the_first_rank_speaks_for_all(found: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
-from fishr_exp.training.step import optimizer_step
+from fishr_exp.training.step import make_players, optimizer_step
 
 
 def cnn() -> Model:
@@ -29,11 +30,11 @@ def frozen_resnet() -> Model:
 def trained(method: Erm | Fishr, make: Callable[[], Model]) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = make()
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    players = make_players(method, network, functools.partial(torch.optim.Adam, lr=1e-3))
     shape = (1, 28, 28) if make is cnn else (3, 32, 32)
     for step in range(3):
         batch = Batch(torch.randn(8, *shape), torch.randint(3, (8,)), (4, 4))
-        optimizer_step(method, network, optimizer, batch, step)
+        optimizer_step(method, network, players, batch, step)
     return network.state_dict()
 
 

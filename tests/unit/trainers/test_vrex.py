@@ -29,7 +29,7 @@ def test_colored_mnist_is_the_squared_difference(step: int, weight: float) -> No
     expected = ((a + b) / 2 + 0.1 * norm + weight * (a - b) ** 2) / weight
     found = method.objective(network, batch, step).total
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    assert method.reset_optimizer_at is None
+    assert method.resets == {}
 
 
 @pytest.mark.parametrize(("step", "weight"), [(2, 1.0), (3, 50.0)])
@@ -40,7 +40,7 @@ def test_domainbed_is_the_population_variance(step: int, weight: float) -> None:
     expected = risks.mean() + weight * risks.var(unbiased=False)
     found = method.objective(network, batch, step).total
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
-    assert method.reset_optimizer_at == 3
+    assert method.resets == {3: {}}
 
 
 def test_colored_mnist_sums_over_pairs_of_domains() -> None:

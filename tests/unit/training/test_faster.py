@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.trainers.irm import Irm
 from fishr_exp.training.faster import autocast, compile_featurizer
-from fishr_exp.training.step import optimizer_step
+from fishr_exp.training.step import make_players, optimizer_step
 
 CPU = torch.device("cpu")
 METHODS = {
@@ -41,8 +42,8 @@ def batch():
 
 def step(method, network, batch, precision="fp32"):
     """Make a step; return its logs, and the gradient that it left."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
-    logs = optimizer_step(method, network, optimizer, batch, 0, autocast(precision, CPU, method))
+    players = make_players(method, network, functools.partial(torch.optim.SGD, lr=1e-3))
+    logs = optimizer_step(method, network, players, batch, 0, autocast(precision, CPU, method))
     gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
     return {name: float(value) for name, value in logs.items()}, gradient
 

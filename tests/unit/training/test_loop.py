@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from fishr_exp.models.mlp import mlp
+from fishr_exp.runs.records import Evaluation, Scores
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training import loop
 from fishr_exp.training.checkpoint import Interval
@@ -15,10 +18,10 @@ from fishr_exp.training.signals import Signals
 
 
 def record(epoch=2, step=0.1, waiting=0.0):
-    return {
-        "epoch": epoch, "step": 8, "losses": {"risk": 1.0}, "train_accuracy": None,
-        "validation_accuracy": 0.5, "seconds_per_step": step, "seconds_waiting_per_step": waiting,
-    }  # fmt: skip
+    return Evaluation(
+        epoch=epoch, step=8, losses={"risk": 1.0}, scores=Scores({}, {"validation_accuracy": 0.5}),
+        seconds_per_step=step, seconds_waiting_per_step=waiting, learning_rate=0.1,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -66,17 +69,18 @@ def test_waiting_is_measured_and_survives_a_checkpoint(monkeypatch):
         input_shape=(1, 2, 2), num_classes=2, hidden=3, hidden_layers=1, single_logit=False
     )
     observer = Observer("risk", "min", None, 0.0, "last")
-    training = Training(network, Erm(), lambda p: torch.optim.SGD(p, lr=0.1), observer)
-    accuracies = {"accuracy": {}, "train_accuracy": None, "validation_accuracy": None}
+    make = functools.partial(torch.optim.SGD, lr=0.1)
+    training = Training(network, Erm(), make, observer)
+    scores = Scores({}, {})
     records, states = [], []
     with Signals() as signals:
         fit(
-            training, [slowly(2)], lambda: accuracies,
+            training, [slowly(2)], lambda: (scores, None),
             lambda r, _: records.append(r), lambda: states.append(training.state_dict()),
             Interval("1"), signals, total_steps=2, steps_per_epoch=2, title="a run",
         )  # fmt: skip
-    assert records[0]["seconds_per_step"] == 1.0
-    assert records[0]["seconds_waiting_per_step"] == 0.25
+    assert records[0].seconds_per_step == 1.0
+    assert records[0].seconds_waiting_per_step == 0.25
     halfway = states[0]
     assert halfway["waited"] == 0.25
     training.load_state_dict(halfway)

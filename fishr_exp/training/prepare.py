@@ -1,0 +1,453 @@
+"""All that can be checked and built before the first step of a run.
+
+The run, the plan of a sweep, its estimate of time and the evaluation of a checkpoint all start
+here, so they agree on what a run is, and on what is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fishr_exp import ranks, seeding
+from fishr_exp.contracts import (
+    Averaging,
+    Batch,
+    Domain,
+    Domains,
+    Facts,
+    Loss,
+    Minibatch,
+    Model,
+    Trainer,
+)
+from fishr_exp.data.minibatches import Minibatches, chunks, loader
+from fishr_exp.data.splits import split
+from fishr_exp.errors import ConfigError
+from fishr_exp.gradient_variance import UnsupportedError
+from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.records import PARTS, Outline, Scores
+from fishr_exp.training.checkpoint import Interval
+from fishr_exp.training.diagnostics import diagnose
+from fishr_exp.training.evaluation import METRICS, Counts, count, measure
+from fishr_exp.training.faster import autocast, compile_featurizer
+from fishr_exp.training.loop import Training
+from fishr_exp.training.observer import Observer
+from fishr_exp.training.signals import Signals
+from fishr_exp.training.step import Autocast, MakeOptimizer
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Mirror(Protocol):
+    """A tracker: it mirrors the run folder."""
+
+    def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What a run is asked to do. `conf/config.yaml` describes the keys.
+
+    The parts, which come first, make what they are called when they are called.
+    """
+
+    dataset: Callable[[], Domains]
+    model: Callable[..., Model]
+    loss: Callable[[], Loss]
+    trainer: Callable[..., Trainer]
+    optimizer: MakeOptimizer
+    observer: Callable[[], Observer]
+    averaging: Callable[[], Averaging] | None
+    tracker: Callable[[RunFolder], Mirror] | None
+    seed: int
+    test_domains: list[str]
+    holdout_fraction: float
+    batch_size: int | None
+    epochs: int | None
+    total_steps: int | None
+    steps_per_epoch: int | None
+    evaluate_train: bool
+    evaluation_batch_size: int
+    diagnostics: bool
+    num_workers: int
+    device: str
+    precision: str
+    channels_last: bool
+    compile: bool
+    resume: bool
+    retry_failed: bool
+    checkpoint_every: int | str | None
+    data_seed: int | None = None  # of the splits; None: `seed`. A protocol sets it
+    labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
+    config: Mapping[str, Any]  # the resolved configuration, to be recorded
+
+
+@dataclass
+class Prepared:
+    """A run that is ready for its first step."""
+
+    arguments: Arguments
+    device: torch.device
+    domains: Domains
+    training_domains: list[str]
+    parts: Mapping[str, Mapping[str, Tensor]]  # domain -> part -> indices
+    streams: Sequence[Minibatches]  # of the training domains
+    loss: Loss
+    training: Training
+    autocast: Autocast
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def outline(self) -> Outline:
+        """What the run is, as it is recorded."""
+        return Outline(
+            labels=self.arguments.labels,
+            gamma=self.training.trainer.gamma,
+            seed=self.arguments.seed,
+            training_domains=self.training_domains,
+            test_domains=self.arguments.test_domains,
+        )
+
+    @property
+    def evaluated(self) -> Sequence[str]:
+        """The parts that an evaluation between two epochs is over."""
+        return PARTS if self.arguments.evaluate_train else PARTS[1:]
+
+    def loaders(self) -> list[Iterable[Minibatch]]:
+        """Return what reads the minibatches of each training domain, from the current step on."""
+        return [
+            loader(
+                stream,
+                self.training.step,
+                self.total_steps,
+                num_workers=self.arguments.num_workers,
+                pin_memory=self.device.type == "cuda",
+            )
+            for stream in self.streams
+        ]
+
+    def count(
+        self, model: Model, parts: Sequence[str], signals: Signals
+    ) -> dict[str, dict[str, Counts]]:
+        """Evaluate a model on parts of all domains: one pass for each domain and part.
+
+        Raises:
+            InterruptedEvaluationError: If a signal waits.
+        """
+
+        def read(domain: Domain, indices: Tensor) -> Iterable[Minibatch]:
+            chunk = chunks(
+                domain,
+                indices,
+                self.arguments.evaluation_batch_size,
+                num_workers=self.arguments.num_workers,
+                pin_memory=self.device.type == "cuda",
+                part=(ranks.rank(), ranks.count()),
+            )
+            return signals.interrupting(chunk)
+
+        classes = self.domains.num_classes
+        return {
+            name: {
+                part: count(
+                    model, read(domain, self.parts[name][part]), self.loss, classes, self.device,
+                    self.autocast,
+                )
+                for part in parts
+            }
+            for name, domain in self.domains.by_name.items()
+        }  # fmt: skip
+
+    def scores(self, counted: Mapping[str, Mapping[str, Counts]]) -> Scores:
+        """Read all metrics off what was counted."""
+        measured = {
+            name: {part: measure(parts.get(part)) for part in PARTS}
+            for name, parts in counted.items()
+        }
+        by_domain = {
+            metric: {n: {p: measured[n][p][metric] for p in PARTS} for n in measured}
+            for metric in METRICS
+        }
+        means = {
+            f"{part}_{metric}": _mean([of[name][part] for name in self.training_domains])
+            for metric, of in by_domain.items()
+            for part in PARTS
+        }
+        return Scores(by_domain, means)
+
+    def diagnose(self) -> dict[str, float | None] | None:
+        """Look at trainer and model on the run's first batch, if that was asked for."""
+        if not self.arguments.diagnostics:
+            return None
+        batch = Batch.join([stream[0] for stream in self.streams])
+        batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.sizes)
+        trainer, model, step = self.training.trainer, self.training.model, self.training.step
+        return diagnose(trainer, model, batch, self.training_domains, step, self.loss)
+
+
+def prepare(arguments: Arguments) -> Prepared:
+    """Check what was asked for, and build all parts of a run, up to its first step.
+
+    Raises:
+        ConfigError: If what was asked for cannot be; nothing was written.
+    """
+    _check_counts(arguments)
+    device = find_device(arguments.device)
+    loss = _built(arguments.loss, "loss", arguments.config, UnsupportedError)
+    seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
+    trainer = _as_trainer(arguments.trainer(loss=loss))
+    context = autocast(arguments.precision, device, trainer)
+    observer = arguments.observer()
+    domains = arguments.dataset()
+    training_domains = _training_domains(arguments, domains, trainer)
+    split_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    parts = {
+        name: dict(zip(PARTS, split(domain, arguments.holdout_fraction, split_seed), strict=True))
+        for name, domain in domains.by_name.items()
+    }
+    streams = [
+        Minibatches(
+            domains.by_name[name],
+            parts[name]["train"],
+            arguments.batch_size,
+            arguments.seed,
+            (ranks.rank(), ranks.count()),
+        )
+        for name in training_domains
+    ]
+    steps_per_epoch = arguments.steps_per_epoch or min(stream.per_pass for stream in streams)
+    total_steps = arguments.total_steps or (arguments.epochs or 0) * steps_per_epoch
+    _prepare_observer(observer, arguments, trainer, parts, training_domains)
+    if trainer.anneal_steps >= total_steps:
+        log.warning(
+            "trainer.anneal_steps=%d: trainer.gamma never acts in %d epochs of %d steps",
+            trainer.anneal_steps,
+            -(-total_steps // steps_per_epoch),
+            steps_per_epoch,
+        )
+    training = _training(
+        arguments, domains, trainer, observer, context, device,
+        (tuple(training_domains), total_steps),
+    )  # fmt: skip
+    _check_loss(loss, training.model, arguments.config)
+    return Prepared(
+        arguments=arguments,
+        device=device,
+        domains=domains,
+        training_domains=training_domains,
+        parts=parts,
+        streams=streams,
+        loss=loss,
+        training=training,
+        autocast=context,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def _training(
+    arguments: Arguments,
+    domains: Domains,
+    trainer: Trainer,
+    observer: Observer,
+    context: Autocast,
+    device: torch.device,
+    facts: tuple[tuple[str, ...], int],
+) -> Training:
+    """Build the networks and their optimizers."""
+    seeding.seed_global_streams(arguments.seed, "model")
+    model = arguments.model(input_shape=domains.input_shape, num_classes=domains.num_classes)
+    seeding.seed_global_streams(arguments.seed, "trainer", "prepare")
+    known = Facts(facts[0], domains.num_classes, model.classifier.in_features, facts[1])
+    model = trainer.prepare(model, known).to(device)
+    trainer.to(device)
+    seeding.seed_global_streams(arguments.seed, "training")
+    _check_batch_statistics([model, trainer], arguments.labels["model"])
+    if arguments.channels_last:  # of the weights; images follow at the first convolution
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if arguments.compile:
+        compile_featurizer(model, trainer)
+    averaging = arguments.averaging() if arguments.averaging else Averaging()
+    averaging.prepare(model)
+    averaging.to(device)
+
+    def optimizer(*given: Any, **overrides: Any) -> torch.optim.Optimizer:
+        def make() -> torch.optim.Optimizer:
+            return arguments.optimizer(*given, **overrides)
+
+        return _built(make, "optimizer", arguments.config, ValueError)
+
+    return Training(model, trainer, optimizer, observer, averaging, autocast=context)
+
+
+def _as_trainer(built: Any) -> Trainer:
+    """Return a trainer; a module that has an objective only takes all else from `Trainer`."""
+    if isinstance(built, Trainer):
+        return built
+    kind = type(built)
+    if not isinstance(built, nn.Module) or not callable(getattr(built, "objective", None)):
+        raise ConfigError(
+            "trainer", kind.__name__, "is not a Trainer",
+            "derive it from fishr_exp.contracts.Trainer, and give it an objective",
+        )  # fmt: skip
+    built.__class__ = type(kind.__name__, (kind, Trainer), {})
+    return built  # type: ignore[return-value]
+
+
+def _check_counts(arguments: Arguments) -> None:
+    epochs, total_steps = arguments.epochs, arguments.total_steps
+    if (epochs is None) == (total_steps is None):
+        hint = "pass epochs=NUMBER" if epochs is None else "pass epochs=null, or total_steps=null"
+        given = "null" if total_steps is None else total_steps
+        reason = f"exactly one of epochs and total_steps (={given}) must be given"
+        raise ConfigError("epochs", epochs, reason, hint)
+    for key, least in (
+        ("epochs", 1),
+        ("total_steps", 1),
+        ("steps_per_epoch", 1),
+        ("evaluation_batch_size", 1),
+        ("num_workers", 0),
+    ):
+        value = getattr(arguments, key)
+        if value is not None and value < least:
+            raise ConfigError(key, value, f"must be {least} or more")
+    Interval(arguments.checkpoint_every)
+
+
+def _training_domains(arguments: Arguments, domains: Domains, trainer: Trainer) -> list[str]:
+    """Return the domains to train on, in the dataset's order."""
+    test_domains = arguments.test_domains
+    given = f"[{', '.join(test_domains)}]"
+    known = list(domains.by_name)
+    unknown = [name for name in test_domains if name not in known]
+    if unknown:
+        raise ConfigError(
+            "test_domains", given, f"{domains.name} has no domain {unknown[0]}",
+            f"choose from {', '.join(known)}",
+        )  # fmt: skip
+    if not test_domains or len(set(test_domains)) < len(test_domains):
+        reason = "names a domain twice" if test_domains else "leaves no domain to test on"
+        raise ConfigError("test_domains", given, reason, f"choose from {', '.join(known)}")
+    training = [name for name in known if name not in test_domains]
+    if len(training) < trainer.min_domains:
+        most = len(known) - trainer.min_domains
+        raise ConfigError(
+            "test_domains", given,
+            f"leaves {len(training)} of {len(known)} domains of {domains.name} to train on, "
+            f"and trainer={arguments.labels['trainer']} needs {trainer.min_domains}",
+            f"choose at most {most}" if most > 0 else "choose another dataset or trainer",
+        )  # fmt: skip
+    return training
+
+
+def _prepare_observer(
+    observer: Observer,
+    arguments: Arguments,
+    trainer: Trainer,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    training_domains: list[str],
+) -> None:
+    """Tell the observer what it may watch; refuse what no evaluation will give."""
+    if observer.watches(arguments.test_domains):
+        log.warning("observer.monitor=%s selects by a test domain", observer.monitor)
+    evaluated = PARTS if arguments.evaluate_train else PARTS[1:]
+    filled = {name: [p for p in evaluated if len(parts[name][p])] for name in parts}
+    means = [p for p in PARTS if all(p in filled[name] for name in training_domains)]
+    places = [f"{name}/{part}" for name in parts for part in filled[name]]
+    observer.measured = [
+        *(f"{part}_{metric}" for metric in METRICS for part in means),
+        *(f"{metric}/{place}" for metric in METRICS for place in places),
+    ]
+    observer.not_before = trainer.anneal_steps
+    if _names_a_metric(observer.monitor) and observer.monitor not in observer.measured:
+        raise ConfigError(
+            "observer.monitor",
+            observer.monitor,
+            f"no evaluation gives it; choose from objective, risk, {', '.join(observer.measured)}",
+            "or keep a part for validation with holdout_fraction=0.2",
+        )
+
+
+def _names_a_metric(monitor: str) -> bool:
+    """Whether the quantity is a metric, and no loss of the trainer, which is known later."""
+    means = [f"{part}_{metric}" for part in PARTS for metric in METRICS]
+    return monitor in means or monitor.partition("/")[0] in METRICS or "accuracy" in monitor
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that `device=name` stands for.
+
+    Raises:
+        ConfigError: If this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = ranks.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "device", name, "is not a device of this machine", "choose auto or cpu"
+        ) from error
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+def _built(
+    make: Callable[[], T], group: str, config: Mapping[str, Any], refusal: type[ValueError]
+) -> T:
+    """Make a part that knows nothing of our errors: PyTorch refuses a rate below 0, say."""
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except refusal as error:
+        raise ConfigError(group, _given(config[group]), str(error)) from error
+
+
+def _check_loss(loss: Loss, model: Model, config: Mapping[str, Any]) -> None:
+    """Try the loss on a sample, before any training: it may not fit the number of classes."""
+    weight = model.classifier.weight
+    logits = torch.zeros(1, len(weight), device=weight.device)
+    target = torch.zeros(1, dtype=torch.long, device=weight.device)
+    _built(lambda: loss(logits, target), "loss", config, UnsupportedError)
+
+
+def _check_batch_statistics(modules: Sequence[nn.Module], model: str) -> None:
+    """Refuse, for several processes, statistics that each would take over its own samples."""
+    for module in modules:
+        module.train()
+    every = [m for module in modules for m in module.modules()]
+    norms = (m for m in every if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if ranks.count() > 1 and any(norm.training or not norm.track_running_stats for norm in norms):
+        raise ConfigError(
+            "model", model, "BatchNorm in training mode would see one rank's samples only",
+            "pass model.freeze_bn=true, or start one process",
+        )  # fmt: skip
+
+
+def _given(node: Mapping[str, Any]) -> str:
+    """What a group of the configuration holds, as the command line would write it."""
+    shown = {key: value for key, value in node.items() if not key.startswith("_")}
+    return f"{{{', '.join(f'{k}: {v}' for k, v in shown.items())}}}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

@@ -1,0 +1,218 @@
+"""What a part costs: each is added here by its files alone, from another package."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fishr_exp.training import evaluation
+
+from .conftest import ROOT, TINY, Command, Outcome, newest_state
+from .test_ranks import assert_close, outcome
+
+OUTSIDE = ROOT / "tests" / "outside"
+Own = Callable[..., Outcome]
+
+
+@pytest.fixture
+def own(fishr_exp: Command, monkeypatch: pytest.MonkeyPatch) -> Own:
+    """Call `fishr-exp` with the parts of `tests/outside`."""
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+
+    def call(*words: str, **options: Any) -> Outcome:
+        done = fishr_exp(
+            f"--config-dir={OUTSIDE / 'conf'}", "allow_targets=[mylab]", *words, **options
+        )
+        assert done.status == 0, done.err
+        return done
+
+    return call
+
+
+def stopped_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Stop the run as Ctrl-C does, after so many steps."""
+    from fishr_exp.training import loop
+
+    real = loop.optimizer_step
+
+    def step_or_stop(*given: Any) -> Any:
+        if given[4] == step:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    patch.setattr(loop, "optimizer_step", step_or_stop)
+
+
+def test_the_files_are_all_there_is() -> None:
+    """Two files for a method, an averaging scheme, a tracker; one for an image dataset."""
+    found = {str(p.relative_to(OUTSIDE)) for p in OUTSIDE.rglob("*.*") if "cache" not in str(p)}
+    for kind, name in (("trainer", "logit_decay"), ("trainer", "adversary"),
+                       ("averaging", "running_mean"), ("tracker", "lines")):  # fmt: skip
+        found -= {f"mylab/{name}.py", f"conf/{kind}/{name}.yaml"}
+    assert found == {"conf/dataset/pets.yaml", "mylab/__init__.py"}
+    assert (OUTSIDE / "mylab/__init__.py").read_text() == ""
+    names = [p.stem for p in (OUTSIDE / "mylab").glob("*.py") if p.stem != "__init__"]
+    for path in (ROOT / "fishr_exp").rglob("*.py"):
+        strings = {n.value for n in ast.walk(ast.parse(path.read_text()))
+                   if isinstance(n, ast.Constant) and isinstance(n.value, str)}  # fmt: skip
+        assert not strings & set(names), path
+
+
+def test_a_penalty(own: Own) -> None:
+    erm = own("trainer=erm")
+    without, with_it = (own("trainer=logit_decay", f"trainer.gamma={g}") for g in (0, 1))
+    assert with_it.result()["gamma"] == 1
+    assert with_it.records()[0]["losses"]["penalty"] > 0
+    same, other = (weights(run) for run in (without, with_it))
+    assert all(torch.equal(value, same[name]) for name, value in weights(erm).items())
+    assert not all(torch.equal(value, other[name]) for name, value in weights(erm).items())
+
+
+def weights(run: Outcome) -> dict[str, torch.Tensor]:
+    return torch.load(newest_state(run.folder), weights_only=True)["model"]
+
+
+ADVERSARY = ("trainer=adversary", "checkpoint_every=1")
+
+
+def test_a_network_of_its_own_is_trained_and_resumed(
+    own: Own, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = own(*ADVERSARY, f"output_dir={tmp_path / 'whole'}", "steps_per_epoch=5")
+    folder = next((tmp_path / "whole").glob("*"))
+    expected = torch.load(newest_state(folder), weights_only=True)
+    trainer = expected["trainer"]
+    assert not torch.equal(trainer["discriminator.weight"], trainer["start"])
+    assert set(expected["optimizers"]) == {"model", "discriminator"}
+    assert expected["optimizers"]["discriminator"]["param_groups"][0]["lr"] == pytest.approx(3e-3)
+    assert whole.status == 0
+    for step in (2, 3, 7):  # before and after a step of the discriminator alone
+        words = (*ADVERSARY, f"output_dir={tmp_path / str(step)}", "steps_per_epoch=5")
+        with monkeypatch.context() as patch:
+            stopped_after(step, patch)
+            options = (f"--config-dir={OUTSIDE / 'conf'}", "allow_targets=[mylab]")
+            assert fishr_exp(*options, *words).status == 130
+        assert own(*words).status == 0
+        found = torch.load(newest_state(next((tmp_path / str(step)).glob("*"))), weights_only=True)
+        for key in ("model", "trainer", "optimizers"):
+            assert str(found[key]) == str(expected[key]), (step, key)
+            for name, value in found["trainer"].items():
+                assert torch.equal(value, trainer[name])
+
+
+def test_two_processes_train_a_network_of_its_own_as_one(own: Own, tmp_path: Path) -> None:
+    words = ("trainer=adversary", "batch_size=16")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    path = os.pathsep.join([str(ROOT), str(OUTSIDE)])
+    done = subprocess.run(
+        [*command, "-m", "fishr_exp", f"--config-dir={OUTSIDE / 'conf'}", *words, *TINY,
+         "allow_targets=[mylab]", f"output_dir={tmp_path / 'two'}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    two, one = outcome(tmp_path / "two"), own(*words)
+    for ours, theirs in zip(two.records(), one.records(), strict=True):
+        assert_close(ours, theirs)
+    both = [
+        torch.load(newest_state(run.folder), weights_only=True)["trainer"] for run in (two, one)
+    ]
+    for name, value in both[0].items():
+        torch.testing.assert_close(value, both[1][name], rtol=1e-5, atol=1e-7)
+
+
+UNTRAINED = {
+    "no player owns": (
+        "def players(self, model): return {'model': trainable(model)}",
+        "its parameter extra.weight belongs to no player",
+    ),
+    "no gradient": ("pass", "its parameter extra.weight got no gradient in the first update"),
+}
+
+
+@pytest.mark.parametrize("what", UNTRAINED)
+def test_a_network_that_would_not_be_trained_ends_the_run(
+    what: str, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    players, said = UNTRAINED[what]
+    name = f"idle_{what.replace(' ', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        "import torch\nfrom fishr_exp.contracts import trainable\n"
+        "from fishr_exp.trainers.erm import Erm\n"
+        "class Idle(Erm):\n"
+        "    def prepare(self, model, facts):\n"
+        "        self.extra = torch.nn.Linear(2, 2)\n        return model\n"
+        f"    {players}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("trainer=erm", f"trainer._target_={name}.Idle", f"allow_targets=[{name}]")
+    done = fishr_exp(*words)
+    assert done.status in (1, 2)
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_an_averaging_scheme(own: Own, fishr_exp: Command, tmp_path: Path,
+                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    words = ("averaging=running_mean", "trainer=erm", "checkpoint_every=1", "observer=last_step")
+    plain, averaged = own("trainer=erm", "observer=last_step"), own(*words)
+    assert plain.folder != averaged.folder
+    state = torch.load(newest_state(averaged.folder), weights_only=True)
+    assert all(torch.equal(value, state["model"][name]) for name, value in weights(plain).items())
+    assert state["averaging"]["count"] == 4
+    assert averaged.records()[-1]["accuracy"] != plain.records()[-1]["accuracy"]
+    best = own(*words[:-1], "observer.patience=null")
+    kept = best.checkpoint("best")
+    assert not torch.equal(kept["model"]["classifier.weight"], weights(best)["classifier.weight"])
+    with monkeypatch.context() as patch:
+        stopped_after(3, patch)
+        there = (f"--config-dir={OUTSIDE / 'conf'}", "allow_targets=[mylab]")
+        assert fishr_exp(*there, *words, f"output_dir={tmp_path / 'again'}").status == 130
+    own(*words, f"output_dir={tmp_path / 'again'}")
+    again = torch.load(newest_state(next((tmp_path / "again").glob("*"))), weights_only=True)
+    for name, value in state["averaging"].items():
+        assert torch.equal(value, again["averaging"][name])
+
+
+def test_a_tracker(own: Own, tmp_path: Path) -> None:
+    tiny = tuple(word for word in TINY if "tracker" not in word)
+    run = own("tracker=lines", f"tracker.directory={tmp_path / 'lines'}", tiny=tiny)
+    (file,) = (tmp_path / "lines").glob("*.txt")
+    sent = {tuple(line.split()[:2]) for line in file.read_text().splitlines()}
+    assert {(str(record["step"]), "validation_loss") for record in run.records()} <= sent
+    assert ("4", "accuracy/minus90/validation") in sent
+    assert re.match(r"FINISHED .*'test_loss/minus90'", file.with_suffix(".end").read_text())
+
+
+def test_a_metric(own: Own, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One entry of a dictionary: it is recorded, tracked, watched, and in the result."""
+    wrong = lambda counts: 1 - evaluation.METRICS["accuracy"](counts)  # noqa: E731
+    monkeypatch.setitem(evaluation.METRICS, "error", wrong)
+    tiny = tuple(word for word in TINY if "tracker" not in word)
+    run = own("observer.monitor=validation_error", "observer.mode=min", "tracker=lines",
+              f"tracker.directory={tmp_path / 'lines'}", tiny=tiny)  # fmt: skip
+    for record in run.records():
+        assert record["validation_error"] == pytest.approx(1 - record["validation_accuracy"])
+        assert set(record["error"]) == set(record["accuracy"])
+    result = run.result()
+    assert result["selected"]["monitor"] == "validation_error"
+    assert result["test_error"]["minus90"] == pytest.approx(1 - result["test_accuracy"]["minus90"])
+    (file,) = (tmp_path / "lines").glob("*.txt")
+    assert " error/plus90/validation " in file.read_text()
+    assert "'selected/validation_error'" in file.with_suffix(".end").read_text()
+
+
+def test_an_image_dataset(own: Own, images: Path) -> None:
+    run = own("dataset=pets", f"dataset.root={images}", "dataset.image_size=8", "batch_size=2",
+              "test_domains=[sketch]", "model=mlp")  # fmt: skip
+    assert run.result()["labels"]["dataset"] == "pets"
+    assert run.result()["training_domains"] == ["cartoon", "photo"]
