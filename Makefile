@@ -54,7 +54,7 @@ format: $(READY)  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 golden: $(READY)  ## rewrite the golden files; say why in the commit
-	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/unit/results
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/unit/reports
 
 bench: $(READY)  ## time and memory of a step, ERM beside Fishr, and MLflow's cost: writes docs/benchmarks.md; half an hour on a quiet machine
 	$(BIN)/python scripts/bench_step.py --rounds $(ROUNDS) --markdown docs/benchmarks.md

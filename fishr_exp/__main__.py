@@ -1,5 +1,5 @@
 """`python -m fishr_exp` is `fishr-exp`."""
 
-from fishr_exp.cli import main
+from fishr_exp.cli.run import main
 
 main()

@@ -15,8 +15,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from fishr_exp.errors import ConfigError
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,11 @@ class OptunaSweeper(Sweeper):
         if importlib.util.find_spec("optuna") is None:
             mend = "pip install optuna"
             raise ConfigError("hydra/sweeper", "optuna", "Optuna is not installed", mend)
-        from fishr_exp.search import Space, open_study, search  # imports optuna and torch
+        from fishr_exp.configuration.search import (  # imports optuna and torch
+            Space,
+            open_study,
+            search,
+        )
 
         if self.options["n_trials"] < 1:
             raise ConfigError(

@@ -39,15 +39,15 @@ import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader, RandomSampler
 
-from fishr_exp.contracts import Batch
-from fishr_exp.data.image_folder import image_folder
+from fishr_exp.core._torchvision import torchvision
+from fishr_exp.core.contracts import Batch
+from fishr_exp.data.datasets.image_folder import image_folder
 from fishr_exp.data.minibatches import Minibatches, loader
 from fishr_exp.models.backbone import backbone
-from fishr_exp.results.environment import environment
+from fishr_exp.runs.environment import environment
 from fishr_exp.trainers.erm import Erm
-from fishr_exp.training.faster import autocast
+from fishr_exp.training.precision import autocast
 from fishr_exp.training.step import make_players, optimizer_step
-from fishr_exp.vision import torchvision
 
 CPU = torch.device("cpu")
 CONTENDERS = ("domainbed", "files", "cache")

@@ -28,8 +28,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from tabulate import tabulate
 from torch import nn
 
-from fishr_exp.contracts import Model
-from fishr_exp.results.canvas import COLORS, MARKERS, STYLE
+from fishr_exp.core.contracts import Model
+from fishr_exp.reports.figures.canvas import COLORS, MARKERS, STYLE
 
 CONTENDERS = {
     "erm": "ERM",

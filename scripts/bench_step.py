@@ -63,17 +63,17 @@ from backpack.extensions import SumGradSquared
 from tabulate import tabulate
 from torch import nn
 
-from fishr_exp.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core._torchvision import torchvision
+from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
 from fishr_exp.models.mnist_cnn import mnist_cnn
-from fishr_exp.results.environment import environment
+from fishr_exp.runs.environment import environment
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
-from fishr_exp.training.faster import autocast, compile_featurizer
+from fishr_exp.training.precision import autocast, compile_featurizer
 from fishr_exp.training.step import make_players, optimizer_step
-from fishr_exp.vision import torchvision
 
 ALL_EVERY, SLOW_EVERY = 5, 15  # rounds
 SLOW = 20  # times ERM

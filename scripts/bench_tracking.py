@@ -43,7 +43,7 @@ import torch
 from bench_step import Platform, Workload, header, measure_times
 from tabulate import tabulate
 
-from fishr_exp import cli
+from fishr_exp.cli import run as cli
 from fishr_exp.models.mlp import mlp
 from fishr_exp.tracking.mlflow import MlflowMirror
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fishr_exp.contracts import Domain
-from fishr_exp.errors import ConfigError
-from fishr_exp.seeding import generator
+from fishr_exp.core.contracts import Domain
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.seeding import generator
 
 
 class Split(NamedTuple):

@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .classes import by_class, group_by_class
+from .engines.native import native_statistics
 from .errors import UnsupportedError
 from .losses import Loss, per_sample_losses
-from .moments import Moments
-from .native import native_statistics
 from .scope import select_parameters
+from .terms.classes import by_class, group_by_class
+from .terms.moments import Moments
 
 STATISTICS = ("variance", "second_moment", "mean", "covariance")
 BATCH_STATISTICS = ("refuse", "constant")
@@ -118,7 +118,7 @@ def gradient_variance(
     covariance = statistic == "covariance"
     counts, merge = parts, None
     if all_ranks:
-        from .distributed import over_all_ranks
+        from .terms.distributed import over_all_ranks
 
         merge, counts = over_all_ranks(parts, inputs.device)
 
@@ -131,7 +131,7 @@ def gradient_variance(
         return torch.stack([reduce(n, v) for n, v in named.items()]).sum()
 
     if engine == "backpack":
-        from .backpack_engine import moments_by_backpack
+        from .engines.backpack_engine import moments_by_backpack
 
         logits, losses, moments = moments_by_backpack(
             model, inputs, targets, parts, parameters, loss, create_graph, covariance

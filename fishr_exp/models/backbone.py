@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fishr_exp.contracts import Model
-from fishr_exp.errors import ConfigError
-from fishr_exp.vision import torchvision
+from fishr_exp.core._torchvision import torchvision
+from fishr_exp.core.contracts import Model
+from fishr_exp.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")

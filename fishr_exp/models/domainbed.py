@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fishr_exp.contracts import Model
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.contracts import Model
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mnist_cnn import mnist_cnn
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fishr_exp.contracts import Model
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.contracts import Model
+from fishr_exp.core.errors import ConfigError
 
 
 def mlp(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fishr_exp.contracts import Model
+from fishr_exp.core.contracts import Model
 
 _GROUPS = 8
 _FEATURES = 128

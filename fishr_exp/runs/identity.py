@@ -23,7 +23,17 @@ NEUTRAL = "_neutral_"
 # Where the parts of the first version lie today. The keys are their ids: the names that they had
 # when the first runs were recorded. A part that is not here is called by its own place.
 PLACES: dict[str, str] = {
+    "fishr_exp.data.digits.colored_digits": "fishr_exp.data.datasets.digits.colored_digits",
+    "fishr_exp.data.digits.rotated_digits": "fishr_exp.data.datasets.digits.rotated_digits",
+    "fishr_exp.data.image_folder.image_folder": "fishr_exp.data.datasets.image_folder.image_folder",
+    "fishr_exp.data.mnist.colored_mnist": "fishr_exp.data.datasets.mnist.colored_mnist",
+    "fishr_exp.data.mnist.colored_mnist_domainbed": "fishr_exp.data.datasets.mnist.colored_mnist_domainbed",  # noqa: E501
+    "fishr_exp.data.mnist.rotated_mnist": "fishr_exp.data.datasets.mnist.rotated_mnist",
+    "fishr_exp.data.path_lists.path_lists": "fishr_exp.data.datasets.path_lists.path_lists",
+    "fishr_exp.data.spawrious.spawrious": "fishr_exp.data.datasets.spawrious.spawrious",
+    "fishr_exp.data.datasets.wilds": "fishr_exp.data.datasets.torch_dataset.wilds",
     "fishr_exp.tracking.mlflow_mirror.MlflowMirror": "fishr_exp.tracking.mlflow.MlflowMirror",
+    "fishr_exp.training.observer.Observer": "fishr_exp.training.early_stopping.Observer",
 }
 _IDS = {place: name for name, place in PLACES.items()}
 

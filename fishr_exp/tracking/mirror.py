@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fishr_exp.results.run_folder import CONFIG, ENVIRONMENT, RESULT, RunFolder
 from fishr_exp.runs.identity import TARGET, flatten, id_of
 from fishr_exp.runs.records import Evaluation, Result
+from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RESULT, RunFolder
 from fishr_exp.tracking.state import State
 
 log = logging.getLogger(__name__)

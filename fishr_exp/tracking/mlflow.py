@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from filelock import FileLock
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import End, Mirror, Point
 
 # MLflow's own defaults block an unreachable server's user for minutes, report usage, and print.

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective, Overrides, Trainer
-from fishr_exp.errors import ConfigError
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.gradient_variance.distributed import sum_over_ranks
+from fishr_exp.gradient_variance.terms.distributed import sum_over_ranks
 
 
 @dataclass(frozen=True)

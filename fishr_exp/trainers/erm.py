@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fishr_exp.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._terms import check_l2, mean_risk, with_l2
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective, Trainer
-from fishr_exp.errors import ConfigError
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
     STATISTICS,

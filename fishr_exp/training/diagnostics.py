@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import Loss, gradient_variance, per_sample_losses
 
 

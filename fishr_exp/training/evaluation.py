@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fishr_exp import ranks
-from fishr_exp.contracts import Loss, Minibatch, Model
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.contracts import Loss, Minibatch, Model
 from fishr_exp.training.step import Autocast
 
 

@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fishr_exp import ranks
-from fishr_exp.contracts import Averaging, Batch, Minibatch, Model, Trainer
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Trainer
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
-from fishr_exp.training.observer import Observer, Verdict
+from fishr_exp.training.early_stopping import Observer, Verdict
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.step import (
     Autocast,

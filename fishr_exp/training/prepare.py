@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fishr_exp import ranks, seeding
-from fishr_exp.contracts import (
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core import seeding
+from fishr_exp.core.contracts import (
     Averaging,
     Batch,
     Domain,
@@ -26,18 +27,18 @@ from fishr_exp.contracts import (
     Model,
     Trainer,
 )
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.splits import split
-from fishr_exp.errors import ConfigError
 from fishr_exp.gradient_variance import UnsupportedError
-from fishr_exp.results.run_folder import RunFolder
 from fishr_exp.runs.records import PARTS, Outline, Scores
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.diagnostics import diagnose
+from fishr_exp.training.early_stopping import Observer
 from fishr_exp.training.evaluation import METRICS, Counts, count, measure
-from fishr_exp.training.faster import autocast, compile_featurizer
 from fishr_exp.training.loop import Training
-from fishr_exp.training.observer import Observer
+from fishr_exp.training.precision import autocast, compile_featurizer
 from fishr_exp.training.signals import Signals
 from fishr_exp.training.step import Autocast, MakeOptimizer
 
@@ -302,7 +303,7 @@ def _as_trainer(built: Any) -> Trainer:
     if not isinstance(built, nn.Module) or not callable(getattr(built, "objective", None)):
         raise ConfigError(
             "trainer", kind.__name__, "is not a Trainer",
-            "derive it from fishr_exp.contracts.Trainer, and give it an objective",
+            "derive it from fishr_exp.core.contracts.Trainer, and give it an objective",
         )  # fmt: skip
     built.__class__ = type(kind.__name__, (kind, Trainer), {})
     return built  # type: ignore[return-value]

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
-from fishr_exp import ranks
-from fishr_exp.errors import Stopped
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.errors import Stopped
 
 T = TypeVar("T")
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends a process, Ctrl-C and preemption

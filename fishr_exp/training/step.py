@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fishr_exp import ranks
-from fishr_exp.contracts import Batch, Model, Objective, Overrides, Trainer
-from fishr_exp.errors import ConfigError, TrainingError
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
+from fishr_exp.core.errors import ConfigError, TrainingError
 
 Autocast = Callable[[], AbstractContextManager[object]]
 """Makes the context of forward passes: `torch.autocast`, or none."""

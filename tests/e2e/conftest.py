@@ -20,7 +20,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from fishr_exp import cli
+from fishr_exp.cli import run as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("model.hidden=8", "epochs=2", "steps_per_epoch=2", "tracker=none")

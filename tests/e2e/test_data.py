@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fishr_exp import data_cli
+from fishr_exp.cli import data as data_cli
 
 from .conftest import Command
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fishr_exp import diagnostics_cli
+from fishr_exp.cli import diagnostics as diagnostics_cli
 
 from .conftest import Command, newest_state
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 
 from .conftest import Command, Outcome, newest_state, process
 
@@ -229,7 +229,7 @@ def test_a_fault_of_ours_shows_where_it_is(
     def fault(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("fishr_exp.run.Prepared.count", fault)
+    monkeypatch.setattr("fishr_exp.training.run.Prepared.count", fault)
     outcome = fishr_exp()
     assert outcome.status == 1
     assert outcome.err.startswith("fishr-exp: the run failed\nTraceback")

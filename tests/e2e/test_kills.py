@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from fishr_exp import cli, table_cli
-from fishr_exp.results.run_folder import RunFolder
-from fishr_exp.training.observer import Observer
+from fishr_exp.cli import run as cli
+from fishr_exp.cli import table as table_cli
+from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.training.early_stopping import Observer
 
 from .conftest import TINY, Command, Outcome, newest_state, process
 from .test_runs import assert_same_run, differences, without_seconds
@@ -445,9 +446,9 @@ def test_a_clock_that_jumps_changes_no_run(
             "like, and torch.optim; pass allow_targets=[os] if you trust it",
         ),
         (("trainer._target_=fishr_expert.Erm",), "a configuration builds only"),
-        (("trainer._target_=fishr_exp.results.run_folder.write_atomically",), "builds only"),
+        (("trainer._target_=fishr_exp.runs.run_folder.write_atomically",), "builds only"),
         # imported there, and defined elsewhere
-        (("observer._target_=fishr_exp.training.observer.ConfigError",), "builds only"),
+        (("observer._target_=fishr_exp.training.early_stopping.ConfigError",), "builds only"),
         (("checkpoint_every=10.5",), "checkpoint_every=10.5: must be positive"),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 from fishr_exp.training import evaluation
 
 from .conftest import ROOT, TINY, Command, Outcome, newest_state
-from .test_ranks import assert_close, outcome
+from .test_distributed import assert_close, outcome
 
 OUTSIDE = ROOT / "tests" / "outside"
 Own = Callable[..., Outcome]
@@ -146,7 +146,7 @@ def test_a_network_that_would_not_be_trained_ends_the_run(
     players, said = UNTRAINED[what]
     name = f"idle_{what.replace(' ', '_')}"
     (tmp_path / f"{name}.py").write_text(
-        "import torch\nfrom fishr_exp.contracts import trainable\n"
+        "import torch\nfrom fishr_exp.core.contracts import trainable\n"
         "from fishr_exp.trainers.erm import Erm\n"
         "class Idle(Erm):\n"
         "    def prepare(self, model, facts):\n"

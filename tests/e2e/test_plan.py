@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from fishr_exp import plan_cli
+from fishr_exp.cli import plan as plan_cli
 
 from .conftest import TINY, Command
 
@@ -77,7 +77,7 @@ def test_the_estimate_names_each_kind_of_run(plan: Plan) -> None:
 
 
 def test_the_estimate_is_near_what_runs_cost(fishr_exp: Command, plan: Plan) -> None:
-    from fishr_exp.probe import Costs
+    from fishr_exp.cli.probe import Costs
 
     # by hand: 10 steps, the first 4 before the penalty acts, an evaluation every 5
     costs = Costs(1.0, 0.1, 0.5, 2.0, 3.0, 1000, 10)

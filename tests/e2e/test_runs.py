@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-import fishr_exp.data.digits as digits
-from fishr_exp import table_cli
-from fishr_exp.contracts import Domains
+import fishr_exp.data.datasets.digits as digits
+from fishr_exp.cli import table as table_cli
+from fishr_exp.core.contracts import Domains
+from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.splits import split
-from fishr_exp.data.tensors import TensorDomain
 from fishr_exp.models.mlp import mlp
 from fishr_exp.training import loop
 
@@ -369,7 +369,7 @@ def test_one_is_one_point_zero(fishr_exp: Command) -> None:
 
 LOADED = """
 import sys
-from fishr_exp.cli import main
+from fishr_exp.cli.run import main
 sys.argv = ["fishr-exp", *sys.argv[1:]]
 try:
     main()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 
 from .conftest import Command, newest_state, process
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 
 from .conftest import TINY, caller, newest_state, process
 from .test_kills import shown, trees

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import unreachable
 from fishr_exp.tracking.mlflow import MlflowMirror
 

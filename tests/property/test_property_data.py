@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fishr_exp.data.colouring import coloured_domain
+from fishr_exp.data.datasets.coloring import coloured_domain
+from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.splits import split
-from fishr_exp.data.tensors import TensorDomain
 
 seeds = st.integers(-(2**40), 2**40)
 names = st.text(min_size=1, max_size=8)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fishr_exp.config import conf_dir
+from fishr_exp.configuration.binding import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_loop_example_runs_and_matches_the_trainer() -> None:
-    from fishr_exp.contracts import Batch, Model
+    from fishr_exp.core.contracts import Batch, Model
     from fishr_exp.trainers.fishr import Fishr
 
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fishr_exp.contracts import Batch, Facts, Loss, Model, Objective, Parameters, Trainer, trainable
+from fishr_exp.core.contracts import (
+    Batch,
+    Facts,
+    Loss,
+    Model,
+    Objective,
+    Parameters,
+    Trainer,
+    trainable,
+)
 from fishr_exp.trainers import mean_risk
 
 

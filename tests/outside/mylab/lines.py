@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import End, Mirror, Point
 
 

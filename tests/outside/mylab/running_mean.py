@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from fishr_exp.contracts import Averaging, Model
+from fishr_exp.core.contracts import Averaging, Model
 
 
 class RunningMean(Averaging):

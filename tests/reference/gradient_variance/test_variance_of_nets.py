@@ -42,7 +42,7 @@ def _check(twin: Any, make: Callable[[], nn.Module], size: int) -> None:
 
 
 def _models() -> Any:
-    from fishr_exp import vision  # noqa: F401  (declares operators that torchvision looks for)
+    from fishr_exp.core import _torchvision as vision  # noqa: F401  (declares operators that torchvision looks for)
 
     return pytest.importorskip("torchvision.models")
 

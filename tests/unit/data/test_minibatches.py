@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fishr_exp.contracts import Minibatch
-from fishr_exp.data.decoding import Picture
-from fishr_exp.data.image_folder import ImageDomain
+from fishr_exp.core.contracts import Minibatch
+from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.data.datasets.image_folder import ImageDomain
+from fishr_exp.data.datasets.tensors import TensorDomain
+from fishr_exp.data.images.decoding import Picture
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
-from fishr_exp.data.tensors import TensorDomain
-from fishr_exp.errors import ConfigError, TrainingError
 
 
 class Noisy:
@@ -179,7 +179,7 @@ def test_a_process_ends_though_a_loader_is_open():
     code = """
 import torch
 from fishr_exp.data.minibatches import Minibatches, loader
-from fishr_exp.data.tensors import TensorDomain
+from fishr_exp.data.datasets.tensors import TensorDomain
 
 domain = TensorDomain("a", torch.zeros(8, 1), torch.zeros(8, dtype=torch.int64))
 stream = iter(loader(Minibatches(domain, torch.arange(8), 2, 0), 0, 99, num_workers=1))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fishr_exp.data.digits import colored_digits
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.datasets.digits import colored_digits
+from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.splits import split
-from fishr_exp.data.tensors import TensorDomain
-from fishr_exp.errors import ConfigError
 
 
 def domain(name, count):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fishr_exp.gradient_variance import UnsupportedError, check, gradient_variance, penalty
+from fishr_exp.gradient_variance import UnsupportedError, gradient_variance, penalty
+from fishr_exp.gradient_variance.engines import check
 
 SIZES = (5, 4)
 

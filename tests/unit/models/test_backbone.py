@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from fishr_exp.errors import ConfigError
+from fishr_exp.core._torchvision import torchvision
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.models.backbone import backbone
-from fishr_exp.vision import torchvision
 
 HUB_NAME = "resnet18-f37072fd.pth"
 

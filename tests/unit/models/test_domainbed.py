@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.models import domainbed as module
 from fishr_exp.models.domainbed import domainbed
 

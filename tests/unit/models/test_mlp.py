@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.models.mlp import mlp
 
 

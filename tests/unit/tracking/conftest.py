@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import unreachable
 
 CONFIG = {"seed": 0, "trainer": {"gamma": 1.0}}

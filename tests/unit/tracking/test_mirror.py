@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fishr_exp.results.run_folder import RunFolder
 from fishr_exp.runs.records import Result
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking import mirror as mirror_module
 from fishr_exp.tracking.mirror import End, Mirror, Point, numbers, unreachable
 

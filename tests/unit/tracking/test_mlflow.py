@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from fishr_exp import sync_cli
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.cli import sync as sync_cli
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mlflow import MlflowMirror
 
 from .conftest import CONFIG, LABELS, RESULT, record
@@ -88,7 +88,7 @@ def settings():
 mlflow.MlflowClient(sys.argv[2]).search_experiments()  # MLflow sets levels of its own
 seen = [settings()]
 
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mlflow import MlflowMirror
 
 connect = MlflowMirror.connect

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fishr_exp import sync_cli
-from fishr_exp.results.run_folder import RunFolder
+from fishr_exp.cli import sync as sync_cli
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import numbers
 from fishr_exp.tracking.mlflow import MlflowMirror
 from fishr_exp.tracking.state import State

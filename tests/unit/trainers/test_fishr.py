@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fishr_exp.contracts import Batch, Minibatch, Model
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.contracts import Batch, Minibatch, Model
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import CrossEntropy
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import CONVENTIONS, Fishr

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fishr_exp.contracts import Batch, Model
+from fishr_exp.core.contracts import Batch, Model
 from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.trainers.erm import Erm

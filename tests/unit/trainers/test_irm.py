@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fishr_exp.contracts import Batch, Model
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.contracts import Batch, Model
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.trainers.irm import Irm
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fishr_exp.config import arguments, conf_dir
-from fishr_exp.contracts import Batch, Minibatch, Model
+from fishr_exp.configuration.binding import arguments, conf_dir
+from fishr_exp.core.contracts import Batch, Minibatch, Model
 from fishr_exp.training.step import make_players, optimizer_step
 
 CHOICES = {"dataset": "", "model": "", "trainer": ""}

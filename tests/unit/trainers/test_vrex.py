@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fishr_exp.contracts import Batch, Model
-from fishr_exp.errors import ConfigError
+from fishr_exp.core.contracts import Batch, Model
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.trainers.vrex import Vrex
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fishr_exp.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import gradient_variance, per_sample_losses
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr

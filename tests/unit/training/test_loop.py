@@ -12,8 +12,8 @@ from fishr_exp.runs.records import Evaluation, Scores
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training import loop
 from fishr_exp.training.checkpoint import Interval
+from fishr_exp.training.early_stopping import Observer
 from fishr_exp.training.loop import Training, fit
-from fishr_exp.training.observer import Observer
 from fishr_exp.training.signals import Signals
 
 

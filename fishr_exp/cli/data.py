@@ -1,0 +1,240 @@
+"""The command `fishr-data`: what datasets there are, get one, is a copy sound, decode it once."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import OmegaConf
+from tabulate import tabulate
+
+from fishr_exp.configuration.binding import conf_dir, part, unknown_key
+from fishr_exp.configuration.messages import one_line
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.datasets.known import KNOWN
+from fishr_exp.data.download.sources import SOURCES, UNTESTED
+
+if TYPE_CHECKING:
+    from fishr_exp.data.datasets.image_folder import Images
+    from fishr_exp.data.images.check import Found
+
+_IMAGES = "fishr_exp.data.datasets.image_folder.image_folder"
+_SPAWRIOUS = "fishr_exp.data.datasets.spawrious.spawrious"
+_LISTS = "fishr_exp.data.datasets.path_lists.path_lists"
+_NAMED = 5  # files of a kind to name
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 1 where the data are not sound, 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="fishr-data", description="Get image datasets, and look at them before training."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="the datasets that have a configuration")
+    get = commands.add_parser(
+        "download",
+        help="get a dataset: fetch, compare checksums, unpack",
+        description="Fetch the archives of a dataset into DIR, or take those that lie there, and"
+        " unpack them into a folder of DIR. A broken transfer is taken up where it broke, by the"
+        f" same command. {UNTESTED.capitalize()}. Where a licence or a page stands in the way, it"
+        " says where to get the files by hand.",
+    )
+    get.add_argument("dataset", help=", ".join(SOURCES))
+    get.add_argument("folder", metavar="DIR", help="of the archives, and of the dataset's folder")
+    get.add_argument(
+        "--mirror", action="append", default=[], metavar="URL",
+        help="look for URL/NAME of each archive first; may be given several times",
+    )  # fmt: skip
+    check = commands.add_parser(
+        "check",
+        help="count, read and compare all images of a dataset",
+        description="Read every image. Exit status 1 for images that cannot be read, for files that"
+        " two domains share, and for counts that are not those of the dataset.",
+    )
+    prepare = commands.add_parser(
+        "prepare",
+        help="decode all images of a dataset once, into a cache",
+        description="Write the cache that dataset.cache names, or outputs/cache, or compare every"
+        " byte of one that is there, and write it anew where it is damaged.",
+    )
+    for command in (check, prepare):
+        command.add_argument("dataset", help="an option of the group dataset: pacs, vlcs, ...")
+        command.add_argument("root", help="the folder of its domains")
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="dataset.KEY=VALUE", help="as for fishr-exp"
+        )
+    options = parser.parse_args(words)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fishr_exp").setLevel(logging.INFO)  # which files were passed over, e.g.
+    try:
+        if options.command == "list":
+            sys.stdout.write(_list())
+            return 0
+        if options.command == "download":
+            return _download(options.dataset, options.folder, options.mirror)
+        by_name = {"check": _check, "prepare": _prepare}[options.command]
+        return by_name(options.dataset, options.root, options.overrides)
+    except Exception as error:
+        message = one_line(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"fishr-data: {message}\n")
+        return 2
+
+
+def _list() -> str:
+    rows = []
+    for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
+        known = KNOWN.get(path.stem)
+        says = next(line for line in path.read_text().splitlines() if not line.startswith("# @"))
+        images = (known.images or "?") if known else ""
+        classes = known.classes if known else ""
+        rows.append([path.stem, classes, images, _got(path.stem), says.lstrip("# ")])
+    table = tabulate(rows, ["dataset", "classes", "images", "download", "what"], stralign="left")
+    return f"{table}\n\nfishr-data download: {UNTESTED}\n"
+
+
+def _got(dataset: str) -> str:
+    """Say how to get a dataset."""
+    source = next((one for one in SOURCES.values() if dataset in one.datasets), None)
+    if source is None:
+        return ""
+    return "by hand" if source.by_hand else "untested"
+
+
+def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
+    from fishr_exp.data.download.download import download, find
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    try:
+        target = download(dataset, Path(folder).expanduser(), mirrors, say)
+    except KeyboardInterrupt:
+        sys.stderr.write("fishr-data: stopped; the same command goes on\n")
+        return 130
+    name = find(dataset)[1].datasets[0]
+    if name in KNOWN:
+        say(f"check it with: fishr-data check {name} {target}")
+    else:
+        say(f"train with: fishr-exp dataset={name} dataset.root={target.parent}")
+    return 0
+
+
+def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
+    from fishr_exp.data.images.check import duplicates, examine, oddly_sized, unreadable
+
+    images = _images(dataset, root, overrides)
+    found = examine(images)
+    bad, odd, twice = unreadable(found), oddly_sized(found), list(duplicates(found))
+    leaks = [group for group in twice if len({one.domain for one in group}) > 1]
+    sys.stdout.write(f"{_table(images, bad, odd, twice)}\n")
+    known = KNOWN.get(dataset)
+    wrong = []
+    if known and (classes := len(next(iter(images.values())))) != known.classes:
+        wrong.append(f"{known.title} has {known.classes} classes, and here are {classes}")
+    if known and known.images not in (None, len(found)):
+        wrong.append(f"{known.title} has {known.images} images, and here are {len(found)}")
+    wrong += [f"{one.path}: cannot be read ({one.fault})" for one in bad[:_NAMED]]
+    wrong += _more(bad, "that cannot be read")
+    wrong += [f"two domains share an image: {_paths(group)}" for group in leaks[:_NAMED]]
+    wrong += _more(leaks, "that domains share")
+    told = [f"{one.path}: {one.size[0]}x{one.size[1]} pixels" for one in odd[:_NAMED]]
+    for line in (*wrong, *told):
+        sys.stdout.write(f"{line}\n")
+    return int(bool(wrong))
+
+
+def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
+    from fishr_exp.data.images.cache import Cached
+
+    build = _builder(
+        dataset, root, ['dataset.cache="outputs/cache"', *overrides], (_IMAGES, _SPAWRIOUS, _LISTS)
+    )
+    domains, rows = build(), []
+    for name, domain in domains.by_name.items():
+        if not isinstance(domain.pictures, Cached):
+            raise ConfigError("dataset.cache", "null", "names no folder", "pass dataset.cache=DIR")
+        path, anew = domain.pictures.path, not domain.pictures.sound()
+        if anew:
+            path.unlink(missing_ok=True)
+        size, skipped = 0 if anew else path.stat().st_size, domains.skipped.get(name, 0)
+        rows.append([name, len(domain), skipped, size / 2**20, path])
+    if any(not row[3] for row in rows):
+        sys.stderr.write("fishr-data: a file was damaged, and is made anew\n")
+        return _prepare(dataset, root, overrides)
+    headers = ["domain", "images", "skipped", "MiB", "file"]
+    sys.stdout.write(f"{tabulate(rows, headers, floatfmt='.1f')}\n")
+    sys.stdout.write(f"train with dataset.cache={build.keywords['cache']}\n")
+    return 0
+
+
+def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
+    """List the images of a dataset, by what its builder lists them with."""
+    from fishr_exp.data.datasets.image_folder import find_images, image_folder
+    from fishr_exp.data.datasets.spawrious import find_spawrious
+
+    build = _builder(dataset, root, overrides, (_IMAGES, _SPAWRIOUS))
+    find = find_images if build.func is image_folder else find_spawrious
+    keys = inspect.signature(find).parameters
+    return find(**{key: build.keywords[key] for key in keys})
+
+
+def _builder(
+    dataset: str, root: str, overrides: Sequence[str], builders: Sequence[str]
+) -> functools.partial[Any]:
+    """Return the dataset's builder, with its checked arguments."""
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        plain = hydra.compose("config", [f"dataset={dataset}"]).dataset
+        if plain._target_ not in builders:
+            reason, mend = "is no dataset of image files", "choose image_folder, pacs, vlcs, ..."
+            if plain._target_ == _LISTS:
+                reason, mend = "has lists in place of folders", "fishr-data prepare reads them all"
+            raise ConfigError("dataset", dataset, reason, mend)
+        for word in overrides:
+            key, _, value = word.lstrip("+").partition("=")
+            if key.startswith("dataset.") and key.split(".")[1] not in plain:
+                raise unknown_key(key, value, [name for name in plain if name[0] != "_"])
+        node = hydra.compose("config", [f"dataset={dataset}", *overrides]).dataset
+    node.root = root  # a word would need quotes, and those in it a backslash
+    if missing := sorted(OmegaConf.missing_keys(node)):
+        raise ConfigError(missing[0], "???", "must be given", f"add {missing[0]}=VALUE")
+    build = part(OmegaConf.to_container(node), "dataset")
+    assert isinstance(build, functools.partial)
+    return build
+
+
+def _table(images: Images, bad: list[Found], odd: list[Found], twice: list[list[Found]]) -> str:
+    again = [one for group in twice for one in group[1:]]  # the first of equal files is the image
+    rows = []
+    for domain, classes in images.items():
+        counts = {name: len(paths) for name, paths in classes.items()}
+        least = min(counts, key=lambda name: counts[name])
+        lost = [sum(one.domain == domain for one in kind) for kind in (bad, again, odd)]
+        rows.append(
+            [domain, sum(counts.values()), len(counts), f"{least} ({counts[least]})", *lost]
+        )
+    total = [sum(row[i] for row in rows) for i in (1, 4, 5, 6)]  # type: ignore[misc]
+    rows.append(["all", total[0], "", "", *total[1:]])
+    headers = ["domain", "images", "classes", "smallest class", "unreadable", "duplicates", "odd"]
+    return tabulate(rows, headers, stralign="left")
+
+
+def _paths(group: Sequence[Found]) -> str:
+    return ", ".join(one.path for one in group[:_NAMED])
+
+
+def _more(kind: Sequence[object], words: str) -> list[str]:
+    return [f"and {len(kind) - _NAMED} more {words}"] if len(kind) > _NAMED else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""`fishr-sweep-plan`: how many runs a sweep has, what is done, and what the rest will cost."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import functools
+import logging
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+from tqdm import tqdm
+
+from fishr_exp.cli.run import claim_optuna, register_run_name
+from fishr_exp.configuration.baseline import AddBaseline
+from fishr_exp.configuration.binding import arguments, conf_dir
+from fishr_exp.configuration.messages import before_the_run, one_line
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import settings
+from fishr_exp.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fishr_exp.cli.probe import Costs
+    from fishr_exp.core.contracts import Domains, Model
+    from fishr_exp.training.prepare import Arguments
+
+SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned": "missing"}
+
+
+class MistakesError(Exception):
+    """What is wrong with runs of the sweep: each mistake, and the runs that it is in."""
+
+    def __init__(self, runs: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(runs)
+        self.runs = runs
+
+    def lines(self) -> list[str]:
+        """A line for each mistake, with the first run that has it."""
+        more = {m: f" and {len(runs) - 1} more" * (len(runs) > 1) for m, runs in self.runs.items()}
+        return [f"{m} (in: {runs[0]}{more[m]})" for m, runs in self.runs.items()]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the sweep."""
+
+    overrides: str  # that the sweep varies
+    folder: Path
+    arguments: Arguments
+    state: str  # of `STATES`
+    step: int  # that its records reach
+    steps: int  # in all
+    steps_per_epoch: int
+    gamma: float | None
+    anneal_steps: int
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What its parts are called."""
+        return self.arguments.labels
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flat settings."""
+        return settings(self.arguments.config)
+
+    @property
+    def evaluations(self) -> int:
+        """How many there will be."""
+        return self.evaluations_from(0)
+
+    def evaluations_from(self, first: int) -> int:
+        """How many there will be after step `first`."""
+        return -(-(self.steps - first) // self.steps_per_epoch)
+
+    @property
+    def cost_key(self) -> tuple[object, ...]:
+        """What runs have in common that cost alike: all parts, and what the method computes."""
+        words = {k: v for k, v in self.settings.items() if k.startswith("trainer.")}
+        kinds = [f"{k}={v}" for k, v in sorted(words.items()) if not _is_number(v)]
+        return (*self.labels.values(), *kinds)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 2 for a mistake in what was asked."""
+    parser = argparse.ArgumentParser(
+        prog="fishr-sweep-plan",
+        description="Compose every run of a sweep as `fishr-exp -m OVERRIDE ...` would, check it,"
+        " and estimate time and disk from a few steps of one run a method. Nothing is written.",
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="taken for granted")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for fishr-exp")
+    options = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    register_run_name()
+    claim_optuna()
+    try:
+        jobs = compose(options.overrides)
+        sys.stdout.write(f"{_counts(jobs)}\n")
+        todo = [job for job in jobs if job.state != "done"]
+        if todo:
+            sys.stdout.flush()  # before the probe takes its time
+            sys.stdout.write(_estimate(todo))
+    except MistakesError as error:
+        sys.stderr.writelines(f"fishr-sweep-plan: {line}\n" for line in error.lines())
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        message = one_line(error)
+        if message is None and not _is_hydras(error):
+            raise
+        sys.stderr.write(f"fishr-sweep-plan: {message or before_the_run(error)}\n")
+        return 2
+    return 0
+
+
+def compose(overrides: Sequence[str]) -> list[Job]:
+    """Return all runs of the sweep, each once, in their order.
+
+    Raises:
+        MistakesError: If runs are not as they must be.
+    """
+    jobs: dict[Path, Job] = {}
+    parts = _Parts()
+    mistakes: dict[str, list[str]] = {}
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        inner = GlobalHydra.instance().hydra
+        assert inner is not None
+        config = inner.compose_config("config", list(overrides), RunMode.MULTIRUN)
+        AddBaseline().on_multirun_start(config)
+        runs = _split(config, inner.config_loader)
+        for words in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
+            varied = " ".join(w for w in words if w not in overrides) or " ".join(words)
+            try:
+                job = _job(inner.config_loader.load_sweep_config(config, words), varied, parts)
+            except Exception as error:
+                if (message := one_line(error)) is None:
+                    raise
+                mistakes.setdefault(message, []).append(varied)
+            else:
+                jobs.setdefault(job.folder, job)
+    if mistakes:
+        raise MistakesError(mistakes)
+    return list(jobs.values())
+
+
+def _split(config: DictConfig, loader: Any) -> list[list[str]]:
+    """Return the overrides of every run, as Hydra's own sweeper makes them."""
+    sweeper = config.hydra.sweeper
+    if sweeper.get("_target_") != SWEEPER:
+        reason = "this sweeper chooses its runs as it goes, so there is no plan of them"
+        raise ConfigError("hydra/sweeper", sweeper.get("_target_"), reason, "leave it out")
+    words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    words += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    return BasicSweeper.split_arguments(parsed, None)[0]
+
+
+class _Parts:
+    """Datasets and networks of the plan, each built once for all runs that have the same."""
+
+    def __init__(self) -> None:
+        self._datasets: dict[str, Domains] = {}
+        self._networks: dict[str, Model] = {}
+
+    def shared(self, checked: Arguments) -> Arguments:
+        """Return arguments that build the same run, from parts that are there already."""
+        from fishr_exp.core.contracts import Trainer
+
+        values = settings(checked.config)
+        # Another seed draws another dataset of the same sizes.
+        data = [(k, v) for k, v in values.items() if k.startswith("dataset.") and "seed" not in k]
+        network = [(k, v) for k, v in values.items() if k.startswith("model.")]
+        changes = getattr(checked.trainer.func, "prepare", None) is not Trainer.prepare  # type: ignore[attr-defined]
+
+        def dataset() -> Domains:
+            return _once(self._datasets, str(sorted(data, key=str)), checked.dataset)
+
+        def model(**given: Any) -> Model:
+            build = functools.partial(checked.model, **given)
+            found = _once(self._networks, str([sorted(network, key=str), given]), build)
+            return copy.deepcopy(found) if changes else found
+
+        return replace(checked, dataset=dataset, model=model)
+
+
+def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
+    if name not in made:
+        made[name] = make()
+    return made[name]
+
+
+def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
+    from fishr_exp.training.prepare import prepare
+
+    folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    checked = arguments(own, config.hydra.runtime.choices)
+    with _quietly():
+        prepared = prepare(parts.shared(checked))
+    there = RunFolder(folder)
+    records = there.records()
+    trainer = prepared.training.trainer
+    return Job(
+        overrides=varied,
+        folder=folder,
+        arguments=checked,
+        state=there.state if checked.resume else "planned",
+        step=records[-1]["step"] if records and checked.resume else 0,
+        steps=prepared.total_steps,
+        steps_per_epoch=prepared.steps_per_epoch,
+        gamma=trainer.gamma,
+        anneal_steps=trainer.anneal_steps,
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave the warnings to the runs, each of which gives its own."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _counts(jobs: Sequence[Job]) -> str:
+    states = Counter(job.state for job in jobs)
+    said = ", ".join(f"{states[state]} {word}" for state, word in STATES.items() if states[state])
+    where = ", ".join(sorted({str(job.folder.parent) for job in jobs}))
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)} in {where}: {said}. All are well configured."
+
+
+def _estimate(jobs: Sequence[Job]) -> str:
+    """Probe a run of each kind; return the estimate in words."""
+    import torch
+
+    from fishr_exp.cli.probe import probe
+
+    rows, total, size = [], 0.0, 0
+    for alike in _kinds(jobs):
+        dearest = max(alike, key=_dearness)
+        with _quietly():
+            costs = probe(dearest.arguments)
+        seconds = [_seconds(job, costs) for job in alike]
+        total += sum(seconds)
+        size += sum(costs.bytes(job.evaluations) for job in alike)
+        words = [*dearest.labels.values()]
+        words[-1] += "".join(f" {word}" for word in _apart(dearest, jobs))
+        steps = max(job.steps for job in alike)
+        rows.append(
+            [
+                *words,
+                len(alike),
+                steps,
+                f"{1000 * costs.step:.3g} ms",
+                _time(costs.evaluation),
+                _time(max(seconds)),
+            ]
+        )
+    headers = ["dataset", "model", "trainer", "to do", "steps", "a step", "evaluation", "a run"]
+    table = tabulate(rows, headers, disable_numparse=True, stralign="left")
+    threads = torch.get_num_threads()
+    place = _existing(jobs[0].folder)
+    device = "cuda" if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads != 1)}"
+    return (
+        f"\n{table}\n\nTo do: about {_time(total)} on this machine ({device}), one run after"
+        f" another, and {_size(size)} of disk; {_size(shutil.disk_usage(place).free)} are free.\n"
+        "Measured in a few steps and one evaluation of one run a line, the one with the largest"
+        " minibatches and gamma; early stopping makes it less. MLflow's database is not counted.\n"
+    )
+
+
+def _kinds(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    kinds: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        kinds.setdefault(job.cost_key, []).append(job)
+    yield from kinds.values()
+
+
+def _apart(job: Job, jobs: Sequence[Job]) -> list[str]:
+    """Return the settings of its method that set a job's kind apart from others of that name."""
+    alike = [other.cost_key for other in jobs if other.labels == job.labels]
+    shared = set(alike[0]).intersection(*alike)
+    return [str(word).removeprefix("trainer.") for word in job.cost_key if word not in shared]
+
+
+def _dearness(job: Job) -> tuple[float, float]:
+    batch = job.arguments.batch_size
+    return (float("inf") if batch is None else batch, job.gamma or 0.0)
+
+
+def _seconds(job: Job, costs: Costs) -> float:
+    anneal_steps = job.steps if job.gamma == 0 else job.anneal_steps
+    first = min(job.step, job.steps)
+    return costs.seconds(first, job.steps, anneal_steps, job.evaluations_from(first))
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _time(seconds: float) -> str:
+    """Write a time with the two units that say most."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_hydras(error: Exception) -> bool:
+    return type(error).__module__.split(".")[0] in ("hydra", "omegaconf")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""The command `fishr-exp`: parse, call, and turn a user's mistake into one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from filelock import FileLock, Timeout
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fishr_exp.configuration.binding import arguments, check_output_dir, conf_dir, run_name
+from fishr_exp.configuration.callbacks import (
+    failures,
+    heeding_signals,
+    is_command,
+    jobs_go_on,
+    stopped_by,
+)
+from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
+from fishr_exp.configuration.protocol import standing
+from fishr_exp.core.errors import TrainingError, UnfinishedError
+from fishr_exp.runs.run_folder import CONFIG, LOCK
+
+log = logging.getLogger(__name__)
+
+# Asked for before `main` sets it for itself.
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+_MISTAKE = 2  # the exit status
+STOPPED = "stopped; the same command goes on from the last checkpoint"
+KILLED = (
+    "a job's process was killed, perhaps by the system for its memory; "
+    "the same command goes on from the last checkpoints, with fewer jobs at a time if need be"
+)
+STOPPED_WAITING = (
+    "stopped waiting; the jobs go on, and the same command, once they have ended, does the rest"
+)
+_stopped: UnfinishedError | None = None  # in a launcher's process: it starts no other run
+
+
+def main() -> None:
+    """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
+    with heeding_signals():
+        status = _main()
+    sys.exit(status)
+
+
+def _main() -> int:
+    try:
+        register_run_name()
+        claim_optuna()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or stopped_by():
+            said = STOPPED_WAITING if jobs_go_on() else STOPPED
+            return _say(said, 128 + (stopped_by() or getattr(error, "signal", signal.SIGINT)))
+        if FULL_ERROR:
+            raise
+        if hasattr(error, "status"):  # from a job of a sweep, which has said it
+            for line in failures():
+                _say(line, 1)
+            return error.status
+        if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
+            return _say(KILLED, 1)
+        return _say(one_line(error) or before_the_run(error), _MISTAKE)
+    return 0
+
+
+def register_run_name() -> None:
+    """Let configurations name the folders of a run and of a sweep."""
+    # Only hydra.run and hydra.sweep use them; the run's own keys are all at the root.
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+
+
+def claim_optuna() -> None:
+    """Let `hydra/sweeper=optuna` be ours, where hydra-optuna-sweeper has the same name for its own.
+
+    Its option would minimise, and Hydra refuses two of one name.
+    """
+    Plugins.instance()  # which loads its option
+    ConfigStore.instance().repo["hydra"]["sweeper"].pop("optuna.yaml", None)
+
+
+def job(config: DictConfig) -> float | None:
+    """Run one configuration; a sweeper that searches gets the validation accuracy.
+
+    It gets None where a test domain chose the checkpoint that this is the accuracy of.
+    """
+    from fishr_exp.core import distributed as ranks  # imports torch
+    from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow
+    from fishr_exp.training.run import run
+
+    global _stopped
+    quiet_mlflow()
+    context = HydraConfig.get()
+    folder = Path(context.runtime.output_dir)
+    said_by = ""
+    if _stopped:
+        raise _stopped
+    try:
+        if ranks.launched() and context.mode is RunMode.MULTIRUN:
+            sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
+        with ranks.joined():
+            if not ranks.first():
+                said_by = f"rank {ranks.rank()}: "
+                _only_errors()
+            choices = context.runtime.choices
+            checked = arguments(config, choices)
+            if config.get("protocol"):
+                checked.config["protocol"].update(_standing(config, choices))
+            result = run(checked, folder)
+    except KeyboardInterrupt as stop:
+        if is_command():
+            raise
+        # A launcher would kill its other processes for a Ctrl-C.
+        why = f"{STOPPED} ({stop.__cause__})" if stop.__cause__ else STOPPED
+        _stopped = UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT))
+        raise _stopped from stop
+    except Exception as error:
+        # Said here: Hydra tells of a sweep's first failure only, and not in the run's own log.
+        message = one_line(error)
+        if message is None:
+            log.exception("fishr-exp: %sthe run failed", said_by)
+        else:
+            log.error("fishr-exp: %s%s", said_by, message)
+        failed = message is None or isinstance(error, TrainingError) or is_out_of_memory(error)
+        status = 1 if failed else _MISTAKE
+        if status == _MISTAKE:
+            _forget(folder)
+        if context.mode is RunMode.RUN and not FULL_ERROR:
+            raise SystemExit(status) from error  # else Hydra adds a line of its own
+        error.status = status  # type: ignore[attr-defined]
+        raise
+    selected = result["selected"]
+    return None if selected["uses_test_domain"] else result["validation_accuracy"]
+
+
+def _forget(folder: Path) -> None:
+    """Remove what Hydra wrote ahead for a run that was never begun."""
+    with contextlib.suppress(OSError, Timeout), FileLock(folder / LOCK).acquire(timeout=0):
+        if (folder / CONFIG).exists():  # or another process has it
+            return
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+        (folder / "fishr-exp.log").unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()  # unless it holds other things
+
+
+def _standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
+    """Return how the run stands to its protocol's preset, and say where it departs."""
+    found = standing(config, choices)
+    if found["departures"]:
+        keys = ", ".join(found["departures"])
+        log.warning("departs from protocol=%s in: %s", choices["protocol"], keys)
+    return found
+
+
+def _only_errors() -> None:
+    """Leave the run's log file, and all that is no error, to the first rank."""
+    root = logging.getLogger()
+    root.setLevel(logging.ERROR)
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(handler)
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
+    return run_name(config, str(_root_.hydra.runtime.choices.get("trainer")))
+
+
+def _sweep_dir(*, _root_: DictConfig) -> str:
+    return check_output_dir(_root_.output_dir)
+
+
+def _say(message: str, status: int) -> int:
+    sys.stderr.write(f"fishr-exp: {message}\n")
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The command `fishr-sync`: send what their trackers lack of the runs under a folder."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fishr_exp.configuration.binding import part
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import TARGET
+from fishr_exp.runs.run_folder import CONFIG, RECORDS, RunFolder
+from fishr_exp.tracking.mirror import Mirror, unreachable
+from fishr_exp.tracking.mlflow import quiet_mlflow
+from fishr_exp.tracking.state import State
+
+log = logging.getLogger(__name__)
+
+STATUS = {"done": "FINISHED", "failed": "FAILED", "running": "KILLED"}
+MLFLOW = "fishr_exp.tracking.mlflow.MlflowMirror"  # what --tracking-uri is an address of
+
+
+@dataclass(frozen=True)
+class To:
+    """Where to send, instead of each run's own tracker; None: there.
+
+    Attributes:
+        tracking_uri: An address of MLflow.
+        experiment: The experiment there.
+        allowed: Packages, modules or names besides ours that may be built.
+    """
+
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    allowed: tuple[str, ...] = ()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 1 where something could not be sent, 2 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="fishr-sync",
+        description="Send to their trackers what they lack of the runs under DIR, each record once"
+        " and in order. A run that is going on sends its own.",
+    )
+    add = parser.add_argument
+    add("dir", type=Path, metavar="DIR", help="a folder of runs, or one run")
+    add("--tracking-uri", help="of MLflow, instead of each run's own; also for tracker=none")
+    add("--experiment", help="instead of each run's own")
+    add(
+        "--allow-targets", metavar="NAME", nargs="+", default=[],
+        help="packages, modules or classes of trackers of your own, as allow_targets in a run",
+    )  # fmt: skip
+    options = parser.parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quiet_mlflow()
+    if not options.dir.is_dir():
+        sys.stderr.write(f"fishr-sync: {options.dir} is not a folder; pass a folder of runs\n")
+        return 2
+    tree = os.walk(options.dir)
+    # A tracker keeps copies of a run's configuration and result, without its records.
+    folders = [Path(path) for path, _, files in tree if {CONFIG, RECORDS} <= {*files}]
+    to = To(options.tracking_uri, options.experiment, tuple(options.allow_targets))
+    counts = Counter(send(RunFolder(path), to) for path in sorted(folders))
+    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
+    sys.stdout.write(f"{len(folders)} runs under {options.dir}: {said}\n")
+    return int(counts["not sent"] > 0)
+
+
+def send(folder: RunFolder, to: To) -> str:
+    """Send what its tracker lacks of one run; return the outcome in a few words."""
+    try:
+        with folder:
+            folder.acquire()
+            return _send(folder, to)
+    # ConfigError and a file that is not JSON are ValueErrors; a tracker may need a library.
+    except (ValueError, ImportError) as error:
+        if "another process" in str(error):
+            return "running"
+        log.error("fishr-sync: %s: %s", folder.path, error)
+        return "not sent"
+
+
+def _send(folder: RunFolder, to: To) -> str:
+    state = State.read(folder.path)
+    tracker = _tracker(state, folder, to)
+    if not tracker:
+        return "without a tracker (pass --tracking-uri)"
+    result = folder.result() or {}
+    mirror = _mirror(tracker, folder, to.allowed)
+    status = STATUS[folder.state]
+    if not mirror.lacks(status):
+        return "complete already"
+    if mirror.address in unreachable:
+        return "not sent"
+    mirror.patience = None
+    config = json.loads((folder.path / CONFIG).read_text())
+    mirror.start(config, state.labels or result.get("labels", {}))
+    mirror.finish(status)
+    return "not sent" if mirror.error else "sent"
+
+
+def _tracker(state: State, folder: RunFolder, to: To) -> Mapping[str, Any]:
+    """Return the configuration of the tracker to send to; empty if there is none."""
+    tracker = dict(state.tracker)
+    if to.tracking_uri:
+        tracker = {
+            TARGET: MLFLOW,
+            "tracking_uri": to.tracking_uri,
+            "experiment": tracker.get("experiment", "fishr-exp"),
+            "sweep": tracker.get("sweep", folder.path.parent.name),
+        }
+    if tracker and to.experiment:
+        tracker["experiment"] = to.experiment
+    return tracker
+
+
+def _mirror(tracker: Mapping[str, Any], folder: RunFolder, allowed: Sequence[str]) -> Mirror:
+    """Build a mirror; the folder may come from somebody else, so nothing else is built.
+
+    Raises:
+        ConfigError: If the tracker is unknown, is not a `Mirror`, or has other keywords.
+    """
+    key = f"tracker.{TARGET}"
+    try:
+        build = part(tracker, "tracker", allowed)
+    except ConfigError as error:
+        if error.key != key:
+            raise
+        hint = "pass --allow-targets PACKAGE if you trust it"
+        if error.__cause__ is not None:  # it could not be imported
+            hint = "install it, or put its folder on PYTHONPATH"
+        reason = f"the tracker of this run cannot be synced: {error.allowed}"
+        raise ConfigError(key, error.value, reason, hint) from error
+    made_by = build.func if isinstance(build, functools.partial) else None
+    if build is None or not (inspect.isclass(made_by) and issubclass(made_by, Mirror)):
+        reason = "the tracker of this run cannot be synced: it is not a Mirror"
+        hint = "derive it from fishr_exp.tracking.mirror.Mirror"
+        raise ConfigError(key, tracker[TARGET], reason, hint)
+    mirror: Mirror = build(folder)
+    return mirror
+
+
+if __name__ == "__main__":
+    sys.exit(main())

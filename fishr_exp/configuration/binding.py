@@ -1,0 +1,218 @@
+"""From Hydra's configuration to the plain arguments of a run, checked key by key.
+
+Every group's keys are the keywords of its `_target_`, and the root's keys the fields of
+`Arguments`, so one signature serves as schema and as code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fishr_exp.configuration import protocol  # noqa: F401 - its resolvers must be known
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name, place_of
+from fishr_exp.runs.keys import APART, CHOICES, KEYS, OF_A_PROTOCOL, PARTS, given_as
+
+# What a configuration may build: what is defined there, or begins with a name in `allow_targets`.
+TARGETS = (
+    "fishr_exp.data",
+    "fishr_exp.models",
+    "fishr_exp.gradient_variance",
+    "fishr_exp.trainers",
+    "fishr_exp.training.early_stopping",
+    "fishr_exp.tracking",
+    "torch.optim",
+)
+ALLOW_TARGETS = "allow_targets"
+# How types are called to people.
+_PLAIN = {
+    "torch.Tensor": "Tensor",
+    "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
+    "Sequence[str]": "[WORD,...]",
+}
+# Arguments that no configuration holds.
+SUPPLIED = ("labels", "config")
+
+if TYPE_CHECKING:
+    from fishr_exp.training.prepare import Arguments
+
+
+def conf_dir() -> Path:
+    """Return the folder of the configuration: in the installed package, or beside it."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def run_name(config: DictConfig, trainer: str) -> str:
+    """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings."""
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    check_output_dir(plain.get("output_dir"))
+    return folder_name(plain, trainer)
+
+
+def check_output_dir(value: object) -> str:
+    """Return the folder's name; refuse an empty one, which would be the root of the file system.
+
+    Raises:
+        ConfigError: If `value` names no folder.
+    """
+    if value is None or not str(value).strip():
+        reason = "must name the folder that the runs are written to"
+        raise ConfigError("output_dir", value, reason, "pass output_dir=DIR, or . for this folder")
+    return str(value)
+
+
+def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
+    """Turn a composed configuration into the plain arguments of a run.
+
+    Args:
+        config: The configuration, without Hydra's own part.
+        choices: The options that were chosen, by group.
+
+    Raises:
+        ConfigError: If a key is unknown or missing, or a value is of the wrong type.
+    """
+    from fishr_exp.training.prepare import Arguments  # imports torch
+
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        mend = f"add {' '.join(map(given_as, missing))}"
+        raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    apart = (*PARTS, *APART, NEUTRAL)
+    root = {key: value for key, value in plain.items() if key not in apart}
+    also = [key for key in (*PARTS, *APART) if key not in CHOICES]
+    checked = bind(Arguments, root, "", supplied=(*PARTS, *SUPPLIED), also=also)
+    more = _convert(ALLOW_TARGETS, plain.get(ALLOW_TARGETS) or [], list[str])
+    parts: dict[str, Any] = {group: part(plain.get(group), group, more) for group in PARTS}
+    labels = {group: choices[group] for group in ("dataset", "model", "trainer")}
+    return Arguments(**checked, **parts, labels=labels, config=plain)
+
+
+def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[..., Any] | None:
+    """Return what a group's node builds, ready to be called; None of an empty group.
+
+    Args:
+        node: The group's part of the configuration.
+        group: Its name.
+        allowed: Packages, modules or names that `_target_` may name besides `TARGETS`. A
+            configuration may come from somebody else, and must not call just anything.
+    """
+    if node is None and KEYS[group].optional:
+        return None
+    if not isinstance(node, Mapping) or TARGET not in node:
+        raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
+    target = _target(str(node[TARGET]), group, allowed)
+    keywords = {key: value for key, value in node.items() if key not in (TARGET, NEUTRAL)}
+    supplied = KEYS[group].builds or ()
+    return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
+
+
+def bind(
+    target: Callable[..., Any],
+    keywords: Mapping[str, Any],
+    prefix: str,
+    supplied: Iterable[str] = (),
+    also: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Check keywords against the signature of `target`; return them as its annotations say.
+
+    Args:
+        target: What will be called.
+        keywords: What the configuration holds for it.
+        prefix: Of the keys in messages, e.g. `trainer.`.
+        supplied: Parameters that the configuration must not hold.
+        also: Further keys to name as allowed.
+
+    Raises:
+        ConfigError: If a keyword is unknown, missing or of the wrong type.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(target).parameters.items()
+        if name not in supplied
+    }
+    for name, value in keywords.items():
+        if name not in parameters:
+            known = [key for key in (*parameters, *also) if key not in OF_A_PROTOCOL]
+            raise unknown_key(f"{prefix}{name}", value, known)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in keywords:
+            raise ConfigError(
+                f"{prefix}{name}", "???", "must be given", f"add {prefix}{name}=VALUE"
+            )
+    is_plain_class = inspect.isclass(target) and not is_dataclass(target)
+    hints = typing.get_type_hints(target.__init__ if is_plain_class else target)
+    return {
+        name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
+        for name, value in keywords.items()
+    }
+
+
+def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
+    """Return the error for a key that nobody knows, with the nearest known one."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
+    prefix = key.rpartition(".")[0]
+    mend = f"did you mean {prefix}.{near[0]}?" if prefix and near else ""
+    if near and not prefix:
+        mend = f"did you mean {near[0]}?"
+    known = f"; known are {', '.join(allowed)}" if allowed else ""
+    return ConfigError(key, value, f"no such key{known}", mend)
+
+
+def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
+    reason = "a configuration builds only our datasets, models and the like, and torch.optim"
+    mend = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
+    refused = ConfigError(f"{group}._target_", name, reason, mend)
+    if not _within(place_of(name), (*TARGETS, *allowed)):
+        raise refused
+    module, _, attribute = place_of(name).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{group}._target_", name, f"cannot be imported ({error})", f"pass {group}=NAME"
+        ) from error
+    # A name that one of our modules has imported is not ours.
+    if not _within(name, allowed) and not _within(str(getattr(found, "__module__", "")), TARGETS):
+        raise refused
+    return found
+
+
+def _within(name: str, places: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{place}.") for place in places)
+
+
+def _convert(key: str, value: object, annotation: Any) -> Any:
+    """Return `value` as the annotation wants it; a number may be written as its text."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    kinds = (annotation, *typing.get_args(annotation))
+    if isinstance(value, bool) and bool not in kinds and Any not in kinds:
+        value = str(value).lower()  # else pydantic takes true for 1
+    lenient = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+    try:
+        return TypeAdapter(annotation, config=lenient).validate_python(value)
+    except ValidationError as error:
+        wanted = getattr(annotation, "__name__", None)
+        if wanted is None or typing.get_args(annotation):
+            wanted = str(annotation).replace("typing.", "").replace("collections.abc.", "")
+            for python, plain in _PLAIN.items():
+                wanted = wanted.replace(python, plain)
+        reason = error.errors()[0]["msg"]
+        one = wanted.startswith("list") and isinstance(value, str | int)
+        mend = f"write {key}=[{str(value).strip('[]')}]" if one else ""
+        raise ConfigError(
+            key, value, f"must be {wanted.replace('None', 'null')} ({reason})", mend
+        ) from None

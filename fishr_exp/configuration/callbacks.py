@@ -1,0 +1,175 @@
+"""What the command's own process does: it heeds signals, names the sweep, says what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from fishr_exp.configuration.messages import one_line
+from fishr_exp.core.errors import Stopped, UnfinishedError
+from fishr_exp.runs.run_folder import CONFIG, RunFolder
+
+_MOST = 10  # failures to name
+_command = 0  # the number of the command's own process; a launcher may start others
+_folder: Path | None = None  # of the sweep that runs in this process
+_signal = 0  # that the command was stopped by
+_lost: list[str] | None = None  # jobs of submitit with nothing to show; None: not through it
+
+
+@contextlib.contextmanager
+def heeding_signals() -> Iterator[None]:
+    """In the block, let Ctrl-C and SIGTERM raise `Stopped`, and note which it was.
+
+    Libraries turn what is raised into errors of their own; so `stopped_by` tells.
+    """
+    global _command, _folder, _lost, _signal
+    _command, _folder, _lost, _signal = os.getpid(), None, None, 0
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                earlier[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def stopped_by() -> int:
+    """Return the number of the signal that stopped the command; 0: none."""
+    return _signal
+
+
+def is_command() -> bool:
+    """Whether this is the command's own process, and none that a launcher has started."""
+    return os.getpid() == _command
+
+
+def jobs_go_on() -> bool:
+    """Whether the sweep's jobs are a cluster's, which do not end with the command."""
+    return _lost is not None
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    global _signal
+    _signal = number
+    raise Stopped(number)
+
+
+class ShareSweepName(Callback):
+    """Resolve `sweep_name` before a sweep's jobs, which Hydra gives all that is resolved then."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read the name once: each job would else take the time of its own start."""
+        del kwargs
+        global _folder
+        OmegaConf.select(config, "sweep_name")
+        _folder = Path(config.hydra.sweep.dir)
+
+
+class PassSignalsOn(Callback):
+    """Let a signal stop the jobs of a launcher that starts processes, each after a checkpoint.
+
+    Such a launcher kills its processes when it is interrupted itself. So it is not: the jobs end,
+    one by one, and so does the sweep.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Listen, where the launcher is Hydra's joblib launcher."""
+        del kwargs
+        if "joblib" in str(config.hydra.launcher.get("_target_")):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _pass_on)
+
+
+def _pass_on(number: int, frame: FrameType | None) -> None:
+    del frame
+    global _signal
+    _signal = number
+    jobs = [p for p in multiprocessing.active_children() if p.name.startswith("LokyProcess")]
+    if not jobs:  # the launcher runs the jobs here, or none yet
+        raise Stopped(number)
+    for process in jobs:
+        with contextlib.suppress(ProcessLookupError):
+            # Not SIGTERM: a process that is between two runs would die of it, and the others too.
+            os.kill(process.pid or 0, signal.SIGINT)
+
+
+class WaitForAllJobs(Callback):
+    """Let a sweep through submitit wait for all its jobs, and name those that end with nothing.
+
+    Its launcher leaves the others alone when a job was cancelled, or killed for its memory.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Count such a job as a failed one, where the launcher is submitit's."""
+        del kwargs
+        if "submitit" not in str(config.hydra.launcher.get("_target_")):
+            return
+        from submitit.core.core import Job
+        from submitit.core.utils import UncompletedJobError
+
+        global _lost
+        _lost = lost = []
+        wait = getattr(Job.results, "__wrapped__", Job.results)
+
+        def results(job: Any) -> list[JobReturn]:
+            try:
+                end = wait(job)[0]
+            except UncompletedJobError:
+                said = f"{job.state}; its log is {job.paths.stderr}"
+                end = JobReturn(overrides=job.submission().args[0], status=JobStatus.FAILED)
+                end.return_value = UnfinishedError(said, 1)
+            if end.status is JobStatus.FAILED and not _says_so(end):
+                swept = [word for word in end.overrides if word not in config.hydra.overrides.task]
+                why = one_line(end._return_value) or str(end._return_value)
+                lost.append(f"  {' '.join([job.job_id, *swept])}: {why}")
+            return [end]
+
+        results.__wrapped__ = wait  # type: ignore[attr-defined]
+        Job.results = results  # type: ignore[method-assign, assignment]
+
+
+def _says_so(end: JobReturn) -> bool:
+    """Whether a failed job's run folder tells of it."""
+    return end.working_dir is not None and RunFolder(end.working_dir).state == "failed"
+
+
+def failures() -> list[str]:
+    """Name the sweep's jobs that ended with nothing, and the runs in its folder that failed."""
+    return [
+        *_named(_lost or [], "job", "without a result; the same command tries again:"),
+        *_named(
+            _failed_runs(),
+            "run",
+            f"in {_folder} failed; retry_failed=true tries again, from the last checkpoint:",
+        ),
+    ]
+
+
+def _failed_runs() -> list[str]:
+    if _folder is None:
+        return []
+    folders = [RunFolder(path.parent) for path in sorted(_folder.glob(f"*/{CONFIG}"))]
+    failed = [folder for folder in folders if folder.state == "failed"]
+    return [f"  {folder.path.name}: {(folder.result() or {}).get('error')}" for folder in failed]
+
+
+def _named(lines: list[str], what: str, happened: str) -> list[str]:
+    if not lines:
+        return []
+    more = [f"  and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+    return [f"{len(lines)} {what}{'s' * (len(lines) != 1)} {happened}", *lines[:_MOST], *more]

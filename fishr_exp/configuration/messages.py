@@ -1,0 +1,172 @@
+"""What is wrong with a command line, in one line: key, value, what is allowed, how to mend it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fishr_exp.configuration.binding import conf_dir, unknown_key
+from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.runs.keys import CHOICES, PARTS
+
+
+def one_line(error: Exception) -> str | None:
+    """Explain an error that a user can be expected to make; None of any other."""
+    error = _of_a_resolver(error) or error
+    if isinstance(error, ConfigError | TrainingError):
+        return " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({_flat(error)}); lower batch_size, evaluation_batch_size, "
+            "trainer.memory_limit or the model's size, and pass retry_failed=true"
+        )
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return str(_no_option(group, name))
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        unknown = re.match(r"Could not override '(.+)'", str(error))
+        if ambiguous := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
+            key, _, values = ambiguous.group(1).partition("=")
+            mend = f"pass -m to run each, or write {key}=[{values}] for one list"
+            return str(ConfigError(key, values, "several values are a sweep", mend))
+        if "INTERVAL_SWEEP" in str(error):
+            reason = "does not draw from an interval"
+            return str(ConfigError("hydra/sweeper", "basic", reason, "pass hydra/sweeper=optuna"))
+        removed = [group for group in PARTS if f"~{group}" in sys.argv]
+        if removed:  # others are named by it: Hydra speaks of those
+            return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))
+        return str(_unknown(unknown.group(1))) if unknown else _flat(error)
+    return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that is not there, on the CPU or on a device."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, which need not be imported
+        or "can't allocate memory" in str(error)
+    )
+
+
+def before_the_run(error: Exception) -> str:
+    """Explain any error that Hydra met before it called us: it is about the command line."""
+    overrides = _overrides()
+    if isinstance(error, OSError) and error.filename is not None:  # Hydra makes the run's folder
+        key = "hydra.run.dir" if "hydra.run.dir" in overrides else "output_dir"
+        reason = f"this folder cannot be written ({error.strerror})"
+        return str(ConfigError(key, error.filename, reason, f"choose another {key}"))
+    for group in set(PARTS) & set(overrides):  # Hydra wants text there, and does not say where
+        if not overrides[group][:1].isalpha() or overrides[group] == "null":
+            return str(_no_option(group, overrides[group]))
+    return f"{_flat(error)}; HYDRA_FULL_ERROR=1 shows where"
+
+
+def _of_a_resolver(error: Exception) -> ConfigError | None:
+    """Return the error of ours that a resolver raised, which OmegaConf and Hydra wrap."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ConfigError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
+
+
+def _overrides() -> dict[str, str]:
+    """Return what the command line sets, by key without the `+` in front."""
+    words = [word.partition("=") for word in sys.argv[1:] if not word.startswith(("-", "~"))]
+    return {key.lstrip("+"): value for key, equals, value in words if equals}
+
+
+def _no_option(group: str, name: str) -> ConfigError:
+    known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    mend = f"did you mean {group}={near[0]}?" if near else ""
+    return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", mend)
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """Explain an override that does not follow Hydra's grammar."""
+    said = [line.strip() for line in str(error.message).splitlines()]
+    reason = [line for line in said if line and not line.startswith(("Error parsing", "See "))]
+    if str(error.override).endswith(","):
+        return f"{error.override}: a sweep is written without spaces, as in trainer.gamma=1,10"
+    return (
+        f"{error.override}: cannot be read as KEY=VALUE ({', '.join(reason)}); "
+        "put quotes around a value with special characters: 'KEY=\"VALUE\"'"
+    )
+
+
+def _unknown(key: str) -> ConfigError:
+    """Explain an unknown key, with the keys that are there on this command line."""
+    overrides = _overrides()
+    group = key.partition(".")[0]
+    if "," in overrides.get(group, ""):
+        return _unknown_to_some(group, key, overrides)
+    choices = [f"{group}={value}" for group, value in overrides.items() if _is_group(group)]
+    node: DictConfig = OmegaConf.create()
+    if not key.startswith("hydra."):
+        try:
+            with _composing():
+                node = hydra.compose("config", choices)
+        except (HydraException, OmegaConfBaseException):
+            pass  # of a sweep over a group, the keys depend on the job
+    place = ""
+    for name in key.split("."):
+        inner = node.get(name)
+        if not isinstance(inner, DictConfig):
+            break
+        node, place = inner, f"{place}{name}."
+    known = _own_keys(node)
+    known += () if place or key.startswith("hydra.") else CHOICES
+    error = unknown_key(f"{place}{name}", "", known)
+    return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
+
+
+def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> ConfigError:
+    """Explain a key that an option of a sweep over a group has not, or none of them."""
+    name, keys = key.partition(".")[2], {}
+    for option in overrides[group].split(","):
+        with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
+            node = hydra.compose("config", [f"{group}={option}"])[group]
+            keys[option] = _own_keys(node)
+    without = [option for option, own in keys.items() if name.partition(".")[0] not in own]
+    if without and len(without) < len(keys):
+        reason = f"{group}={without[0]} has no such key"
+        mend = f"sweep over the options of {group} that have it, and {without[0]} apart"
+        return ConfigError(key, overrides[key], reason, mend)
+    known = dict.fromkeys(own for all_own in keys.values() for own in all_own)
+    return unknown_key(key, overrides[key], known)
+
+
+def _composing() -> contextlib.AbstractContextManager[Any]:
+    """Set Hydra up, unless a plan of a sweep has done so."""
+    if GlobalHydra.instance().is_initialized():
+        return contextlib.nullcontext()
+    return hydra.initialize_config_dir(str(conf_dir()), version_base="1.3")
+
+
+def _own_keys(node: DictConfig) -> list[str]:
+    """Return the keys of a node that a user sets, and not what it says of itself."""
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
+def _is_group(name: str) -> bool:
+    return name in (*PARTS, *CHOICES)
+
+
+def _flat(error: Exception) -> str:
+    """Return the first line of an error and of its cause, with the key that it is about."""
+    key = getattr(error, "full_key", None)
+    said = f"{key}: " if key else ""
+    said += next(iter(str(error).splitlines()), type(error).__name__).strip()
+    return f"{said} ({_flat(error.__cause__)})" if isinstance(error.__cause__, Exception) else said

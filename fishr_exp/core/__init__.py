@@ -1,0 +1,1 @@
+"""What every room passes on: contracts, errors, seeding, the processes of a run."""

@@ -1,0 +1,64 @@
+"""Images turned by an angle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.datasets.tensors import TensorDomain
+
+
+def rotate(images: Tensor, angle: float) -> Tensor:
+    """Turn grey images [N, H, W] (uint8 or float32) about their centres; corners become 0.
+
+    Pillow turns them one by one, as torchvision's `rotate` does for Pillow images and as DomainBed
+    does: its result at the border of a digit differs from that of torchvision on tensors.
+
+    Args:
+        images: The images.
+        angle: Degrees, counter-clockwise.
+    """
+    turned = [
+        np.asarray(Image.fromarray(image).rotate(angle, resample=Image.Resampling.BILINEAR))
+        for image in images.numpy()
+    ]
+    return torch.from_numpy(np.stack(turned))
+
+
+def dealt_out(images: Tensor, digits: Tensor, angles: Sequence[float]) -> dict[str, TensorDomain]:
+    """Build a domain for each of E angles, by name; domain i takes every E-th original.
+
+    Args:
+        images: Grey images [N, H, W], in the order in which they are dealt out.
+        digits: What they show [N].
+        angles: Degrees, counter-clockwise.
+
+    Raises:
+        ConfigError: If there is no angle, or one comes twice.
+    """
+    names = names_of(angles)
+    return {
+        name: TensorDomain(
+            name, rotate(images[i :: len(names)], angle)[:, None], digits[i :: len(names)]
+        )
+        for i, (name, angle) in enumerate(zip(names, angles, strict=True))
+    }
+
+
+def names_of(angles: Sequence[float]) -> list[str]:
+    """Return the names of the domains that are turned by `angles`: `15` for 15 or 15.0.
+
+    Raises:
+        ConfigError: If there is no angle, or one comes twice.
+    """
+    names = [f"{angle:g}" for angle in angles]
+    if not names:
+        raise ConfigError("dataset.angles", "[]", "a domain for each angle is made, at least 1")
+    if len(set(names)) < len(names):
+        raise ConfigError("dataset.angles", list(angles), "each angle may come once")
+    return names

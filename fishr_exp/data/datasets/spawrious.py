@@ -1,0 +1,156 @@
+"""Spawrious: four breeds of dogs, each before backgrounds that go with it in training only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fishr_exp.core.contracts import Domains
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.datasets.image_folder import Images, by_class, files_of, listed_domains
+
+CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
+TEST, GROUPS = "Test", ("SC_group_1", "SC_group_2")
+_SHARES = (0.97, 0.87)  # of a class before its own background, in the two training domains
+
+
+class _Variant(NamedTuple):
+    """Backgrounds of bulldog, dachshund, labrador and corgi, in this order."""
+
+    train: tuple[str, str, str, str]
+    test: tuple[str, str, str, str]
+    filler: str = ""  # one-to-one: the background of the rest of every class
+
+
+_ORDER = ("bulldog", "dachshund", "labrador", "corgi")
+_VARIANTS = {
+    "o2o_easy": _Variant(
+        ("desert", "jungle", "dirt", "snow"), ("dirt", "snow", "desert", "jungle"), "beach"
+    ),
+    "o2o_medium": _Variant(
+        ("mountain", "beach", "dirt", "jungle"), ("jungle", "dirt", "beach", "snow"), "desert"
+    ),
+    "o2o_hard": _Variant(
+        ("jungle", "mountain", "snow", "desert"), ("mountain", "snow", "desert", "jungle"), "beach"
+    ),
+    "m2m_easy": _Variant(
+        ("desert", "mountain", "dirt", "jungle"), ("dirt", "jungle", "mountain", "desert")
+    ),
+    "m2m_medium": _Variant(
+        ("beach", "snow", "mountain", "desert"), ("desert", "mountain", "beach", "snow")
+    ),
+    "m2m_hard": _Variant(
+        ("dirt", "jungle", "snow", "beach"), ("snow", "beach", "dirt", "jungle")
+    ),
+}  # fmt: skip
+_SWAPPED = (1, 0, 3, 2)  # many-to-many: the background of a class in the other half
+
+
+def spawrious(
+    *,
+    root: str,
+    variant: str,
+    image_size: int,
+    augment: bool,
+    on_bad_image: str = "error",
+    cache: str | None = None,
+    stored_size: int | None = None,
+) -> Domains:
+    """Build the domains Test, SC_group_1 and SC_group_2 of a variant, as DomainBed does.
+
+    One-to-one: in the training domains 97 and 87 % of a class are before its own background, the
+    others before one that all classes share; in the test domain each is before another one's.
+    Many-to-many: two classes share two backgrounds, which they exchange between the training
+    domains; the test domain has those of the other two classes.
+
+    Args:
+        root: The folder of 0/location/class/image and, for one-to-one, 1/location/class/image.
+        variant: o2o_easy, o2o_medium, o2o_hard, m2m_easy, m2m_medium or m2m_hard.
+        image_size: Height and width of the images as the model sees them, in pixels.
+        augment: Augment the training minibatches, by DomainBed's chain (see `ImageDomain`).
+        on_bad_image: As of `image_folder`.
+        cache: As of `image_folder`.
+        stored_size: As of `image_folder`.
+
+    Returns:
+        Domains of images [3, image_size, image_size], four classes; of the whole dataset 25,344
+        for the test and 12,672 in each of the others.
+
+    Raises:
+        ConfigError: If an argument is not as it must be, or `find_spawrious` finds no images.
+
+    Source:
+        Lynch et al. 2023 (arXiv:2303.05470); DomainBed's code. Departs: where only a part of a
+        folder is taken, it is the first images by name, there as the disk lists them; the
+        augmentation crops, there it does not; domains are split by our stream (`split`), by which
+        the test domain is split, too.
+    """
+    images = find_spawrious(root=root, variant=variant)
+    return listed_domains(
+        by_class(images),
+        len(CLASSES),
+        root=root,
+        name=f"spawrious_{variant}",
+        image_size=image_size,
+        augment=augment,
+        on_bad_image=on_bad_image,
+        cache=cache,
+        stored_size=stored_size,
+    )
+
+
+def find_spawrious(*, root: str, variant: str) -> Images:
+    """List the images of all domains and classes; the arguments are those of `spawrious`.
+
+    Raises:
+        ConfigError: If there is no such variant, or a folder is missing or empty.
+    """
+    if variant not in _VARIANTS:
+        raise ConfigError("dataset.variant", variant, f"choose from {', '.join(_VARIANTS)}")
+    backgrounds, folder = _VARIANTS[variant], Path(root).expanduser()
+    build = _one_to_one if backgrounds.filler else _many_to_many
+    by_domain = build(folder, backgrounds)
+    return {domain: {name: of[name] for name in CLASSES} for domain, of in by_domain.items()}
+
+
+def _one_to_one(root: Path, of: _Variant) -> dict[str, dict[str, list[str]]]:
+    images: dict[str, dict[str, list[str]]] = {name: {} for name in (TEST, *GROUPS)}
+    for k, name in enumerate(_ORDER):
+        both = [_listed(root / half / of.test[k] / name) for half in ("0", "1")]
+        images[TEST][name] = [path for paths in both for path in paths]
+        for half, (group, share) in enumerate(zip(GROUPS, _SHARES, strict=True)):
+            own = _listed(root / str(half) / of.train[k] / name)
+            rest = _listed(root / str(half) / of.filler / name)
+            # Shares, not counts: of a whole folder, 3168 images, they are DomainBed's counts, and
+            # of a smaller copy the mixture stays.
+            images[group][name] = _first(own, share) + rest[: len(rest) - int(share * len(rest))]
+    return images
+
+
+def _many_to_many(root: Path, of: _Variant) -> dict[str, dict[str, list[str]]]:
+    images: dict[str, dict[str, list[str]]] = {name: {} for name in (TEST, *GROUPS)}
+    for k, name in enumerate(_ORDER):
+        halves = (k, _SWAPPED[k])
+        images[TEST][name] = [
+            path for i in halves for path in _listed(root / "0" / of.test[i] / name)
+        ]
+        for group, i in zip(GROUPS, halves, strict=True):
+            images[group][name] = _listed(root / "0" / of.train[i] / name)
+    return images
+
+
+def _first(paths: Sequence[str], share: float) -> list[str]:
+    return list(paths[: int(share * len(paths))])
+
+
+def _listed(folder: Path) -> list[str]:
+    paths = files_of(folder) if folder.is_dir() else []
+    if not paths:
+        place = os.path.join(*folder.parts[-3:])
+        raise ConfigError(
+            "dataset.root", folder.parents[2], f"has no images at {place}",
+            "pass the folder that holds 0/location/class/image, which fishr-data download makes",
+        )  # fmt: skip
+    return paths

@@ -1,0 +1,219 @@
+"""Archives of the benchmarks, unpacked and put in order as `folder/domain/class/image`."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from fishr_exp.core.errors import ConfigError
+
+_T = TypeVar("_T")
+_TERRA_CLASSES = ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit",
+                  "raccoon", "squirrel")  # fmt: skip
+# JiGen's copy of VLCS: other names, numbers for classes, and parts of which two make up the whole.
+_JIGEN_DOMAINS = {
+    "CALTECH": "Caltech101",
+    "LABELME": "LabelMe",
+    "SUN": "SUN09",
+    "PASCAL": "VOC2007",
+}
+_JIGEN_CLASSES = ("bird", "car", "chair", "dog", "person")
+_JIGEN_PARTS = ("full", "test")
+
+
+def require_space(folder: Path, what: str, needed: int) -> None:
+    """Refuse to begin what will not fit.
+
+    Args:
+        folder: Where it goes.
+        what: Its name.
+        needed: Bytes.
+
+    Raises:
+        ConfigError: If less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        reason = f"{what} and its content need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
+        raise ConfigError("download", str(folder), reason, "make space, or choose another folder")
+
+
+def unpack(archive: Path, into: Path) -> None:
+    """Unpack a .zip, .tar, .tar.gz or .gz file; copy any other.
+
+    Args:
+        archive: The file.
+        into: An existing folder. Nothing is written outside of it.
+
+    Raises:
+        ConfigError: If the archive is damaged, leads out of the folder, or does not fit.
+    """
+    is_tar = archive.name.endswith((".tar", ".tar.gz", ".tgz"))
+    if is_tar and not hasattr(tarfile, "data_filter"):
+        reason = "this Python cannot unpack it safely (3.10.12, 3.11.4 and later can)"
+        raise ConfigError("download", archive, reason, "unpack it yourself")
+    try:
+        if is_tar:
+            with tarfile.open(archive) as tar:
+                for member in _bar(tar, archive):
+                    tar.extract(member, into, filter="data")
+        elif archive.name.endswith(".zip"):
+            with zipfile.ZipFile(archive) as packed:
+                for info in _bar(packed.infolist(), archive):
+                    if not (into / info.filename).resolve().is_relative_to(into.resolve()):
+                        raise _unsafe(archive, info.filename)
+                    packed.extract(info, into)
+        elif archive.name.endswith(".gz"):
+            with gzip.open(archive) as packed, (into / archive.stem).open("wb") as file:
+                shutil.copyfileobj(packed, file)
+        else:
+            shutil.copy(archive, into)
+    except tarfile.FilterError as error:
+        raise _unsafe(archive, error.tarinfo.name) from error
+    except (RuntimeError, NotImplementedError) as error:  # encrypted; packed as only others can
+        reason = f"it cannot be unpacked here ({error})"
+        raise ConfigError("download", archive, reason, "unpack it yourself") from error
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        reason = f"it is damaged ({error})"
+        raise ConfigError("download", archive, reason, "remove it and call again") from error
+    except OSError as error:
+        reason = f"it cannot be unpacked ({error.strerror or error})"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "make space, and call again" if full else "choose another folder, and call again"
+        raise ConfigError("download", archive, reason, mend) from error
+
+
+def arrange(unpacked: Path, holds: Sequence[str], into: Path) -> None:
+    """Move what must be there from wherever in the archive it lies.
+
+    Args:
+        unpacked: The archive's content.
+        holds: Paths of folders or files that lie side by side.
+        into: Where they go.
+
+    Raises:
+        ConfigError: If they are not there.
+    """
+    place = _side_by_side(unpacked, holds)
+    if place is None:
+        raise _other_content(unpacked, f"no folder with {', '.join(holds)}")
+    for name in holds:
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).rename(into / name)
+
+
+def mnist(unpacked: Path, holds: Sequence[str], into: Path) -> None:
+    """Put MNIST's four files into `raw`; the arguments are those of `arrange`."""
+    (into / "raw").mkdir(parents=True)
+    arrange(unpacked, [Path(name).name for name in holds], into / "raw")
+
+
+def vlcs(unpacked: Path, holds: Sequence[str], into: Path) -> None:
+    """Arrange VLCS as DomainBed packed it, or as JiGen's authors did; see `arrange`.
+
+    In JiGen's, `full` is what the folders `train` and `crossval` hold, and `test` is the rest.
+    """
+    place = _side_by_side(unpacked, list(_JIGEN_DOMAINS))
+    if place is None:
+        arrange(unpacked, holds, into)
+        return
+    for theirs, domain in _JIGEN_DOMAINS.items():
+        for number, name in enumerate(_JIGEN_CLASSES):
+            (into / domain / name).mkdir(parents=True)
+            for part in _JIGEN_PARTS:
+                for image in sorted((place / theirs / part / str(number)).iterdir()):
+                    image.rename(into / domain / name / f"{part}_{image.name}")
+
+
+def domain_net(unpacked: Path, holds: Sequence[str], into: Path) -> None:
+    """Arrange DomainNet by its authors' lists, which leave duplicates out; see `arrange`."""
+    for domain in holds:
+        lists = [unpacked / f"{domain}_{part}.txt" for part in ("train", "test")]
+        for line in _lines(lists):
+            path = line.rpartition(" ")[0]
+            if not (unpacked / path).is_file():
+                raise _other_content(unpacked, f"no {path}, which the list of {domain} names")
+            (into / path).parent.mkdir(parents=True, exist_ok=True)
+            (unpacked / path).rename(into / path)
+
+
+def terra_incognita(unpacked: Path, holds: Sequence[str], into: Path) -> None:
+    """Arrange TerraIncognita by its annotations, ten classes as in DomainBed; see `arrange`.
+
+    An image with animals of two classes is in both, as there.
+    """
+    names: dict[object, str] = {}
+    classes: dict[str, list[object]] = defaultdict(list)
+    images: dict[str, dict] = {}
+    for file in sorted(unpacked.rglob("*.json")):
+        content = json.loads(file.read_text())
+        names |= {one["id"]: one["name"] for one in content["categories"]}
+        for one in content["annotations"]:
+            classes[one["image_id"]].append(one["category_id"])
+        images |= {one["id"]: one for one in content["images"]}
+    if not images:
+        raise _other_content(unpacked, "no annotations in JSON")
+    paths = {path.name: path for path in unpacked.rglob("*") if path.suffix.lower() == ".jpg"}
+    for key, image in images.items():
+        domain, name = f"location_{image['location']}", Path(image["file_name"]).name
+        wanted = {names[number] for number in classes[key]}.intersection(_TERRA_CLASSES)
+        if domain not in holds or not wanted:
+            continue
+        if name not in paths:
+            raise _other_content(unpacked, f"no {name}, which is annotated")
+        for label in sorted(wanted):
+            (into / domain / label).mkdir(parents=True, exist_ok=True)
+            os.link(paths[name], into / domain / label / name)
+
+
+ARRANGED_BY = {
+    "domain_net": domain_net,
+    "mnist": mnist,
+    "terra_incognita": terra_incognita,
+    "vlcs": vlcs,
+}
+"""Of the datasets whose archives do not hold their domains as they must be."""
+
+
+def _side_by_side(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the uppermost folder under `folder`, or itself, that has all these entries."""
+    level = [folder]
+    while level:
+        for place in level:
+            if all((place / name).exists() for name in names):
+                return place
+        inner = [path for place in level for path in sorted(place.iterdir()) if path.is_dir()]
+        level = [path for path in inner if not path.name.startswith((".", "__MACOSX"))]
+    return None
+
+
+def _lines(files: Sequence[Path]) -> Iterator[str]:
+    for file in files:
+        yield from (line for line in file.read_text().splitlines() if line.strip())
+
+
+def _bar(members: Iterable[_T], archive: Path) -> Iterable[_T]:
+    return tqdm(members, f"unpacking {archive.name}", unit=" files", leave=False, disable=None)
+
+
+def _unsafe(archive: Path, member: str) -> ConfigError:
+    reason = f"its member {member} leads out of the folder"
+    return ConfigError("download", archive, reason, "do not trust it: fetch it from elsewhere")
+
+
+def _other_content(unpacked: Path, lacks: str) -> ConfigError:
+    there = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5]) or "nothing"
+    return ConfigError("download", there, f"is what the archives hold, and {lacks}",
+                       "unpack them yourself, in the order that fishr-data list shows")  # fmt: skip

@@ -1,0 +1,1 @@
+"""Image files: decoding, caching, augmentation."""

@@ -1,0 +1,211 @@
+"""Decoded images of a domain in one file, mapped into memory.
+
+    magic, number of images N            16 bytes
+    digest of the sources                32 bytes, SHA-256
+    digest of the pixels                 32 bytes, SHA-256
+    height, width, both of the original  4 N numbers of 4 bytes; height 0 of an unreadable image
+    pixels                               of one image behind the other, [h, w, 3], uint8
+
+The sources are the paths below the root, in order, with sizes and times of change. A file whose
+sources, size or layout are others than expected is written anew, beside, and takes the place of the
+old one when it is complete: what a process has mapped stays as it is. A lock lets one process write
+and the others wait for it.
+"""  # fmt: skip
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.data.images.decoding import Files, Picture
+
+_log = logging.getLogger(__name__)
+_MAGIC = b"fishr-2\n"  # 1: shrunk by Pillow, whose newer versions differ by a level
+_HEAD = struct.Struct("<8sQ32s32s")
+_AT_ONCE = 256  # images decoded ahead of the writer
+_CHUNK = 1 << 24  # bytes to digest at a time
+
+
+class Cached:
+    """Images in a file of the cache.
+
+    Args:
+        path: The file.
+        sources: Digest of the sources that it must hold.
+        places: Which of the images, in order; None: all.
+
+    Raises:
+        ValueError: If the file is not what it should be.
+        OSError: If it cannot be read.
+    """
+
+    def __init__(self, path: Path, sources: bytes, places: Sequence[int] | None = None) -> None:
+        self.path = path
+        self._sources = sources
+        self._places = places
+        with path.open("rb") as file:
+            magic, count, found, self._digest = _HEAD.unpack(file.read(_HEAD.size).ljust(80))
+            if magic != _MAGIC or found != sources:
+                raise ValueError("made of other images")
+            sizes = np.frombuffer(file.read(16 * count), "<i4").reshape(count, 4)
+            ends = np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3)
+            offset = file.tell()
+            if os.fstat(file.fileno()).st_size != offset + (ends[-1] if count else 0):
+                raise ValueError("cut off")
+            # An empty map is none.
+            self._map = np.memmap(file, np.uint8, "r", offset) if ends[-1:].any() else _NOTHING
+        self._sizes, self._ends = sizes.tolist(), ends.tolist()
+
+    def __reduce__(self) -> tuple[Callable[..., Cached], tuple[Path, bytes, Sequence[int] | None]]:
+        return _reopened, (self.path, self._sources, self._places)  # a map would travel as a copy
+
+    def __len__(self) -> int:
+        return len(self._sizes if self._places is None else self._places)
+
+    def __getitem__(self, i: int) -> Picture:
+        place = i if self._places is None else self._places[i]
+        h, w, height, width = self._sizes[place]
+        end = self._ends[place]
+        return Picture(self._map[end - h * w * 3 : end].reshape(h, w, 3), (height, width))
+
+    def chosen(self, places: Sequence[int]) -> Cached:
+        """Return some of the images."""
+        return Cached(self.path, self._sources, places)
+
+    @property
+    def unreadable(self) -> Sequence[int]:
+        """The images that could not be read when the file was made."""
+        return [i for i, size in enumerate(self._sizes) if not size[0]]
+
+    def sound(self) -> bool:
+        """Read all pixels, and say whether they are those that were written."""
+        digest = hashlib.sha256()
+        for start in range(0, len(self._map), _CHUNK):
+            digest.update(self._map[start : start + _CHUNK].data)
+        return digest.digest() == self._digest
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def _reopened(path: Path, sources: bytes, places: Sequence[int] | None) -> Cached:
+    try:
+        return Cached(path, sources, places)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: the cache was changed while a run read it") from error
+
+
+def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
+    """Open the cache of `files`, or make it.
+
+    Args:
+        files: The images.
+        root: The folder that they are under.
+        name: What to call the cache, together with the folder and the size of its images.
+        folder: Where it lies.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
+    folder, root = folder.expanduser(), root.expanduser().resolve()
+    size = files.stored_size or "original"
+    called = re.sub(r"[^\w.-]", "_", name)
+    where = hashlib.sha256(f"{name} {root}".encode()).hexdigest()[:8]
+    path = folder / f"{called}-{size}-{where}.pixels"
+    try:
+        sources = _digest_of_sources(files, root)
+        if found := _found(path, sources):
+            return found
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if found := _found(path, sources):  # another process was first
+                return found
+            if path.exists():
+                _log.info("%s: made of other images, or cut off; made anew", path)
+            _write(path, files, sources, f"decoding {name}")
+        return Cached(path, sources)
+    except OSError as error:
+        raise ConfigError(
+            "dataset.cache",
+            str(folder),
+            f"{error.filename or path} cannot be written ({error.strerror or error})",
+            "choose a folder with enough space, or store smaller images: dataset.stored_size=224",
+        ) from error
+
+
+def _found(path: Path, sources: bytes) -> Cached | None:
+    try:
+        return Cached(path, sources)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _digest_of_sources(files: Files, root: Path) -> bytes:
+    digest = hashlib.sha256(f"{files.stored_size}\n".encode())
+    for path in files.paths:
+        name = os.path.relpath(os.path.abspath(path), root)
+        try:
+            status = os.stat(path)
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            state = "gone"
+        digest.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
+    return digest.digest()
+
+
+def _write(path: Path, files: Files, sources: bytes, title: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            _write_all(file, files, sources, title)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _write_all(file: BinaryIO, files: Files, sources: bytes, title: str) -> None:
+    sizes = np.zeros((len(files), 4), "<i4")
+    digest = hashlib.sha256()
+    file.seek(_HEAD.size + sizes.nbytes)
+    for i, picture in enumerate(
+        tqdm(_decoded(files), title, len(files), leave=False, disable=None)
+    ):
+        if picture is not None:
+            sizes[i] = *picture.pixels.shape[:2], *picture.size
+            pixels = np.ascontiguousarray(picture.pixels).data
+            digest.update(pixels)
+            file.write(pixels)
+    file.seek(0)
+    file.write(_HEAD.pack(_MAGIC, len(files), sources, digest.digest()))
+    file.write(sizes.tobytes())
+
+
+def _decoded(files: Files) -> Iterator[Picture | None]:
+    """Decode several at a time, but no more than the writer will soon want."""
+
+    def one(i: int) -> Picture | None:
+        try:
+            return files[i]
+        except TrainingError:
+            return None
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+        for start in range(0, len(files), _AT_ONCE):
+            yield from pool.map(one, range(start, min(start + _AT_ONCE, len(files))))

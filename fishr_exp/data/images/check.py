@@ -1,0 +1,71 @@
+"""Examine the images of a dataset before they are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from fishr_exp.data.datasets.image_folder import Images
+from fishr_exp.data.images.decoding import fault
+
+SMALLEST, LONGEST = 32, 4.0  # pixels of a side, and long side over short side, that are not odd
+
+
+class Found(NamedTuple):
+    """One image."""
+
+    domain: str
+    path: str
+    fault: str  # why it cannot be read; empty where it can
+    size: tuple[int, int]  # width and height, pixels; (0, 0) where it cannot be read
+    digest: str  # of the file's bytes
+
+
+def examine(images: Images) -> list[Found]:
+    """Read every image, several at a time; in the order of the domains and classes."""
+    listed = [(d, path) for d, of in images.items() for own in of.values() for path in own]
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+        found = pool.map(lambda one: _found(*one), listed)
+        return list(tqdm(found, "reading", len(listed), leave=False, disable=None))
+
+
+def _found(domain: str, path: str) -> Found:
+    content = Path(path).read_bytes() if Path(path).is_file() else b""
+    digest = hashlib.sha256(content).hexdigest() if content else ""
+    reason = "the file is empty" if not content else fault(path)
+    if reason:
+        return Found(domain, path, reason, (0, 0), digest)
+    with Image.open(path) as image:
+        return Found(domain, path, "", image.size, digest)
+
+
+def unreadable(found: Iterable[Found]) -> list[Found]:
+    """Return the images that cannot be read: empty, cut off, or no images at all."""
+    return [one for one in found if one.fault]
+
+
+def oddly_sized(found: Iterable[Found]) -> list[Found]:
+    """Return images with a side under `SMALLEST`, or `LONGEST` times as long as high, or more."""
+    readable = [one for one in found if not one.fault]
+    return [
+        one
+        for one in readable
+        if min(one.size) < SMALLEST or max(one.size) >= LONGEST * min(one.size)
+    ]
+
+
+def duplicates(found: Iterable[Found]) -> Iterator[list[Found]]:
+    """Yield groups of files with equal bytes, those that cross domains first: those leak."""
+    groups = defaultdict(list)
+    for one in found:
+        if one.digest:
+            groups[one.digest].append(one)
+    twice = [group for group in groups.values() if len(group) > 1]
+    yield from sorted(twice, key=lambda group: len({one.domain for one in group}) == 1)

@@ -1,0 +1,1 @@
+"""Ways to get gradient variances: by rule, by torch.func, by BackPACK."""

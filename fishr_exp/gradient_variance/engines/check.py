@@ -1,0 +1,104 @@
+"""Compares the per-sample gradients that the rules give with autograd, now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..terms.moments import weighted_sum
+from ..terms.uses import Plan, Term
+
+
+class Tolerance(NamedTuple):
+    """How much a parameter's gradient may differ from autograd's; a wrong order changes all of it.
+
+    The difference is relative to the norm of the gradient, or to `floor` times the largest norm of
+    all parameters, where that is more.
+    """
+
+    relative: float
+    floor: float
+
+
+FIRST = Tolerance(0.05, 1e-4)  # large enough for half precision
+# During training a parameter's gradient may vanish, so that only rounding errors are left.
+LATER = Tolerance(0.05, 1e-2)
+LATER_IN_HALF_PRECISION = Tolerance(0.5, 0.1)
+
+
+@dataclass
+class _Checked:
+    """What is known of a model's uses of its parameters."""
+
+    calls: int = 0
+    failed: frozenset[str] = frozenset()  # names of parameters
+
+
+_checked: WeakKeyDictionary[nn.Module, dict[Any, _Checked]] = WeakKeyDictionary()
+"""By model, and by its uses of parameters and their shapes."""
+
+
+def failing_the_check(
+    model: nn.Module,
+    plans: Sequence[Plan],
+    terms: Mapping[str, Sequence[Term]],
+    parameters: Mapping[str, nn.Parameter],
+    losses: Tensor,
+    limit: int,
+) -> frozenset[str]:
+    """Return the names of parameters whose rules give, or once gave, wrong gradients.
+
+    A rule takes the first dimension for the samples', in the batch's order. Where it is another one
+    of the same size (windows, positions), or the model works on its samples in another order,
+    nothing but the result shows it. Checked at calls 1, 2, 4, 8, ... with the same model,
+    parameters and shapes: a model may change over time, and the mean cost per call goes to zero.
+    """
+    known = _checked.setdefault(model, {})
+    uses = [(use.function, use.output.shape, *(name for name, _ in ruled)) for use, ruled in plans]
+    checked = known.setdefault((len(losses), *uses), _Checked())
+    checked.calls += 1
+    if checked.calls & (checked.calls - 1) == 0:  # a power of two
+        tolerance = FIRST if checked.calls == 1 else _later(plans)
+        checked.failed |= _wrong(terms, parameters, losses, limit, tolerance)
+    return checked.failed
+
+
+def _later(plans: Sequence[Plan]) -> Tolerance:
+    half = any(use.output.dtype in (torch.float16, torch.bfloat16) for use, _ in plans)
+    return LATER_IN_HALF_PRECISION if half else LATER
+
+
+def _wrong(
+    terms: Mapping[str, Sequence[Term]],
+    parameters: Mapping[str, nn.Parameter],
+    losses: Tensor,
+    limit: int,
+    tolerance: Tolerance,
+) -> frozenset[str]:
+    """Parameters whose gradients, added up with random weights, are not those of the losses."""
+    names = list(terms)
+    if not names:
+        return frozenset()
+    weights = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).to(losses)
+    expected = torch.autograd.grad(
+        losses,
+        [parameters[name] for name in names],
+        weights,
+        retain_graph=True,
+        materialize_grads=True,
+    )
+    largest = max(float(grad.norm()) for grad in expected)
+    wrong = set()
+    for name, grad in zip(names, expected, strict=True):
+        with torch.no_grad():
+            parts = [weighted_sum(term, weights, grad.shape, limit) for term in terms[name]]
+            ours = torch.stack(parts).sum(0)
+        scale = max(float(grad.norm()), tolerance.floor * largest)
+        if float((ours - grad).norm()) > tolerance.relative * scale:
+            wrong.add(name)
+    return frozenset(wrong)

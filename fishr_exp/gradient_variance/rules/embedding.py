@@ -1,0 +1,34 @@
+"""Rule of embedding tables."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..terms.uses import MakeTerm, Outer, Use
+
+
+def embedding(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
+    """y_t = W[index_t]: dW = sum_t onehot(index_t) dy_t^T, where the index is not for padding."""
+    names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
+    index, weight, padding, _, _, by_frequency = use.bind(*names)
+    if len(index) != count or by_frequency:
+        return None
+    if padding is not None:
+        padding %= len(weight)
+    factors = partial(_factors, rows=len(weight), padding=padding)
+    return [(weight, lambda delta: Outer(factors, (index, use.samples_first(delta, count))))]
+
+
+def _factors(
+    index: Tensor, delta: Tensor, *, rows: int, padding: int | None
+) -> tuple[Tensor, Tensor]:
+    index = index.flatten(1).unsqueeze(2)  # [n, T, 1]
+    chosen = index == torch.arange(rows, device=index.device)  # [n, T, V]
+    if padding is not None:
+        chosen = chosen & (index != padding)
+    right = delta.reshape(len(delta), 1, -1, delta.shape[-1])  # [n, 1, T, E]
+    return chosen.to(delta.dtype).unsqueeze(1), right

@@ -1,0 +1,1 @@
+"""How the use of a parameter becomes moments of its per-sample gradients."""

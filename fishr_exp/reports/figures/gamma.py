@@ -1,0 +1,303 @@
+"""Draws the accuracy in the test domains over gamma, for a paper's column."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fishr_exp.reports.figures.canvas import (
+    COLORS,
+    COLUMN_WIDTH,
+    LINE_HEIGHT,
+    MARKERS,
+    TEST_LINE,
+    VALIDATION_LINE,
+    add_legend,
+    create_panels,
+    draw_grid,
+    draw_means,
+    literal,
+    save,
+    set_title,
+    styled,
+)
+from fishr_exp.reports.sheets.table_sheet import ABSENT, show_gammas
+from fishr_exp.reports.statistics.estimates import Estimate
+from fishr_exp.reports.statistics.gamma_selection import ORACLE, VALIDATION
+from fishr_exp.reports.tables.table import BASELINE, Curve, Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_HEIGHT = 2.3  # inches, without title and legend
+
+
+def varies_gamma(table: Table) -> bool:
+    """Whether `table` has a curve over gamma: a method and setting with two or more gammas."""
+    return bool(_sweeps(table))
+
+
+def _sweeps(table: Table) -> list[Curve]:
+    return [c for c in table.curves if sum(row.gamma is not None for row in c.rows.values()) > 1]
+
+
+def draw(table: Table, stem: Path) -> list[Path]:
+    """Draw `table` into `stem`.pdf and `stem`.png, one panel per test domain.
+
+    Where gamma varies, test accuracy over gamma with the validation accuracy as a thin line, ERM
+    as a horizontal one, and the gammas that each selection would pick; otherwise one point for
+    each row. Error bars and bands are standard errors over seeds.
+
+    Returns:
+        The files written.
+    """
+    domains = table.test_domains
+    with styled():
+        figure, panels = create_panels(len(domains), columns=len(domains))
+        for axes, domain in zip(panels, domains, strict=True):
+            if varies_gamma(table):
+                _draw_over_gamma(axes, table, domain)
+                panels[0].set_ylabel("accuracy (%)")
+            else:
+                _draw_points(axes, table, domain)
+        _finish(figure, panels, table)
+        return save(figure, stem)
+
+
+def _label(of: Row | Curve) -> str:
+    method = "ERM" if of.method == BASELINE else of.method
+    known = {name: value for name, value in of.settings.items() if value != ABSENT}
+    values = ", ".join(f"{name}={value}" for name, value in known.items())
+    return literal(f"{method}, {values}" if values else method)
+
+
+def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
+    curves = _sweeps(table)
+    draw_grid(axes)
+    place = _set_gamma_axis(axes, [gamma for curve in curves for gamma in curve.rows])
+    for number, curve in enumerate(curves):
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        bold = {**TEST_LINE, "color": color, "marker": marker, "markersize": 3.5}
+        thin = {**VALIDATION_LINE, "color": color}
+        label = _label(curve)
+        tested = {gamma: row.test[domain] for gamma, row in curve.rows.items()}
+        validated = {gamma: row.validation for gamma, row in curve.rows.items()}
+        _draw_curve(axes, place, tested, bold, f"{label}, test")
+        _draw_curve(axes, place, validated, thin, f"{label}, validation")
+        if domain == table.test_domains[0]:  # where the oracle looks
+            _mark_picks(axes, place, curve, tested)
+    for number, row in enumerate(_levels(table, curves)):
+        _draw_level(axes, row, row.test[domain], (":", "-.", (0, (1, 3)))[number % 3])
+
+
+def _levels(table: Table, curves: Sequence[Curve]) -> list[Row]:
+    """Return the rows drawn as a horizontal line: those without gamma, or else ERM as gamma 0."""
+    rows = [row for row in table.rows if row.gamma is None]
+    return rows or [c.baseline for c in curves if c.baseline]
+
+
+def _draw_curve(
+    axes: Axes,
+    place: Callable[[float], float],
+    estimates: Mapping[float, Estimate | None],
+    style: dict[str, Any],
+    label: str,
+) -> None:
+    """Draw means with a band of their standard errors; 0 stands apart, beyond the axis's break."""
+    points = [(gamma, e) for gamma, e in estimates.items() if e is not None]
+    known = [(gamma, e) for gamma, e in points if gamma > 0]
+    apart = [(gamma, e) for gamma, e in points if gamma == 0]
+    draw_means(
+        axes,
+        [place(gamma) for gamma, _ in known],
+        [e for _, e in known],
+        band=0.18 if "marker" in style else 0.09,
+        label=label,
+        **style,
+    )
+    for gamma, e in apart:
+        axes.errorbar(
+            [place(gamma)],
+            [e.mean],
+            yerr=[e.standard_error or 0.0],
+            color=style["color"],
+            marker=style.get("marker", "_"),
+            markersize=style.get("markersize", 6),
+            elinewidth=0.8,
+            capsize=2 if "marker" in style else 0,
+            zorder=style.get("zorder", 2),
+        )
+
+
+def _mark_picks(
+    axes: Axes,
+    place: Callable[[float], float],
+    curve: Curve,
+    tested: Mapping[float, Estimate | None],
+) -> None:
+    """Ring the test accuracy at the gamma that each selection would pick."""
+    shapes = {VALIDATION: ("o", 8.0), ORACLE: ("D", 8.5)}
+    says = {VALIDATION: "picked by validation", ORACLE: "picked by the oracle (sees test)"}
+    for pick in curve.picks:
+        estimate = tested[pick.gamma]
+        if estimate is None:
+            continue
+        marker, size = shapes[pick.selection]
+        axes.plot(
+            [place(pick.gamma)],
+            [estimate.mean],
+            marker=marker,
+            markersize=size,
+            markerfacecolor="none",
+            markeredgecolor="black",
+            markeredgewidth=0.9,
+            linestyle="none",
+            label=says[pick.selection],
+            clip_on=False,
+            zorder=4,
+        )
+
+
+def _draw_level(axes: Axes, row: Row, estimate: Estimate | None, dashes: Any) -> None:
+    """Draw a row as a horizontal line, its standard error as a band."""
+    if estimate is None:
+        return
+    label = f"{_label(row)}, test" if row.gamma is None else "ERM (γ = 0), test"
+    axes.axhline(estimate.mean, color="black", linestyle=dashes, linewidth=1, label=label, zorder=1)
+    if error := estimate.standard_error:
+        axes.axhspan(
+            estimate.mean - error, estimate.mean + error, color="black", alpha=0.08, linewidth=0
+        )
+
+
+def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], float]:
+    """Make the x axis logarithmic, with a place for 0 left of a break in the axis.
+
+    Returns:
+        The place of each gamma on the axis.
+    """
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    positive = sorted({gamma for gamma in gammas if gamma > 0})
+    low, high = positive[0], positive[-1]
+    margin = max((high / low) ** 0.06, 1.2)
+    zero = low / max((high / low) ** 0.18, 3.0)
+    axes.set_xscale("log")
+    axes.set_xlabel(r"weight of the penalty, $\gamma$")
+    ticks = {gamma: _power_of_ten(gamma, text) for gamma, text in show_gammas(positive).items()}
+    if len(ticks) > 7:  # more would run into each other
+        ticks = {g: ticks[g] for g in positive[:: -(-len(positive) // 7)]}
+    if 0.0 in gammas:
+        ticks[zero] = "0"
+        axes.set_xlim(zero / margin, high * margin)
+        _mark_break(axes, (zero * low) ** 0.5)
+    else:
+        axes.set_xlim(low / margin, high * margin)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    axes.set_xticklabels([ticks[at] for at in sorted(ticks)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    return lambda gamma: gamma if gamma > 0 else zero
+
+
+def _power_of_ten(gamma: float, text: str) -> str:
+    """Write a long power of ten as such; `text` is how it is written otherwise."""
+    exponent = round(math.log10(gamma))
+    return f"$10^{{{exponent}}}$" if abs(exponent) > 3 and gamma == 10.0**exponent else text
+
+
+def _mark_break(axes: Axes, at: float) -> None:
+    """Draw two strokes through the x axis: what lies left of them is not to scale."""
+    axes.plot(
+        [at],
+        [0],
+        transform=axes.get_xaxis_transform(),
+        marker="$//$",
+        markersize=7,
+        color="black",
+        clip_on=False,
+        linestyle="none",
+        markerfacecolor="black",
+        markeredgewidth=0,
+        zorder=5,
+    )
+
+
+def _draw_points(axes: Axes, table: Table, domain: str) -> None:
+    """Draw a point for each row, for tables in which gamma does not vary."""
+    _draw_series(axes, [row.validation for row in table.rows], "validation", COLORS[1], "s", 2.5)
+    _draw_series(axes, [row.test[domain] for row in table.rows], "test", COLORS[0], "o", 4)
+    labels = _point_labels(table)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)  # the first row on top, as in the table
+    axes.set_xlabel("accuracy (%)")
+    draw_grid(axes, "x")
+
+
+def _point_labels(table: Table) -> list[str]:
+    return [textwrap.fill(row_label(table, row), 24) for row in table.rows]
+
+
+def row_label(table: Table, row: Row) -> str:
+    """Call a row by its method, the settings that vary in the table, and its gamma."""
+    if row.gamma is None:
+        return _label(row)
+    gammas = show_gammas([r.gamma for r in table.rows if r.gamma is not None])
+    return f"{_label(row)}, γ={gammas[row.gamma]}"
+
+
+def _draw_series(
+    axes: Axes,
+    estimates: Sequence[Estimate | None],
+    label: str,
+    color: str,
+    marker: str,
+    size: float,
+) -> None:
+    points = [(place, e) for place, e in enumerate(estimates) if e is not None]
+    if points:
+        axes.errorbar(
+            [e.mean for _, e in points],
+            [place for place, _ in points],
+            xerr=[e.standard_error or 0.0 for _, e in points],
+            color=color,
+            marker=marker,
+            markersize=size,
+            capsize=2.5,
+            linestyle="none",
+            label=label,
+        )
+
+
+def _finish(figure: Figure, panels: Sequence[Axes], table: Table) -> None:
+    """Add titles, and a legend below all panels, where it can hide nothing; set the size."""
+    for axes, domain in zip(panels, table.test_domains, strict=True):
+        if len(panels) > 1:
+            axes.set_title(literal(f"test domain {domain}"))
+    title = literal(textwrap.fill(table.title, 58 * len(panels))) + "\n" + _about_seeds(table)
+    set_title(figure, title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))  # curves share the labels of their rings
+    labels = sorted(once, key=lambda label: label.startswith("picked"))
+    handles = [once[label] for label in labels]
+    half = -(-len(labels) // 2)
+    widest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
+    columns = (2 if widest <= 52 else 1) * len(panels)  # what fits beside each other in a column
+    add_legend(figure, handles, labels, columns, marker_scale=0.8)
+    lines = title.count("\n") + 1 - (-len(labels) // columns)
+    height = PANEL_HEIGHT + LINE_HEIGHT * lines
+    if not varies_gamma(table):
+        rows = sum(label.count("\n") + 1.5 for label in _point_labels(table))
+        height = max(height, LINE_HEIGHT * (rows + lines + 1))
+    figure.set_size_inches(COLUMN_WIDTH * len(panels), height)
+
+
+def _about_seeds(table: Table) -> str:
+    counts = sorted({len(row.seeds) for row in table.rows})
+    if counts == [1]:
+        return "1 seed"
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{seeds} seeds; bars and bands: standard error"

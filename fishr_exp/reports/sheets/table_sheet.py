@@ -1,0 +1,198 @@
+"""Puts the table of a sweep on a sheet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from fishr_exp.reports.sheets.sheet import Line, Sheet
+from fishr_exp.reports.statistics.estimates import Estimate
+from fishr_exp.reports.statistics.gamma_selection import VALIDATION, Pick
+from fishr_exp.reports.statistics.paired import CONFIDENCE, coverage_bound, seeds_needed, smallest_p
+from fishr_exp.reports.tables.table import Curve, Row, Table
+
+ABSENT = "–"
+
+
+def table_sheet(table: Table) -> Sheet:
+    """Put `table` on a sheet."""
+    gammas = show_gammas([row.gamma for row in table.rows if row.gamma is not None])
+    with_gamma = bool(gammas)
+    with_difference = any(row.difference for row in table.rows)
+    with_paired = any(row.paired for row in table.rows)
+    headers = [
+        "method",
+        *(["gamma"] if with_gamma else []),
+        *table.setting_names,
+        "seeds",
+        "train",
+        "validation",
+        *(f"{domain} (test)" for domain in table.test_domains),
+        *(["Δ ERM"] if with_difference else []),
+        *([f"{CONFIDENCE:.0%} interval".replace("%", " %"), "p"] if with_paired else []),
+    ]
+    rows = []
+    for row in table.rows:
+        n = len(row.seeds)
+        gamma = ABSENT if row.gamma is None else gammas[row.gamma]
+        rows.append(
+            [
+                row.method + ("*" if row.chosen_by_test_domain else ""),
+                *([gamma] if with_gamma else []),
+                *(row.settings[name] for name in table.setting_names),
+                str(n),
+                show_estimate(row.train, n),
+                show_estimate(row.validation, n),
+                *(show_estimate(row.test[domain], n) for domain in table.test_domains),
+                *([show_estimate(row.difference, n, "+")] if with_difference else []),
+                *(_show_paired(row) if with_paired else []),
+            ]
+        )
+    left = 1 + with_gamma + len(table.setting_names)
+    lines = [_line(table, row) for row in table.rows]
+    notes = [*_notes(table), *_about_picks(table, gammas)]
+    return Sheet(table.title, headers, rows, left, notes, lines, wide=with_paired)
+
+
+def show_estimate(
+    estimate: Estimate | None, repeats: int, sign: str = "", absent: str = ABSENT
+) -> str:
+    """Write "mean ± error", and the count where it is not that of the row's repeats."""
+    if estimate is None:
+        return absent
+    text = f"{round(estimate.mean, 1) + 0.0:{sign}.1f}"  # + 0.0: no "-0.0"
+    if estimate.standard_error is not None:
+        text += f" ± {estimate.standard_error:.1f}"
+    return text if estimate.n == repeats else f"{text} (n={estimate.n})"
+
+
+def _show_paired(row: Row) -> tuple[str, str]:
+    if row.paired is None or row.p is None:
+        return ABSENT, ABSENT
+    low, high = (f"{round(value, 1) + 0.0:+.1f}" for value in (row.paired.low, row.paired.high))
+    return f"[{low}, {high}]", f"{row.p:.2g}"
+
+
+def show_gammas(gammas: Sequence[float]) -> dict[float, str]:
+    """Write each gamma as short as tells all of them apart (and with at least five digits)."""
+    distinct = set(gammas)
+    texts = {g: repr(g) for g in distinct}
+    for digits in range(5, 17):
+        short = {g: f"{g:.{digits}g}" for g in distinct}
+        if len(set(short.values())) == len(distinct):
+            texts = short
+            break
+    for gamma, text in texts.items():
+        plain = "e" in text and gamma.is_integer() and gamma < 1e6  # 100000 beside 10000, not 1e5
+        texts[gamma] = f"{gamma:.0f}" if plain else re.sub(r"e\+?(-?)0*", r"e\1", text)
+    return texts
+
+
+def _notes(table: Table) -> list[str]:
+    notes = [
+        "Accuracy in %, mean ± standard error over seeds; one seed has no error.",
+        "train, validation: mean over the training domains, on their two parts.",
+    ]
+    if any(row.difference for row in table.rows):
+        notes += _about_differences(table)
+    elif any(not row.is_baseline and row.gamma != 0 for row in table.rows):
+        notes.append("No row of ERM has the same settings and seeds, so there is no Δ ERM.")
+    if any(row.chosen_by_test_domain for row in table.rows):
+        notes.append("*: checkpoint chosen by a test domain, so its accuracy is no fair estimate.")
+    if table.repeats:
+        folders = ", ".join(str(run.path) for run in table.repeats)
+        notes.append(f"Not counted, since their row has the seed already: {folders}.")
+    return notes
+
+
+def _about_differences(table: Table) -> Iterator[str]:
+    gammas = {curve.baseline.gamma for curve in table.curves if curve.baseline}
+    which = " (gamma 0, else the row of ERM)" if len(gammas) > 1 else " (gamma 0)"
+    yield (
+        f"Δ ERM: difference to ERM{which if 0 in gammas else ''} in {table.test_domains[0]},"
+        " in points, paired by seed."
+    )
+    if unpaired := [f"{_name(row)}, {_seeds(row.unpaired)}" for row in table.rows if row.unpaired]:
+        yield f"Left out of Δ ERM, one run of the pair being missing: {'; '.join(unpaired)}."
+    compared = [row for row in table.rows if row.paired]
+    if not compared:
+        return
+    yield (
+        "Interval: bootstrap over seeds, of Δ ERM. p: exact sign-flip test, corrected by Holm for"
+        f" the {len(compared)} comparison{'s' * (len(compared) > 1)} here."
+    )
+    n = min(row.difference.n for row in compared if row.difference)
+    if smallest_p(n) * len(compared) > 1 - CONFIDENCE:
+        yield (
+            f"{n} seeds say little: the interval covers the true difference in at most"
+            f" {100 * coverage_bound(n):.3g} % of cases, and p is at least {smallest_p(n):.2g};"
+            f" {seeds_needed(len(compared))} seeds could bring it to {1 - CONFIDENCE:.2g}."
+        )
+
+
+def _about_picks(table: Table, gammas: dict[float, str]) -> Iterator[str]:
+    for curve in table.curves:
+        for pick in curve.picks:
+            yield _about_pick(curve, pick, {0.0: "0", **gammas}, table.test_domains[0])
+
+
+def _about_pick(curve: Curve, pick: Pick, gammas: dict[float, str], domain: str) -> str:
+    who = (
+        "training-domain validation" if pick.selection == VALIDATION else f"the oracle in {domain}"
+    )
+    each = ", ".join(gammas[gamma] for gamma in pick.by_seed)
+    unfair = (
+        "" if pick.selection == VALIDATION else "; it sees the test domain, so no fair estimate"
+    )
+    return (
+        f"{_name(curve)}: {who} picks gamma {gammas[pick.gamma]},"
+        f" with {show_estimate(pick.test, pick.test.n)} in {domain} ({_seeds(pick.seeds)};"
+        f" one by one: {each}){unfair}."
+    )
+
+
+def _name(of: Row | Curve) -> str:
+    """Name a row or a curve in words."""
+    words = [of.method, *(f"{name}={value}" for name, value in of.settings.items())]
+    if isinstance(of, Row) and of.gamma is not None:
+        words.append(f"gamma {show_gammas([of.gamma])[of.gamma]}")
+    return " ".join(words)
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    named = [str(seed) for seed in seeds]
+    return f"seed{'s' * (len(named) > 1)} {', '.join(named)}"
+
+
+def _line(table: Table, row: Row) -> Line:
+    identity = {
+        "dataset": table.dataset,
+        "test_domains": " ".join(table.test_domains),
+        "model": table.model or "",
+        "method": row.method,
+        "gamma": "" if row.gamma is None else repr(row.gamma),
+        **row.settings,
+        "seeds": " ".join(str(seed) for seed in row.seeds),
+        "chosen_by_test_domain": str(row.chosen_by_test_domain).lower(),
+    }
+    estimates = {
+        "train": row.train,
+        "validation": row.validation,
+        **{f"test_{domain}": estimate for domain, estimate in row.test.items()},
+        "delta_erm": row.difference,
+    }
+    measures: dict[str, str] = {}
+    for name, e in estimates.items():
+        measures[f"{name}_mean"] = "" if e is None else f"{e.mean:.4f}"
+        error = None if e is None else e.standard_error
+        measures[f"{name}_se"] = "" if error is None else f"{error:.4f}"
+        measures[f"{name}_n"] = "0" if e is None else str(e.n)
+    if row.difference:
+        paired = row.paired
+        measures["delta_erm_low"] = f"{paired.low:.4f}" if paired else ""
+        measures["delta_erm_high"] = f"{paired.high:.4f}" if paired else ""
+        measures["delta_erm_p"] = f"{paired.p:.6g}" if paired else ""
+        measures["delta_erm_p_holm"] = "" if row.p is None else f"{row.p:.6g}"
+    picks = [p for c in table.curves for p in c.picks if c.rows[p.gamma] is row]
+    measures["picked_by"] = " ".join(dict.fromkeys(pick.selection for pick in picks))
+    return Line(identity, measures)

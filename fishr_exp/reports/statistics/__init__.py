@@ -1,0 +1,1 @@
+"""Means, differences, and which run each selection takes."""

@@ -1,0 +1,157 @@
+"""The Colored MNIST table of the IRM setup, as in Table 2 of the Fishr paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fishr_exp.reports.published import Reference, method_key
+from fishr_exp.reports.sheets.table_sheet import show_gammas
+from fishr_exp.reports.tables.comparison import (
+    Cell,
+    Comparison,
+    ComparisonRow,
+    Trace,
+    over_restarts,
+)
+from fishr_exp.reports.tables.table import Row, build_tables
+from fishr_exp.runs.identity import compared
+from fishr_exp.runs.reading import Run
+from fishr_exp.runs.run_folder import to_json
+
+PROTOCOL = "colored_mnist"
+DATASET = "colored_mnist"
+# Column -> accuracy, a fraction.
+COLUMNS: dict[str, Callable[[Run], float | None]] = {
+    "train": lambda run: run.train_accuracy,
+    "test": lambda run: run.test_accuracy.get("minus90"),
+    "gray": lambda run: run.test_accuracy.get("gray"),
+}
+# What the published figures were made with; a method has not all of these settings.
+PRESCRIBED: dict[str, Any] = {
+    "steps": 500,
+    "test_domains": ["gray", "minus90"],
+    "holdout_fraction": 0,
+    "batch_size": None,  # the whole domain
+    "model.hidden": 390,
+    "model.hidden_layers": 2,
+    "model.single_logit": True,
+    "loss.label_smoothing": 0,
+    "loss.class_weights": None,
+    "optimizer._target_": "torch.optim.Adam",
+    "optimizer.lr": 0.0004898536566546834,
+    "optimizer.weight_decay": 0,
+    "trainer.l2": 0.00110794568,
+    "trainer.gamma": 91257.18613115903,
+    "trainer.convention": "colored_mnist",
+    "trainer.anneal_steps": 190,
+    "trainer.ema_decay": 0,
+    "trainer.scope": "classifier",
+    "trainer.statistic": "variance",
+    "trainer.unbiased": False,
+    "trainer.within_classes": False,
+    "trainer.penalty_interval": 1,
+}
+_NOTES = (
+    "Accuracy in % at the last step, mean ± population standard deviation over seeds; one seed"
+    " has no deviation.",
+    "train: mean over the two training domains; test: the domain with the colour reversed"
+    " (minus90); gray: the same digits without colour.",
+)
+
+
+def build_colored_mnist_tables(runs: Iterable[Run]) -> list[Comparison]:
+    """Make a table for each amount of label noise among the runs of the protocol.
+
+    Methods of a published table that have no run get a row, too.
+    """
+    counted = [run for run in runs if is_in_protocol(run)]
+    by_noise: dict[float, list[Run]] = {}
+    for run in counted:
+        by_noise.setdefault(_label_noise(run), []).append(run)
+    return [_table(noise, by_noise[noise]) for noise in sorted(by_noise, reverse=True)]
+
+
+def is_in_protocol(run: Run) -> bool:
+    """Whether a run is one of the IRM setup, whose result is that of the last step."""
+    return run.dataset == DATASET and run.monitor == "last step"
+
+
+def departures(run: Run) -> list[str]:
+    """Say in which settings a run is not what the published figures were made with."""
+    own = {
+        **compared(run.config),
+        "steps": run.step,
+        "test_domains": sorted(run.test_domains),
+    }
+    return [
+        f"{key} {to_json(own[key])}, not {to_json(value)}"
+        for key, value in PRESCRIBED.items()
+        if key in own and own[key] != value
+    ]
+
+
+def _label_noise(run: Run) -> float:
+    return float(run.config["dataset"].get("label_noise", 0.25))
+
+
+def _table(noise: float, runs: Sequence[Run]) -> Comparison:
+    name = f"label noise {noise:g}"
+    reference = Reference(PROTOCOL, None)
+    tables = build_tables(runs)  # several, if runs leave out different domains
+    labelled = [
+        pair for table in tables for pair in zip(table.rows, _labels(table.rows), strict=True)
+    ]
+    rows = [_row(row, label, reference, name) for row, label in labelled]
+    departing = [
+        f"No verdict on {label}, which departs from the published runs: {'; '.join(found)}."
+        for row, label in labelled
+        if (found := departures(row.runs[0]))  # the others differ in their seed only
+    ]
+    published = reference.methods(name)
+    there = {method_key(row.method.split(",")[0]) for row in rows}
+    rows += [
+        ComparisonRow(
+            method, {c: Cell(None, reference.figure(name, method, c)) for c in COLUMNS}, 0
+        )
+        for method in published
+        if method_key(method) not in there
+    ]
+    order = {method_key(method): number for number, method in enumerate(published)}
+    rows.sort(key=lambda row: order.get(method_key(row.method.split(",")[0]), len(order)))
+    repeats = [run for table in tables for run in table.repeats]
+    again = ", ".join(str(run.path) for run in repeats)
+    notes = [f"Not counted, since they repeat a run: {again}."] if again else []
+    return Comparison(
+        protocol=PROTOCOL,
+        selection=None,
+        name=name,
+        title=f"Colored MNIST; {name}",
+        columns=tuple(COLUMNS),
+        rows=tuple(rows),
+        repeated="seeds",
+        beside=True,
+        notes=(*_NOTES, *departing, *notes),
+    )
+
+
+def _row(row: Row, label: str, reference: Reference, name: str) -> ComparisonRow:
+    cells, departs = {}, bool(departures(row.runs[0]))
+    for column, accuracy in COLUMNS.items():
+        known = [(run, value) for run in row.runs if (value := accuracy(run)) is not None]
+        own = over_restarts([100 * value for _, value in known])
+        traces = tuple(Trace(run.seed, 100 * value, run.path) for run, value in known)
+        cells[column] = Cell(own, reference.figure(name, row.method, column), traces, departs)
+    return ComparisonRow(label, cells, len(row.runs))
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """Name each row by its method and, where that is not enough, by gamma and settings."""
+    gammas = show_gammas([row.gamma for row in rows if row.gamma is not None])
+    labels = []
+    for row in rows:
+        alike = {other.gamma for other in rows if other.method == row.method}
+        gamma = [f"gamma={gammas[row.gamma]}"] if row.gamma is not None and len(alike) > 1 else []
+        settings = [f"{name}={value}" for name, value in row.settings.items()]
+        labels.append(", ".join([row.method, *gamma, *settings]))
+    return labels

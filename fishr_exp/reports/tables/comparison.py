@@ -1,0 +1,104 @@
+"""A protocol's table: our figures, the published ones, and a verdict on each of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fishr_exp.reports.published import Published
+from fishr_exp.reports.statistics.estimates import Estimate, mean, population_std
+
+Verdict = Literal["within", "higher", "lower", "not published", "departs"]
+DIGITS = 1  # of published figures
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One accuracy behind a cell, and where it is from."""
+
+    trial: int  # trial_seed, or seed
+    accuracy: float  # percent
+    run: Path
+    pairs: tuple[Path, ...] = ()  # that also leave out a second domain, and gave the value
+    hparams_seed: int | None = None
+    candidates: int | None = None  # hyperparameters that there were to choose from
+    step: int | None = None
+    value: float | None = None  # by which it was chosen, percent
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Our figure in percent, None where it is missing; and the published one, if any is."""
+
+    own: Estimate | None
+    published: Published | None = None
+    traces: tuple[Trace, ...] = ()
+    departs: bool = False  # from what the published figure was made with
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Ours against the published error, both as printed; None where ours is missing.
+
+        Without a published error, only the published figure itself is within.
+        """
+        if self.own is None:
+            return None
+        if self.published is None:
+            return "not published"
+        if self.departs:
+            return "departs"
+        difference = round(self.own.mean, DIGITS) - self.published.mean
+        if abs(difference) <= (self.published.error or 0.0) + 1e-9:
+            return "within"
+        return "higher" if difference > 0 else "lower"
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A method of ours, or one that is published only."""
+
+    method: str
+    cells: Mapping[str, Cell]  # column -> cell
+    repeats: int  # trials or seeds
+    published_only: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of one protocol."""
+
+    protocol: str
+    selection: str | None
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[ComparisonRow, ...]
+    repeated: str  # what the repeats are called: trials, seeds
+    beside: bool  # whether published figures have columns of their own
+    notes: tuple[str, ...]
+
+
+def over_trials(values: Sequence[float]) -> Estimate | None:
+    """Estimate a mean as DomainBed does: the error is the population std over sqrt(trials).
+
+    None where a value is NaN or there are none; a single trial has no error.
+    """
+    return _estimate(values, math.sqrt(len(values) or 1))
+
+
+def over_restarts(values: Sequence[float]) -> Estimate | None:
+    """Estimate a mean as for Colored MNIST: the error is the population standard deviation.
+
+    None where a value is NaN or there are none; a single restart has no error.
+    """
+    return _estimate(values, 1.0)
+
+
+def _estimate(values: Sequence[float], root: float) -> Estimate | None:
+    if not values or any(math.isnan(value) for value in values):
+        return None
+    error = population_std(values) / root if len(values) > 1 else None
+    return Estimate(mean(values), error, len(values))

@@ -1,0 +1,263 @@
+"""DomainBed's tables: one for each dataset, by test domain, and the averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.reports.published import AVERAGES, AVG, Reference, method_key
+from fishr_exp.reports.statistics.estimates import Estimate, mean
+from fishr_exp.reports.statistics.selection import Choice, select
+from fishr_exp.reports.tables.comparison import Cell, Comparison, ComparisonRow, Trace, over_trials
+from fishr_exp.runs.history import History
+
+PROTOCOL = "domainbed"
+SELECTED_BY = {
+    "training": "selected by training-domain validation",
+    "oracle": "selected by test-domain validation (oracle)",
+    "leave_one_out": "selected by leave-one-domain-out cross-validation",
+}
+_RULES = {
+    "training": "The checkpoint and hparams_seed with the best mean accuracy over the training"
+    " domains' validation parts.",
+    "oracle": "The hparams_seed with the best last step in the test domain's validation part:"
+    " chosen by the test domain, so no fair estimate.",
+    "leave_one_out": "The step and hparams_seed with the best mean accuracy in second domains"
+    " that were left out as well.",
+}
+_MEASURED = (
+    "Accuracy in % on the training part (80 %) of the test domain, mean ± population standard"
+    " deviation / √trials over trials; one trial has no error."
+)
+
+Chosen = Mapping[int, Mapping[int, Choice]]  # test domain -> trial -> choice
+
+
+def build_domainbed_tables(
+    histories: Iterable[History], selection: str, with_published: bool = False
+) -> list[Comparison]:
+    """Make a table for each dataset, and the one of averages.
+
+    Args:
+        histories: All runs; the first of repeats counts, see `unrepeated`.
+        selection: A key of `selection.SELECTIONS`.
+        with_published: Whether to add the rows of published methods.
+
+    Raises:
+        ConfigError: If two runs are the same run of a sweep, with other settings.
+    """
+    runs, repeats = unrepeated(histories)
+    reference = Reference(PROTOCOL, selection)
+    datasets = _in_order([run.dataset for run in runs], reference.columns(AVERAGES))
+    methods = _in_order([run.method for run in runs], reference.methods(AVERAGES), method_key)
+    chosen: dict[tuple[str, str], Chosen] = {}
+    domains: dict[str, tuple[str, ...]] = {}
+    for dataset in datasets:
+        here = [run for run in runs if run.dataset == dataset]
+        domains[dataset] = _domain_names(dataset, here, reference)
+        for method in methods:
+            if alike := [run for run in here if run.method == method]:
+                chosen[dataset, method] = _choose(alike, len(domains[dataset]), selection)
+    notes = (_MEASURED, _RULES[selection], *_about(runs, repeats))
+
+    def table(
+        name: str, columns: Sequence[str], row: Callable[[str], ComparisonRow | None]
+    ) -> Comparison:
+        rows = [found for method in methods if (found := row(method)) is not None]
+        return Comparison(
+            protocol=PROTOCOL,
+            selection=selection,
+            name=name,
+            title=f"{name}; {SELECTED_BY[selection]}",
+            columns=(*columns, AVG),
+            rows=(*rows, *(_published_rows(reference, name, columns) if with_published else ())),
+            repeated="trials",
+            beside=False,
+            notes=notes,
+        )
+
+    tables = []
+    for dataset in datasets:
+
+        def by_domain(method: str, dataset: str = dataset) -> ComparisonRow | None:
+            found = chosen.get((dataset, method))
+            if found is None:
+                return None
+            return _dataset_row(reference, dataset, method, domains[dataset], found)
+
+        tables.append(table(dataset, domains[dataset], by_domain))
+
+    def averages(method: str) -> ComparisonRow:
+        by_dataset = {dataset: chosen.get((dataset, method)) for dataset in datasets}
+        return _averages_row(reference, method, by_dataset)
+
+    return [*tables, table(AVERAGES, datasets, averages)]
+
+
+def unrepeated(histories: Iterable[History]) -> tuple[list[History], list[History]]:
+    """Return the runs, and apart those that repeat one before.
+
+    Raises:
+        ConfigError: If a repeat has other settings: which one to count is nobody's guess.
+    """
+    first: dict[tuple[object, ...], History] = {}
+    repeats = []
+    for run in histories:
+        there = first.setdefault(run.key, run)
+        if there is run:
+            continue
+        keys = [k for k in {**there.settings, **run.settings} if _value(there, k) != _value(run, k)]
+        if keys:
+            raise ConfigError(
+                "DIR",
+                run.path,
+                f"this is {run.method} on {run.dataset}, trial {run.trial_seed}, hparams_seed"
+                f" {run.hparams_seed}, and so is {there.path}, with another {keys[0]}"
+                f" ({_value(there, keys[0])} there, {_value(run, keys[0])} here)",
+                "give a folder with the runs of one sweep",
+            )
+        repeats.append(run)
+    return list(first.values()), repeats
+
+
+def _choose(runs: Sequence[History], domains: int, selection: str) -> Chosen:
+    """Select for each test domain and trial."""
+    found: dict[int, dict[int, Choice]] = {}
+    for target in range(domains):
+        here = [run for run in runs if target in run.test_domains]
+        found[target] = {}
+        for trial in sorted({run.trial_seed for run in here}):
+            choice = select([run for run in here if run.trial_seed == trial], target, selection)
+            if choice is not None:
+                found[target][trial] = choice
+    return found
+
+
+def _dataset_row(
+    reference: Reference, dataset: str, method: str, domains: Sequence[str], chosen: Chosen
+) -> ComparisonRow:
+    cells = {}
+    for target, name in enumerate(domains):
+        choices = chosen[target]
+        own = over_trials([100 * choice.accuracy for choice in choices.values()])
+        traces = tuple(_trace(trial, choice) for trial, choice in choices.items())
+        cells[name] = Cell(own, reference.figure(dataset, method, name), traces)
+    repeats = max((len(choices) for choices in chosen.values()), default=0)
+    average = _mean_of([cell.own for cell in cells.values()], repeats)
+    same = (*domains, AVG) == reference.columns(dataset)
+    cells[AVG] = Cell(average, reference.figure(dataset, method, AVG) if same else None)
+    return ComparisonRow(method, cells, repeats)
+
+
+def _averages_row(
+    reference: Reference, method: str, chosen: Mapping[str, Chosen | None]
+) -> ComparisonRow:
+    cells = {}
+    for dataset, found in chosen.items():
+        own = over_trials(_trial_means(found or {}))
+        cells[dataset] = Cell(own, reference.figure(AVERAGES, method, dataset))
+    repeats = max((cell.own.n for cell in cells.values() if cell.own), default=0)
+    # The published average is one over all seven datasets.
+    same = set(chosen) == set(reference.columns(AVERAGES)) - {AVG}
+    published = reference.figure(AVERAGES, method, AVG) if same else None
+    average = _mean_of([cell.own for cell in cells.values()], repeats)
+    return ComparisonRow(method, {**cells, AVG: Cell(average, published)}, repeats)
+
+
+def _trial_means(chosen: Chosen) -> list[float]:
+    """Average over the test domains, in percent, for each trial that has them all."""
+    trials = sorted({trial for choices in chosen.values() for trial in choices})
+    return [
+        100 * mean([choices[trial].accuracy for choices in chosen.values()])
+        for trial in trials
+        if all(trial in choices for choices in chosen.values())
+    ]
+
+
+def _mean_of(estimates: Sequence[Estimate | None], repeats: int) -> Estimate | None:
+    """Average over cells, without an error as in DomainBed; None where one is missing."""
+    means = [estimate.mean for estimate in estimates if estimate is not None]
+    return Estimate(mean(means), None, repeats) if len(means) == len(estimates) else None
+
+
+def _trace(trial: int, choice: Choice) -> Trace:
+    return Trace(
+        trial=trial,
+        accuracy=100 * choice.accuracy,
+        run=choice.run.path,
+        pairs=tuple(run.path for run in choice.pairs),
+        hparams_seed=choice.run.hparams_seed,
+        candidates=choice.candidates,
+        step=choice.step,
+        value=100 * choice.value,
+    )
+
+
+def _published_rows(
+    reference: Reference, name: str, columns: Sequence[str]
+) -> Iterable[ComparisonRow]:
+    """Make the rows of all methods that have a figure in one of our columns."""
+    methods = dict.fromkeys([*reference.methods(name), *reference.methods(AVERAGES)])
+    whole = (*columns, AVG) == reference.columns(name)
+    for method in methods:
+        figures = {column: reference.figure(name, method, column) for column in (*columns, AVG)}
+        if not whole:
+            figures[AVG] = None  # it is one over other columns
+        if any(figures.values()):
+            cells = {column: Cell(None, figure) for column, figure in figures.items()}
+            yield ComparisonRow(method, cells, 0, published_only=True)
+
+
+def _domain_names(dataset: str, runs: Sequence[History], reference: Reference) -> tuple[str, ...]:
+    """Name the domains as the published table does, else as our records do.
+
+    Raises:
+        ConfigError: If two runs disagree in the number of domains.
+    """
+    for run in runs:
+        if len(run.domains) != len(runs[0].domains):
+            raise ConfigError(
+                "DIR",
+                run.path,
+                f"{dataset} has {len(run.domains)} domains here, and {len(runs[0].domains)} in"
+                f" {runs[0].path}",
+                "give a folder with the runs of one sweep",
+            )
+    published = reference.columns(dataset)[:-1]
+    return published if len(published) == len(runs[0].domains) else runs[0].domains
+
+
+def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]:
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        here = [run for run in runs if run.dataset == dataset and run.protocol]
+        protocols = sorted({run.protocol for run in here})
+        if len(protocols) > 1:
+            yield f"{dataset} mixes protocols, which cannot be compared: {', '.join(protocols)}."
+        elif protocols:
+            yield f"{dataset}: protocol {protocols[0]}."
+        if departures := sorted({key for run in here for key in run.departures}):
+            yield f"{dataset}: runs depart from that preset in {', '.join(departures)}."
+    if any(not run.in_protocol for run in runs):
+        yield (
+            "Some runs are outside DomainBed's protocol (protocol.name is not set): their seed"
+            " counts as the trial, and a verdict on them compares what may differ in more than"
+            " the method."
+        )
+    if any(not run.done for run in runs):
+        yield "Some imported runs lack the file that marks them as done; they count as they are."
+    if repeats:
+        folders = ", ".join(str(run.path) for run in repeats)
+        yield f"Not counted, since they repeat a run: {folders}."
+
+
+def _in_order(
+    found: Iterable[str], order: Sequence[str], key: Callable[[str], str] = str
+) -> list[str]:
+    """Sort what is known in the published order, and the rest behind it by name."""
+    known = {key(name): number for number, name in enumerate(order)}
+    return sorted(set(found), key=lambda name: (known.get(key(name), len(known)), name))
+
+
+def _value(run: History, key: str) -> Any:
+    return run.settings.get(key, "absent")

@@ -1,0 +1,181 @@
+"""A run as model selection sees it: its place in the protocol, and accuracies at every evaluation.
+
+Read from our run folders, and from the `results.jsonl` files that DomainBed writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fishr_exp.runs.identity import compared, flatten
+from fishr_exp.runs.reading import Run
+from fishr_exp.runs.run_folder import RECORDS, parse_records
+
+IMPORTED = "results.jsonl"
+NAN = float("nan")
+# Our labels of DomainBed's datasets. `colored_mnist` is not among them: that is the IRM setup.
+DATASETS = {
+    "colored_mnist_domainbed": "ColoredMNIST",
+    "rotated_mnist": "RotatedMNIST",
+    "vlcs": "VLCS",
+    "pacs": "PACS",
+    "office_home": "OfficeHome",
+    "terra_incognita": "TerraIncognita",
+    "domain_net": "DomainNet",
+}
+
+
+class Evaluation(NamedTuple):
+    """Accuracies of all domains at one step, as fractions; NaN where nothing was measured."""
+
+    step: int
+    train: tuple[float, ...]  # on DomainBed's in-split, 80 % of a domain
+    validation: tuple[float, ...]  # on its out-split, 20 %
+
+
+@dataclass(frozen=True)
+class History:
+    """A run with its evaluations. Domains are numbered in the dataset's order, as by DomainBed."""
+
+    path: Path
+    dataset: str  # DomainBed's name for its own datasets, else our label
+    method: str
+    trial_seed: int
+    hparams_seed: int
+    test_domains: frozenset[int]
+    domains: tuple[str, ...]  # names of all domains
+    evaluations: tuple[Evaluation, ...]  # by ascending step
+    settings: Mapping[str, Any] = field(default_factory=dict)  # flat; what else the run was
+    in_protocol: bool = True  # False: trial and hparams_seed were not set, see `place`
+    protocol: str = ""  # preset and digest, of a run in the protocol
+    departures: tuple[str, ...] = ()  # keys in which the run is not as its preset
+    done: bool = True  # False: an imported run without DomainBed's mark
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells a run from all others in a sweep."""
+        domains = tuple(sorted(self.test_domains))
+        return (self.dataset, self.method, self.trial_seed, self.hparams_seed, domains)
+
+
+@dataclass
+class Histories:
+    """What was read."""
+
+    runs: list[History] = field(default_factory=list)
+    broken: dict[Path, str] = field(default_factory=dict)  # file -> what is wrong
+
+
+def place(config: Mapping[str, Any], seed: int) -> tuple[int, int, bool]:
+    """Return trial_seed, hparams_seed, and whether the run is one of DomainBed's protocol.
+
+    A run outside the protocol counts as trial `seed` with the default hyperparameters.
+    """
+    protocol = config.get("protocol") or {}
+    if not protocol.get("name"):
+        return seed, 0, False
+    return int(protocol["trial_seed"]), int(protocol["hparams_seed"]), True
+
+
+def read_histories(root: Path, runs: Iterable[Run]) -> Histories:
+    """Read the records of `runs`, and all `results.jsonl` files under `root`."""
+    found = Histories()
+    for run in runs:
+        _read(found, run.path / RECORDS, lambda records, run=run: _own(run, records))
+    for folder in sorted(Path(path) for path, _, files in os.walk(root) if IMPORTED in files):
+        _read(found, folder / IMPORTED, lambda records, at=folder: _imported(at, records))
+    return found
+
+
+def _read(found: Histories, path: Path, build: Any) -> None:
+    try:
+        history = build(parse_records(path))
+        if not history.evaluations:
+            raise ValueError("holds no evaluation")
+        steps = [evaluation.step for evaluation in history.evaluations]
+        if len(set(steps)) < len(steps):
+            raise ValueError("holds a step twice, as if two runs had written to it")
+    except (OSError, AttributeError, IndexError, TypeError, ValueError) as error:
+        found.broken[path] = str(error)
+    except KeyError as error:
+        found.broken[path] = f"a record lacks {error}"
+    else:
+        found.runs.append(history)
+
+
+def _own(run: Run, records: list[dict[str, Any]]) -> History:
+    names = list(records[-1]["accuracy"]) if records else []
+    evaluations = [
+        Evaluation(
+            record["step"],
+            tuple(_fraction(record["accuracy"][name]["train"]) for name in names),
+            tuple(_fraction(record["accuracy"][name]["validation"]) for name in names),
+        )
+        for record in records
+    ]
+    trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
+    apart = ("test_domains", "protocol.", "seed")
+    protocol = run.config.get("protocol") or {}
+    return History(
+        path=run.path,
+        dataset=DATASETS.get(run.dataset, run.dataset),
+        method=run.method,
+        trial_seed=trial_seed,
+        hparams_seed=hparams_seed,
+        test_domains=frozenset(names.index(name) for name in run.test_domains),
+        domains=tuple(names),
+        evaluations=_by_step(evaluations),
+        settings={k: v for k, v in compared(run.config).items() if not k.startswith(apart)},
+        in_protocol=in_protocol,
+        protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
+        departures=tuple(protocol.get("departures", ())),
+    )
+
+
+def _imported(folder: Path, records: list[dict[str, Any]]) -> History:
+    if not records:
+        raise ValueError("holds no evaluation")
+    args = records[0]["args"]
+    if any(record["args"] != args for record in records):
+        raise ValueError("holds records of several runs")
+    count = len([key for key in records[0] if re.fullmatch(_OUT, key)])
+    evaluations = [
+        Evaluation(
+            record["step"],
+            tuple(_fraction(record[f"env{i}_in_acc"]) for i in range(count)),
+            tuple(_fraction(record[f"env{i}_out_acc"]) for i in range(count)),
+        )
+        for record in records
+    ]
+    test_domains = frozenset(args["test_envs"])
+    if not test_domains <= set(range(count)):
+        raise ValueError(f"has test_envs {sorted(test_domains)}, but {count} domains")
+    return History(
+        path=folder,
+        dataset=args["dataset"],
+        method=args["algorithm"],
+        trial_seed=int(args["trial_seed"]),
+        hparams_seed=int(args["hparams_seed"]),
+        test_domains=test_domains,
+        domains=tuple(f"env{i}" for i in range(count)),
+        evaluations=_by_step(evaluations),
+        settings=flatten({"hparams": json.loads(json.dumps(records[0].get("hparams", {})))}),
+        done=(folder / "done").exists(),
+    )
+
+
+_OUT = r"env\d+_out_acc"
+
+
+def _by_step(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
+    return tuple(sorted(evaluations, key=lambda evaluation: evaluation.step))
+
+
+def _fraction(value: object) -> float:
+    return NAN if value is None else float(value)  # type: ignore[arg-type]

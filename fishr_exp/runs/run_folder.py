@@ -1,0 +1,305 @@
+"""The run folder, which is the truth about a run: its files, written so that a crash spoils none.
+
+    config.json        the resolved configuration
+    environment.json   versions, git commit, device, command line
+    records.jsonl      one line an evaluation
+    result.json        what came out, or the error
+    tracking.json      written by the tracking room
+    checkpoints/       written by the training room
+    done               empty; written last
+
+Numbers that JSON does not know are written as the strings "NaN", "Infinity" and "-Infinity",
+which `float` reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import differences, settings
+
+CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
+    "config.json",
+    "environment.json",
+    "records.jsonl",
+    "result.json",
+    "tracking.json",
+)
+CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
+
+State = Literal["planned", "running", "failed", "done"]
+Record = dict[str, Any]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
+
+    The content goes to a temporary file in the same folder, to the disk, and then to its name.
+
+    Raises:
+        OSError: If the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """Write `value` as valid JSON; NaN and infinities become strings."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def parse_records(path: Path) -> list[Record]:
+    """Read the records in the file at `path`; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: If a line before the last one is not a record; it names the file and the line.
+    """
+    lines = path.read_bytes().splitlines()
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: not a record ({error})") from error
+        records.append(record)
+    return records
+
+
+class RunFolder:
+    """One run's folder.
+
+    `acquire`, `open` and `clear` take the folder's lock, `close` gives it back, as does leaving a
+    `with`.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: FileLock | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder for checkpoints; it need not exist."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def state(self) -> State:
+        """How far the run came, as its files say: one of four, at whatever moment it was stopped.
+
+        A run that is `running` with no process behind it was stopped; the next one goes on.
+        """
+        if (self.path / DONE).exists():
+            return "done"
+        result = self.path / RESULT
+        # A result without the marker may also be a good one, cut off in the last moment.
+        if result.exists() and _read_object(result).get("status") == "failed":
+            return "failed"
+        return "running" if (self.path / CONFIG).exists() else "planned"
+
+    def open(self, config: Mapping[str, Any]) -> None:
+        """Take the folder for a run of `config`, to start it or to go on with it.
+
+        The mark of an earlier failure is removed; its records stay.
+
+        Raises:
+            ConfigError: If the folder cannot be written, another process has it, or it holds a
+                run with other settings (those that do not matter to the result may differ).
+        """
+        self.acquire()
+        try:
+            with self._explaining_os_errors():
+                self._start_or_go_on(json.loads(to_json(config)))
+        except ConfigError:
+            self.close()
+            raise
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Record what the run runs on."""
+        write_atomically(self.path / ENVIRONMENT, to_json(environment, indent=2) + "\n")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record; it is on the disk when this returns."""
+        with (self.path / RECORDS).open("ab") as file:
+            file.write((to_json(record) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[Record]:
+        """Read all records; a last line that was cut off is left out.
+
+        Raises:
+            ValueError: If a line before the last one is not a record.
+        """
+        path = self.path / RECORDS
+        return parse_records(path) if path.exists() else []
+
+    def result(self) -> Record | None:
+        """Read the result, or None where there is none yet."""
+        path = self.path / RESULT
+        return _read_object(path) if path.exists() else None
+
+    def keep_until(self, step: int) -> None:
+        """Drop the records of later steps, which a continued run writes anew."""
+        self._write_records([record for record in self.records() if record["step"] <= step])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the result, and then the marker that the run is done."""
+        self._write_result({**result, "status": "done"})
+        write_atomically(self.path / DONE, "")
+
+    def fail(self, error: str, result: Mapping[str, Any] | None = None) -> None:
+        """Write that the run failed and why, with what is known of the result."""
+        self._write_result({**(result or {}), "status": "failed", "error": error})
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, to start anew; files of others stay.
+
+        Raises:
+            ConfigError: If another process has the folder, or it cannot be written.
+        """
+        if not self.path.exists():
+            return
+        self.acquire()
+        with self._explaining_os_errors():
+            # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
+            for name in (DONE, RESULT, RECORDS, ENVIRONMENT, TRACKING):
+                (self.path / name).unlink(missing_ok=True)
+            if self.checkpoints.is_dir():
+                for file in self.checkpoints.glob("*.pt"):
+                    file.unlink()
+                with contextlib.suppress(OSError):
+                    self.checkpoints.rmdir()  # stays where somebody else's files are in it
+            self._sweep()
+            (self.path / CONFIG).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the folder's lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def acquire(self) -> None:
+        """Take the folder's lock, unless it is ours already; `close` gives it back.
+
+        Raises:
+            ConfigError: If another process has it, or the folder cannot be written.
+        """
+        if self._lock is not None:
+            return
+        with self._explaining_os_errors():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise ConfigError(
+                    "output_dir",
+                    self.path,
+                    "another process is running in this folder",
+                    "wait until it ends, or choose another output_dir",
+                ) from None
+            self._lock = lock
+
+    def _start_or_go_on(self, config: Record) -> None:
+        path = self.path / CONFIG
+        if path.exists():
+            self._compare(_read_object(path), config)
+        self._sweep()
+        self._mend_records()
+        if not path.exists():
+            write_atomically(path, to_json(config, indent=2) + "\n")
+        if self.state == "failed":
+            (self.path / RESULT).unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what a kill in the middle of writing left behind."""
+        for folder in (self.path, self.checkpoints):
+            for file in folder.glob(".*.tmp"):
+                file.unlink()
+
+    def _compare(self, there: Record, here: Record) -> None:
+        if differing := differences(settings(there), settings(here)):
+            raise ConfigError(
+                "output_dir",
+                self.path,
+                f"this folder holds a run with other settings: {differing}",
+                "choose another output_dir, or resume=false to replace that run",
+            )
+
+    def _mend_records(self) -> None:
+        path = self.path / RECORDS
+        if not path.exists():
+            path.touch()
+        elif (content := path.read_bytes()) and not content.endswith(b"\n"):
+            self._write_records(self.records())  # else the next record would join the cut-off one
+
+    def _write_records(self, records: list[Record]) -> None:
+        lines = "".join(to_json(record) + "\n" for record in records)
+        write_atomically(self.path / RECORDS, lines)
+
+    def _write_result(self, result: Record) -> None:
+        write_atomically(self.path / RESULT, to_json(result, indent=2) + "\n")
+
+    @contextlib.contextmanager
+    def _explaining_os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                "output_dir",
+                self.path,
+                f"this folder cannot be written ({error.strerror or error})",
+                "choose another output_dir",
+            ) from error
+
+
+def _read_object(path: Path) -> Record:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            "output_dir",
+            path.parent,
+            f"{path.name} in this folder cannot be read ({error})",
+            "choose another output_dir, or resume=false to start anew",
+        ) from error
+    return dict(value)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

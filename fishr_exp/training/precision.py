@@ -1,0 +1,70 @@
+"""Ways to compute the same faster, up to rounding: half precision, memory layout, a compiler."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+
+from fishr_exp.core.contracts import Model, Trainer
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.training.step import Autocast
+
+_log = logging.getLogger(__name__)
+PRECISIONS = ("fp32", "bf16")
+
+
+def autocast(precision: str, device: torch.device, trainer: Trainer) -> Autocast:
+    """Return what makes the context of forward passes.
+
+    Weights, losses, gradient variances and the optimizer's state stay in float32. There is no
+    fp16: its gradients need a scale that keeps them from vanishing, and the per-sample gradients
+    of layers below the classifier are taken without one.
+
+    Args:
+        precision: fp32, or bf16 for matrix products and convolutions in bfloat16.
+        device: Where they are computed.
+        trainer: That will train.
+
+    Raises:
+        ConfigError: If the precision is another one, or the trainer has no other than fp32.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError("precision", precision, f"choose from {', '.join(PRECISIONS)}")
+    enabled = precision == "bf16"
+    if enabled and trainer.refuses_autocast:
+        raise ConfigError("precision", precision, trainer.refuses_autocast)
+    return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
+
+
+def compile_featurizer(model: Model, trainer: Trainer, backend: str = "inductor") -> None:
+    """Compile a model's featurizer by `torch.compile`; names of weights stay as they are.
+
+    Args:
+        model: The model.
+        trainer: That will train it.
+        backend: Of the compiler.
+
+    Raises:
+        ConfigError: If the trainer refuses a compiled featurizer.
+    """
+    if trainer.refuses_compile:
+        raise ConfigError("compile", "true", trainer.refuses_compile)
+    featurizer = model.featurizer
+    _log.info("compiling: the first steps and the first evaluation take a minute or two")
+    torch._dynamo.reset()  # it counts variants of a function: those of a sweep's earlier runs, too
+
+    # A function of ours: PyTorch's own `Module.compile` passes over an nn.Sequential.
+    @functools.partial(torch.compile, backend=backend)
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        return featurizer._call_impl(*args, **kwargs)
+
+    def out_of_sight(*args: Any, **kwargs: Any) -> Any:
+        # Fishr watches the forward pass by a torch function mode, which the compiler would trace.
+        with torch._C.DisableTorchFunction():
+            return compiled(*args, **kwargs)
+
+    # Where `Module.compile` keeps it: left out of copies, and of the names of weights.
+    featurizer._compiled_call_impl = out_of_sight

@@ -1,0 +1,302 @@
+"""One run, read top to bottom: prepare, fit, evaluate, record."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from fishr_exp.core import distributed as ranks
+from fishr_exp.core import seeding
+from fishr_exp.core.errors import TrainingError
+from fishr_exp.runs.environment import environment
+from fishr_exp.runs.identity import settings
+from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
+from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.training.checkpoint import Checkpoints, Interval, OtherBestError
+from fishr_exp.training.early_stopping import Verdict
+from fishr_exp.training.evaluation import METRICS, Counts, measure
+from fishr_exp.training.loop import fit
+from fishr_exp.training.prepare import Arguments, Mirror, Prepared, prepare
+from fishr_exp.training.signals import InterruptedEvaluationError, Signals
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    """Train a method on the training domains and evaluate it on all; return the result.
+
+    Within `ranks.joined`, the processes do so together, and only the first writes.
+
+    Args:
+        arguments: What is asked for.
+        folder: The run folder. A done run found there is returned as it is, and a stopped one is
+            continued, unless `arguments.resume` is false.
+
+    Raises:
+        ConfigError: If what was asked for cannot be; nothing was trained.
+        TrainingError: If the run could not go on, or failed before; what it had written stays.
+        Stopped: If a signal asked for it, after a checkpoint.
+    """
+    run_folder = RunFolder(folder)
+    earlier = _result_of_earlier(run_folder, arguments)
+    if earlier is not None:
+        return earlier
+    prepared = prepare(arguments)
+    training = prepared.training
+    signals = Signals()
+    with run_folder:
+        checkpoints = Checkpoints(run_folder.checkpoints, settings(arguments.config))
+        _start_or_continue(prepared, run_folder, checkpoints)
+        journal = _Journal(prepared, run_folder, checkpoints)
+        with (
+            _failure_recorded(run_folder, journal.mirror, prepared.outline),
+            ranks.failing_together(),
+            signals,
+        ):
+
+            def evaluate() -> tuple[Scores, dict[str, float | None] | None]:
+                diagnostics = prepared.diagnose()
+                evaluated = training.averaging.averaged(training.model)
+                counted = prepared.count(evaluated, prepared.evaluated, signals)
+                return prepared.scores(counted), diagnostics
+
+            fit(
+                training,
+                prepared.loaders(),
+                evaluate,
+                journal.record,
+                journal.save,
+                Interval(arguments.checkpoint_every),
+                signals,
+                total_steps=prepared.total_steps,
+                steps_per_epoch=prepared.steps_per_epoch,
+                title=folder.name,
+            )
+            model, step = training.averaging.averaged(training.model), training.step
+            if training.observer.keep == "best":
+                best = ranks.from_first(lambda: checkpoints.best(training.observer.best_step))
+                model.load_state_dict(best["model"])
+                step = best["step"]
+            log.info("evaluating all domains at step %d", step)
+            counted = _repeated(signals, lambda: prepared.count(model, PARTS, signals))
+            result = _result(prepared, counted, step, journal)
+            if not ranks.first():
+                return result.to_json()
+            run_folder.finish(result.to_json())
+            checkpoints.tidy()
+        if step <= training.trainer.anneal_steps < training.step:
+            log.warning(
+                "the selected step lies before trainer.anneal_steps=%d, as ERM's",
+                training.trainer.anneal_steps,
+            )
+        log.info("%s", _line(result))
+        log.info("%s", folder)
+        if journal.mirror:  # it may have to wait
+            journal.mirror.finish("FINISHED")
+    return result.to_json()
+
+
+class _Journal:
+    """Writes down what happens in a run: records, checkpoints, the tracker's share."""
+
+    def __init__(self, prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
+        self.training = prepared.training
+        self.run_folder = run_folder
+        self.checkpoints = checkpoints
+        arguments = prepared.arguments
+        self.mirror: Mirror | None = None
+        if arguments.tracker and ranks.first():
+            self.mirror = arguments.tracker(run_folder)
+            self.mirror.start(arguments.config, arguments.labels)
+        earlier = run_folder.records()
+        self._started = time.perf_counter()
+        self._seconds_before = (earlier[-1]["seconds"] if earlier else 0.0) + self.training.seconds
+        self._best_step = self.training.observer.best_step
+
+    @property
+    def seconds(self) -> float:
+        """What the run took so far, its pauses left out."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def record(self, evaluation: Evaluation, verdict: Verdict) -> None:
+        """Write an evaluation, and the weights where they are the best so far."""
+        if not ranks.first():
+            return
+        evaluation = replace(evaluation, seconds=self.seconds, time=time.time())
+        self.run_folder.append(evaluation.to_json())
+        if verdict.improved:
+            best = self.training.averaging.averaged(self.training.model)
+            state = {"step": self.training.step, "model": best.state_dict()}
+            self.checkpoints.save_best(state, self._best_step)
+            self._best_step = self.training.step
+
+    def save(self) -> None:
+        """Write a checkpoint; every process calls it."""
+        state = self.training.state_dict()
+        if ranks.first():
+            self.checkpoints.save(state)
+        if self.mirror:
+            self.mirror.sync()
+
+
+def _result_of_earlier(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
+    """Return the result of a run that is done; None if there is something to do.
+
+    Raises:
+        TrainingError: If the run failed before, and is not to be tried again.
+    """
+    state = ranks.from_first(lambda: run_folder.state) if arguments.resume else "planned"
+    if state == "done":
+        return ranks.from_first(lambda: _done(run_folder, arguments))
+    if state == "failed" and not arguments.retry_failed:
+        raise TrainingError(
+            f"this run failed before ({_error(run_folder)}); pass retry_failed=true to go on from "
+            f"its last checkpoint in {run_folder.path}"
+        )
+    return None
+
+
+def _done(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
+    """Return the result of a run that is done, and bring its mirror up to date."""
+    with run_folder:
+        run_folder.open(arguments.config)  # refuses other settings
+        result = run_folder.result()
+        if result is not None:
+            log.info("done already: %s (resume=false runs it again)", run_folder.path)
+            if arguments.tracker:
+                arguments.tracker(run_folder).catch_up(arguments.config, arguments.labels)
+        return result
+
+
+def _error(run_folder: RunFolder) -> str:
+    """Return why a run failed."""
+    error = str((run_folder.result() or {}).get("error", ""))
+    return error.removeprefix("TrainingError: ").partition("; records and")[0]
+
+
+def _start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
+    """Take the folder, and go back to the checkpoint of a run that was stopped."""
+    training = prepared.training
+    reached = ranks.from_first(lambda: _open(prepared, run_folder, checkpoints))
+    if reached:
+        training.load_state_dict(reached)
+        ranks.from_first(lambda: _check_best(prepared, checkpoints))
+        log.info("continuing %s after step %d", run_folder.path, training.step)
+    if (not reached or len(reached["random"]) != ranks.count()) and not ranks.first():
+        # From here on, let each process draw its own dropout.
+        seed = prepared.arguments.seed
+        seeding.seed_global_streams(seed, "training", ranks.rank(), training.step)
+
+
+def _open(
+    prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints
+) -> dict[str, Any] | None:
+    """Take the folder; return the checkpoint to continue from, of a run that was stopped."""
+    if not prepared.arguments.resume:
+        run_folder.clear()
+    run_folder.open(prepared.arguments.config)
+    reached = checkpoints.newest()
+    device = prepared.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    try:
+        run_folder.checkpoints.mkdir(exist_ok=True)
+        run_folder.write_environment(environment(name, torch.get_num_threads(), ranks.count()))
+        # What was logged is not yet evaluated: the record of that step is still to come.
+        run_folder.keep_until(reached["step"] - bool(reached["logged"]) if reached else 0)
+    except OSError as error:
+        raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error
+    return reached
+
+
+def _check_best(prepared: Prepared, checkpoints: Checkpoints) -> None:
+    """Refuse best weights that are not this run's, before it goes on.
+
+    Earlier versions may have left those of a later step, which the run is about to make again.
+    """
+    observer = prepared.training.observer
+    if observer.keep != "best" or observer.best_step == 0:
+        return
+    try:
+        checkpoints.best(observer.best_step)
+    except OtherBestError as error:
+        if not prepared.training.step < (error.found or 0) <= prepared.total_steps:
+            raise
+
+
+def _repeated(signals: Signals, evaluate: Callable[[], T]) -> T:
+    """Evaluate after the last checkpoint, where a signal finds nothing to save."""
+    while True:
+        try:
+            return evaluate()
+        except InterruptedEvaluationError:
+            signals.handle(signals.pending)
+
+
+def _result(
+    prepared: Prepared, counted: Mapping[str, Mapping[str, Counts]], step: int, journal: _Journal
+) -> Result:
+    """Put together what the run came to, with the checkpoint of `step`."""
+    observer, outline = prepared.training.observer, prepared.outline
+    is_best = observer.keep == "best"
+    whole = {
+        n: measure(counted[n]["train"] + counted[n]["validation"]) for n in outline.test_domains
+    }
+    records = journal.run_folder.records() if ranks.first() else []
+    last = Evaluation.from_json(records[-1]).scores.by_domain["accuracy"] if records else {}
+    return Result(
+        outline=outline,
+        selected=Selected(
+            step=step,
+            epoch=-(-step // prepared.steps_per_epoch),
+            monitor=observer.monitor if is_best else "last step",
+            uses_test_domain=is_best and observer.watches(outline.test_domains),
+            penalty_had_acted=bool(outline.gamma) and step > prepared.training.trainer.anneal_steps,
+        ),
+        scores=prepared.scores(counted),
+        test={metric: {n: whole[n][metric] for n in whole} for metric in METRICS},
+        counts={n: {p: len(parts[p]) for p in PARTS} for n, parts in prepared.parts.items()},
+        skipped=prepared.domains.skipped,
+        last={"step": prepared.training.step, "accuracy": last},
+        seconds=journal.seconds,
+    )
+
+
+@contextlib.contextmanager
+def _failure_recorded(
+    run_folder: RunFolder, mirror: Mirror | None, outline: Outline
+) -> Iterator[None]:
+    """Mark a run that fails as failed, in its folder and in the mirror; its records stay."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # see training/signals.py
+        if ranks.first() and not stopped:
+            with contextlib.suppress(OSError):  # a full disk may be why the run failed
+                run_folder.fail(f"{type(error).__name__}: {error}", outline.to_json())
+        if mirror:
+            mirror.finish("KILLED" if stopped else "FAILED")
+        if isinstance(error, TrainingError | OSError):
+            raise TrainingError(
+                f"{error}; records and checkpoints are in {run_folder.path}"
+            ) from error
+        raise
+
+
+def _line(result: Result) -> str:
+    """The result as a line for people."""
+    shown = [f"test {name} {100 * (a or 0):.1f} %" for name, a in result.test["accuracy"].items()]
+    for part in reversed(PARTS):
+        mean = result.scores.mean("accuracy", part)
+        if mean is not None:
+            shown.append(f"{part} {100 * mean:.1f} %")
+    selected = result.selected
+    return f"{', '.join(shown)} at step {selected.step} (selected by {selected.monitor})"

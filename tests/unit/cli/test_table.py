@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fishr_exp.cli.table import main
+
+
+def test_prints_the_table_and_says_what_it_wrote(factory, capsys):
+    factory.sweep([1.0, 10.0], seeds=2)
+    factory.start({"seed": 8})
+    failed = factory.start({"seed": 9})
+    failed.fail("loss is NaN")
+    broken = factory.done("erm", None, 7, 0.1)
+    (broken.path / "config.json").write_text("[]")
+    assert main([str(factory.root)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("colored_digits; test domain minus90; model mlp\n")
+    assert "Read 9 runs: 6 done, 1 failed, 1 unfinished, 1 unreadable.\n" in out
+    assert f"failed: {failed.path}\n" in out
+    assert f"unreadable: {broken.path}: config.json is not an object\n" in out
+    names = ["table.md", "table.tex", "table.csv", "figure.pdf", "figure.png"]
+    for name in names:
+        path = factory.root / "table" / name
+        assert path.stat().st_size > 0
+        assert f"  {path}\n" in out
+    assert "does not vary" not in out
+    assert main([str(factory.root)]) == 0  # what it wrote is not in its way
+
+
+def test_other_formats_are_alone_on_standard_output(factory, tmp_path, capsys):
+    factory.done("erm", None, 0, 0.1)
+    out_folder = tmp_path / "deep" / "out"
+    assert main([str(factory.root), "--out", str(out_folder), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    (line,) = csv.DictReader(io.StringIO(out))
+    assert line["method"] == "erm"
+    assert out == (out_folder / "table.csv").read_text()
+    assert "Read 1 run: 1 done" in err
+    assert "Gamma does not vary in colored_digits" in err
+    assert not (factory.root / "table").exists()
+
+
+def test_a_figure_for_each_table(factory, capsys):
+    factory.done("erm", None, 0, {"a/b c": 0.1})
+    factory.done("erm", None, 0, {"d": 0.1})
+    assert main([str(factory.root)]) == 0
+    names = {path.name for path in (factory.root / "table").glob("*.png")}
+    assert names == {"figure-1-colored_digits-a-b-c.png", "figure-2-colored_digits-d.png"}
+
+
+def test_no_runs(factory, capsys):
+    factory.start({"seed": 8})
+    assert main([str(factory.root)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no run under it is done (1 run: 0 done, 0 failed, 1 unfinished" in err
+    assert len(err.splitlines()) == 1
+    assert not (factory.root / "table").exists()
+
+
+def test_no_such_folder(tmp_path, capsys):
+    assert main([str(tmp_path / "none")]) == 2
+    err = capsys.readouterr().err
+    assert "cannot be read (No such file or directory)" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_out_that_cannot_be_written(factory, tmp_path, capsys):
+    factory.done("erm", None, 0, 0.1)
+    (tmp_path / "file").touch()
+    assert main([str(factory.root), "--out", str(tmp_path / "file")]) == 2
+    assert "--out=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--format", "pdf"]])
+def test_wrong_arguments(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "usage: fishr-table" in capsys.readouterr().err
+
+
+def test_neither_help_nor_a_table_imports_torch(factory):
+    factory.done("erm", None, 0, 0.1)
+    code = (
+        "import sys\nfrom fishr_exp.cli.table import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'matplotlib', 'tabulate', 'filelock'} & set(sys.modules)\n"
+        "main([sys.argv[1]])\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(factory.root)], check=True, capture_output=True)
+
+
+def test_a_reader_that_stops_early_is_no_error(factory):
+    factory.done("erm", None, 0, 0.1)
+    code = "from fishr_exp.cli.table import main; import sys; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(factory.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # type: ignore[union-attr]
+        err = process.stderr.read()  # type: ignore[union-attr]
+    assert (process.returncode, err) == (0, b"")
+
+
+def domainbed_sweep(folder, trials=(0, 1, 2)):
+    """DomainBed's own files: one run of ERM on PACS for each trial and test domain."""
+    for trial, target in itertools.product(trials, range(4)):
+        run = folder / f"{trial}-{target}"
+        run.mkdir(parents=True)
+        args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [target],
+                "trial_seed": trial, "hparams_seed": 0}  # fmt: skip
+        accuracies = {f"env{i}_{part}_acc": 0.85 for i in range(4) for part in ("in", "out")}
+        record = {"step": 5000, "args": args, "hparams": {}, **accuracies}
+        (run / "results.jsonl").write_text(json.dumps(record) + "\n")
+        (run / "done").touch()
+
+
+def test_domainbed_s_own_files_give_its_tables(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    arguments = [str(tmp_path), "--protocol", "domainbed", "--selection", "oracle", "--published"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"^ERM +3 +85.0 ± 0.0 ↓ .* 85.0 ↓$", out, re.M)
+    assert re.search(r"^ERM \(published\) +– +86.5 ± 1.0 .* 86.7 ± 0.3$", out, re.M)
+    assert "Imported 12 results.jsonl.\n" in out
+    for suffix in ("md", "tex", "csv"):
+        assert (tmp_path / "table" / f"domainbed-oracle.{suffix}").stat().st_size > 0
+    cells = list(csv.DictReader((tmp_path / "table" / "domainbed-oracle-cells.csv").open()))
+    assert len(cells) == 12
+    assert {line["run"] for line in cells} == {str(path.parent) for path in tmp_path.glob("*/done")}
+
+
+def test_cells_show_the_runs_not_the_tables(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    assert main([str(tmp_path), "--protocol", "domainbed", "--cells"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Runs behind: PACS; selected by training-domain validation\n")
+    assert re.search(r"^ERM +S +2 .* 2-3$", out, re.M)
+    assert f"\nThe runs are in {tmp_path}.\n" in out
+    assert "published" not in out.split("Read 0 runs")[0]
+    command = [str(tmp_path), "--protocol", "domainbed", "--selection", "leave_one_out", "--cells"]
+    assert main(command) == 0
+    assert "No cell has a run behind it." in capsys.readouterr().out
+
+
+def test_own_and_imported_runs_stand_in_one_table(factory, capsys):
+    domainbed_sweep(factory.root / "theirs")
+    for target in ("art", "cartoon"):
+        folder = factory.done("fishr", 1.0, 0, {target: 0.5}, labels={"dataset": "pacs"})
+        parts = {"train": 0.9, "validation": 0.8}
+        accuracy = dict.fromkeys(("art", "cartoon", "photo", "sketch"), parts)
+        line = json.dumps({"step": 10, "accuracy": accuracy}) + "\n"
+        (folder.path / "records.jsonl").write_text(line)
+    assert main([str(factory.root), "--protocol", "domainbed"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ERM +3 +85.0 ± 0.0 ≈", out, re.M)
+    assert re.search(r"^fishr +1 +90.0 ∘ +90.0 ∘ +X +X +X$", out, re.M)
+    assert "outside DomainBed's protocol" in out
+
+
+def test_colored_mnist(factory, capsys):
+    for seed in range(2):
+        factory.done("erm", None, seed, {"minus90": 0.14, "gray": 0.71}, None, 0.864,
+                     {"dataset": "colored_mnist"}, 500, observer={"monitor": "last step"},
+                     batch_size=None, optimizer={})  # fmt: skip
+    factory.done("erm", None, 0, 0.5)
+    assert main([str(factory.root), "--protocol", "colored_mnist", "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    lines = {(x["method"], x["column"]): x["verdict"] for x in csv.DictReader(io.StringIO(out))}
+    assert lines["erm", "gray"] == "within"
+    assert lines["Fishr", "gray"] == "missing"
+    assert "Not counted: 1 on other data, or not of the last step." in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--selection", "oracle"], "--selection=oracle: only domainbed selects"),
+        (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed selects"),
+        (["--published"], "--published=given: only domainbed adds rows"),
+        (["--cells"], "--cells=given: only a protocol's tables"),
+        (["--protocol", "colored_mnist"], "no run under it is done on dataset=colored_mnist"),
+        (["--protocol", "domainbed"], "no run under it has records of evaluations (1 run: 1 done"),
+    ],
+)
+def test_mistakes_are_one_line(factory, capsys, arguments, said):
+    factory.done("erm", None, 0, 0.1)
+    assert main([str(factory.root), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_sweep_of_gamma_is_no_sweep_of_domainbed(factory, capsys):
+    for gamma in (1.0, 10.0):
+        folder = factory.done("fishr", gamma, 0, 0.5)
+        accuracy = {name: {"train": 0.9, "validation": 0.8} for name in ("plus90", "minus90")}
+        line = json.dumps({"step": 10, "accuracy": accuracy}) + "\n"
+        (folder.path / "records.jsonl").write_text(line)
+    assert main([str(factory.root), "--protocol", "domainbed"]) == 2
+    assert "with another trainer.gamma (1 there, 10 here)" in capsys.readouterr().err
+
+
+def test_the_tables_of_a_protocol_import_no_torch(factory):
+    domainbed_sweep(factory.root)
+    code = (
+        "import sys\nfrom fishr_exp.cli.table import main\n"
+        "assert main([sys.argv[1], '--protocol', 'domainbed']) == 0\n"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(factory.root)], check=True, capture_output=True)

@@ -1,0 +1,101 @@
+"""Accuracies over the steps."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.figure import Figure
+
+from fishr_exp.reports.figures.curves import (
+    MOST_ROWS,
+    draw_curves,
+    of_test_domain,
+    of_validation,
+    over_steps,
+)
+from fishr_exp.reports.tables.table import build_tables
+from fishr_exp.runs.reading import read_runs
+from fishr_exp.runs.run_folder import RECORDS
+
+
+def tables(factory):
+    return build_tables(read_runs(factory.root).done)
+
+
+def record(step, test, validation):
+    return {
+        "step": step,
+        "accuracy": {"minus90": {"train": None, "validation": test}},
+        "validation_accuracy": validation,
+    }
+
+
+@pytest.fixture
+def two_seeds(factory):
+    """ERM, of which one seed stopped a step early, and Fishr."""
+    for method, gamma in (("erm", None), ("fishr", 1.0)):
+        for seed, values in enumerate(([0.1, 0.2, 0.3], [0.3, 0.4])):
+            folder = factory.done(method, gamma, seed, 0.5)
+            for step, value in enumerate(values, start=11):
+                folder.append(record(step, value, 1 - value))
+            folder.close()
+    return tables(factory)
+
+
+def test_a_line_is_the_mean_over_seeds_where_all_have_a_record(two_seeds):
+    row = two_seeds[0].rows[0]
+    test = over_steps(row, of_test_domain("minus90"))
+    assert list(test) == [11, 12]  # at step 10 nothing was evaluated, at 13 one seed alone
+    assert [e.mean for e in test.values()] == pytest.approx([20, 30])
+    assert [e.standard_error for e in test.values()] == pytest.approx([10, 10])
+    assert [e.mean for e in over_steps(row, of_validation).values()] == pytest.approx([80, 70])
+
+
+def drawn(tables, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))
+    files = draw_curves(tables, tmp_path / "curves")
+    return files, figures[0] if figures else None
+
+
+def test_a_panel_has_two_lines_a_row(two_seeds, tmp_path, monkeypatch):
+    files, figure = drawn(two_seeds, tmp_path, monkeypatch)
+    figure.draw_without_rendering()
+    assert [file.name for file in files] == ["curves.pdf", "curves.png"]
+    (axes,) = figure.axes
+    assert axes.get_title() == "colored_digits; test domain minus90"
+    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [
+        pytest.approx([20, 30]),
+        pytest.approx([80, 70]),
+    ]
+    assert len(axes.lines) == 4
+    shown = [text.get_text() for text in figure.legends[0].texts]
+    assert shown[:2] == ["ERM", "fishr, γ=1"]
+
+
+def test_the_same_runs_give_the_same_file(two_seeds, tmp_path):
+    first = draw_curves(two_seeds, tmp_path / "a")
+    second = draw_curves(two_seeds, tmp_path / "b")
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_runs_that_were_evaluated_once_have_no_curves(factory, tmp_path):
+    factory.sweep([1.0])
+    assert draw_curves(tables(factory), tmp_path / "curves") == []
+    assert not list(tmp_path.glob("curves*"))
+
+
+def test_too_many_rows_are_left_out(factory, tmp_path):
+    for number in range(MOST_ROWS + 1):
+        folder = factory.done("fishr", float(number + 1), 0, 0.5)
+        for step in (11, 12):
+            folder.append(record(step, 0.5, 0.5))
+        folder.close()
+    assert draw_curves(tables(factory), tmp_path / "curves") == []
+
+
+def test_records_that_cannot_be_read_are_named(two_seeds, tmp_path):
+    path = two_seeds[0].rows[0].runs[0].path / RECORDS
+    path.write_text("no record\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"records\.jsonl, line 1: not a record"):
+        draw_curves(two_seeds, tmp_path / "curves")

@@ -1,0 +1,139 @@
+"""Half precision, memory layout and compiler change results by no more than is stated."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from fishr_exp.core.contracts import Batch
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.models.mnist_cnn import mnist_cnn
+from fishr_exp.trainers.erm import Erm
+from fishr_exp.trainers.fishr import Fishr
+from fishr_exp.trainers.irm import Irm
+from fishr_exp.training.precision import autocast, compile_featurizer
+from fishr_exp.training.step import make_players, optimizer_step
+
+CPU = torch.device("cpu")
+METHODS = {
+    "erm": Erm,
+    "irm": lambda: Irm(1.0),
+    "fishr classifier": lambda: Fishr(1.0),
+    "fishr all": lambda: Fishr(0.1, scope="all"),
+}
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return mnist_cnn(input_shape=(1, 28, 28), num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    stream = torch.Generator().manual_seed(1)
+    x = torch.randn(24, 1, 28, 28, generator=stream)
+    return Batch(x, torch.randint(10, (24,), generator=stream), (8, 8, 8))
+
+
+def step(method, network, batch, precision="fp32"):
+    """Make a step; return its logs, and the gradient that it left."""
+    players = make_players(method, network, functools.partial(torch.optim.SGD, lr=1e-3))
+    logs = optimizer_step(method, network, players, batch, 0, autocast(precision, CPU, method))
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
+    return {name: float(value) for name, value in logs.items()}, gradient
+
+
+def compare(ours, exact, tolerance):
+    logs, gradient = ours
+    assert logs == pytest.approx(exact[0], rel=tolerance)
+    assert (gradient - exact[1]).norm() < 2 * tolerance * exact[1].norm()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_channels_last_changes_last_digits_only(network, batch, name):
+    exact = step(METHODS[name](), copy.deepcopy(network), batch)
+    other = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    convolution = next(m for m in other.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1)
+    assert not convolution.weight.is_contiguous()
+    compare(step(METHODS[name](), other, batch), exact, 1e-3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_is_within_five_percent(network, batch, name):
+    exact = step(METHODS[name](), copy.deepcopy(network), batch)
+    half = step(METHODS[name](), copy.deepcopy(network), batch, "bf16")
+    assert half[0] != exact[0]
+    assert half[0]["risk"] == pytest.approx(exact[0]["risk"], rel=0.01)
+    compare(half, exact, 0.05)
+
+
+def test_bf16_leaves_weights_and_gradients_in_float32(network, batch):
+    other = copy.deepcopy(network)
+    step(Fishr(1.0), other, batch, "bf16")
+    assert {p.dtype for p in other.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in other.parameters()} == {torch.float32}
+
+
+def test_bf16_reaches_the_forward_pass_only(network):
+    with autocast("bf16", CPU, Erm())():
+        assert network(torch.zeros(2, 1, 28, 28)).dtype == torch.bfloat16
+    with autocast("fp32", CPU, Erm())():
+        assert network(torch.zeros(2, 1, 28, 28)).dtype == torch.float32
+
+
+def test_no_other_precision():
+    with pytest.raises(ConfigError, match=r"precision=fp16: choose from fp32, bf16"):
+        autocast("fp16", CPU, Erm())
+
+
+def test_no_half_precision_for_backpack():
+    with pytest.raises(ConfigError, match=r"precision=bf16: BackPACK .*engine=native"):
+        autocast("bf16", CPU, Fishr(1.0, engine="backpack"))
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("erm", "aot_eager"),  # all of the compiler but the code that it writes
+        ("irm", "aot_eager"),
+        ("fishr classifier", "aot_eager"),
+        pytest.param(
+            "fishr classifier", "inductor", marks=pytest.mark.slow
+        ),  # needs a C++ compiler
+    ],
+)
+def test_a_compiled_featurizer_changes_last_digits_only(network, batch, name, backend):
+    exact = step(METHODS[name](), copy.deepcopy(network), batch)
+    other, method = copy.deepcopy(network), METHODS[name]()
+    names = list(other.state_dict())
+    compile_featurizer(other, method, backend)
+    assert list(other.state_dict()) == names  # a checkpoint does not depend on it
+    compare(step(method, other, batch), exact, 1e-3)
+    copied = copy.deepcopy(other)  # as the diagnostics do: its weights are its own
+    with torch.no_grad():
+        for p in copied.parameters():
+            p.zero_()
+    assert not copied(batch.x).any()
+
+
+def test_the_featurizer_that_runs_is_the_compiled_one(network, batch):
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    other = copy.deepcopy(network)
+    compile_featurizer(other, Erm(), backend)
+    other(batch.x)
+    assert len(graphs) == 1
+
+
+def test_a_compiled_featurizer_is_not_differentiated_twice(network):
+    with pytest.raises(ConfigError, match=r"compile=true: trainer\.scope=all needs second"):
+        compile_featurizer(copy.deepcopy(network), Fishr(1.0, scope="all"))
