@@ -35,7 +35,7 @@ from fishr_exp.runs.run_folder import RunFolder
 if TYPE_CHECKING:
     from fishr_exp.cli.probe import Costs
     from fishr_exp.core.contracts import Domains, Model
-    from fishr_exp.training.prepare import Arguments
+    from fishr_exp.training.arguments import Arguments
 
 SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned": "missing"}

@@ -16,10 +16,12 @@ import torch
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.records import PARTS, Evaluation, Scores
 from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.checkpoint import Checkpoints, Interval
 from fishr_exp.training.early_stopping import Verdict
 from fishr_exp.training.loop import fit
-from fishr_exp.training.prepare import Arguments, Prepared, prepare
+from fishr_exp.training.prepare import prepare
+from fishr_exp.training.prepared import Prepared
 from fishr_exp.training.signals import Signals
 
 WARM, BEFORE, AFTER = 2, 3, 3  # steps: not counted, before the penalty acts, and when it does

@@ -220,7 +220,7 @@ def _write(
 ) -> list[str]:
     """Write the files and return their names, one a line."""
     from fishr_exp.reports.sheets.sheet import FORMATS
-    from fishr_exp.runs.run_folder import write_atomically
+    from fishr_exp.runs.files import write_atomically
 
     files = []
     try:

@@ -44,7 +44,7 @@ _PLAIN = {
 SUPPLIED = ("labels", "config")
 
 if TYPE_CHECKING:
-    from fishr_exp.training.prepare import Arguments
+    from fishr_exp.training.arguments import Arguments
 
 
 def conf_dir() -> Path:
@@ -83,7 +83,7 @@ def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
     """
-    from fishr_exp.training.prepare import Arguments  # imports torch
+    from fishr_exp.training.arguments import Arguments  # imports torch
 
     if missing := sorted(OmegaConf.missing_keys(config)):
         mend = f"add {' '.join(map(given_as, missing))}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import functools
-import multiprocessing
 import signal
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +26,9 @@ Asked = tuple[Tensor, torch.Generator | None]
 
 _MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
 _AHEAD = 2  # minibatches that each thread has ready, as PyTorch's processes
+
+
+_workers: weakref.WeakSet[Any] = weakref.WeakSet()  # processes that read for our loaders
 
 
 class Minibatches(Dataset[Minibatch]):
@@ -233,16 +236,16 @@ def _ahead(
 
 @functools.cache
 def _end_workers_at_exit() -> None:
-    """Kill what is left of the workers when the process ends, which would wait for them for ever.
+    """Kill what is left of our workers when the process ends, which would wait for them forever.
 
-    Python ends them by SIGTERM, which they ignore.
+    Python ends them by SIGTERM, which they ignore. Other children of a host program stay.
     """
     atexit.register(_kill_workers)
 
 
 def _kill_workers() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
+    for process in _workers:
+        if process.is_alive():
             process.kill()
 
 
@@ -276,7 +279,9 @@ class _Processes(DataLoader[Minibatch]):
     """A loader that raises the errors that its workers handed back."""
 
     def __iter__(self) -> Iterator[Minibatch]:  # type: ignore[override]
-        for item in super().__iter__():
+        items = super().__iter__()
+        _workers.update(getattr(items, "_workers", ()))
+        for item in items:
             if isinstance(item, TrainingError):
                 raise item
             yield item

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fishr_exp.runs.identity import compared, flatten
 from fishr_exp.runs.reading import Run
+from fishr_exp.runs.records import PARTS, Scores
 from fishr_exp.runs.run_folder import RECORDS, parse_records
 
 IMPORTED = "results.jsonl"
@@ -111,14 +112,13 @@ def _read(found: Histories, path: Path, build: Any) -> None:
 
 def _own(run: Run, records: list[dict[str, Any]]) -> History:
     names = list(records[-1]["accuracy"]) if records else []
-    evaluations = [
-        Evaluation(
-            record["step"],
-            tuple(_fraction(record["accuracy"][name]["train"]) for name in names),
-            tuple(_fraction(record["accuracy"][name]["validation"]) for name in names),
+    evaluations = []
+    for record in records:
+        accuracy = Scores.from_json(record).by_domain["accuracy"]
+        train, validation = (
+            tuple(_fraction(accuracy[name][part]) for name in names) for part in PARTS
         )
-        for record in records
-    ]
+        evaluations.append(Evaluation(record["step"], train, validation))
     trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
     apart = ("test_domains", "protocol.", "seed")
     protocol = run.config.get("protocol") or {}

@@ -33,9 +33,11 @@ PLACES: dict[str, str] = {
     "fishr_exp.data.spawrious.spawrious": "fishr_exp.data.datasets.spawrious.spawrious",
     "fishr_exp.data.datasets.wilds": "fishr_exp.data.datasets.torch_dataset.wilds",
     "fishr_exp.tracking.mlflow_mirror.MlflowMirror": "fishr_exp.tracking.mlflow.MlflowMirror",
-    "fishr_exp.training.observer.Observer": "fishr_exp.training.early_stopping.Observer",
+    "fishr_exp.training.observer.Observer": "fishr_exp.training.early_stopping.EarlyStopping",
 }
 _IDS = {place: name for name, place in PLACES.items()}
+
+_ERM = "fishr_exp.trainers.erm.Erm"
 
 # Settings that name domains: the domain "0" may be written as a number.
 _DOMAIN_NAMES = ("test_domains", "dataset.domains")
@@ -49,6 +51,12 @@ def id_of(target: str) -> str:
 def place_of(target: str) -> str:
     """Return the dotted path at which the part lies that a `_target_` names, by path or by id."""
     return PLACES.get(target, target)
+
+
+def is_erm(config: Mapping[str, Any]) -> bool:
+    """Whether a run's trainer is the ERM baseline, whatever option configured it."""
+    trainer = config.get("trainer") or {}
+    return id_of(str(trainer.get(TARGET))) == _ERM
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import is_erm
+from fishr_exp.runs.records import Result
 from fishr_exp.runs.run_folder import CONFIG, RECORDS, RESULT, RunFolder
 
 
@@ -31,6 +33,7 @@ class Run:
     train_accuracy: float | None  # mean over the training domains' training parts
     validation_accuracy: float | None  # mean over the training domains' validation parts
     test_accuracy: Mapping[str, float]  # test domain -> accuracy over all its samples
+    is_erm: bool  # its trainer is the ERM baseline, whatever its option is called
 
 
 @dataclass(frozen=True)
@@ -83,24 +86,26 @@ def _is_run(files: list[str]) -> bool:
 
 
 def _read_run(folder: Path) -> Run:
-    config, result = _read_object(folder / CONFIG), _read_object(folder / RESULT)
+    config, written = _read_object(folder / CONFIG), _read_object(folder / RESULT)
     try:
-        labels, selected = result["labels"], result["selected"]
+        result = Result.from_json(written)
+        outline, selected, scores = result.outline, result.selected, result.scores
         return Run(
             path=folder,
             config=config,
-            dataset=str(labels["dataset"]),
-            model=str(labels["model"]),
-            method=str(labels["trainer"]),
-            gamma=_number(result.get("gamma")),
-            seed=int(result["seed"]),
-            test_domains=tuple(str(name) for name in result["test_domains"]),
-            step=int(selected["step"]),
-            monitor=str(selected["monitor"]),
-            chosen_by_test_domain=bool(selected["uses_test_domain"]),
-            train_accuracy=_number(result.get("train_accuracy")),
-            validation_accuracy=_number(result.get("validation_accuracy")),
-            test_accuracy={str(d): float(a) for d, a in result["test_accuracy"].items()},
+            dataset=str(outline.labels["dataset"]),
+            model=str(outline.labels["model"]),
+            method=str(outline.labels["trainer"]),
+            gamma=_number(outline.gamma),
+            seed=outline.seed,
+            test_domains=tuple(outline.test_domains),
+            step=int(selected.step),
+            monitor=str(selected.monitor),
+            chosen_by_test_domain=bool(selected.uses_test_domain),
+            train_accuracy=_number(scores.mean("accuracy", "train")),
+            validation_accuracy=_number(scores.mean("accuracy", "validation")),
+            test_accuracy={str(d): _known(a) for d, a in result.test["accuracy"].items()},
+            is_erm=is_erm(config),
         )
     except KeyError as error:
         raise _UnreadableError(f"{RESULT} lacks {error}") from error
@@ -116,6 +121,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _UnreadableError(f"{path.name} is not an object")
     return value
+
+
+def _known(value: float | None) -> float:
+    if value is None:
+        raise TypeError("an accuracy is null")
+    return float(value)
 
 
 def _number(value: object) -> float | None:

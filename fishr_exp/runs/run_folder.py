@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
 
 CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
@@ -38,31 +38,6 @@ CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
 
 State = Literal["planned", "running", "failed", "done"]
 Record = dict[str, Any]
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
-
-    The content goes to a temporary file in the same folder, to the disk, and then to its name.
-
-    Raises:
-        OSError: If the folder cannot be written or the disk is full; the old file is untouched.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def to_json(value: object, indent: int | None = None) -> str:
-    """Write `value` as valid JSON; NaN and infinities become strings."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def parse_records(path: Path) -> list[Record]:
@@ -293,13 +268,3 @@ def _read_object(path: Path) -> Record:
             "choose another output_dir, or resume=false to start anew",
         ) from error
     return dict(value)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

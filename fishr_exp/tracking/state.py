@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fishr_exp.runs.files import write_atomically
 from fishr_exp.runs.identity import TARGET
-from fishr_exp.runs.run_folder import TRACKING, write_atomically
+from fishr_exp.runs.run_folder import TRACKING
 
 # The first version knew one tracker, and wrote its settings without its name.
 _FIRST_TRACKER = "fishr_exp.tracking.mlflow_mirror.MlflowMirror"

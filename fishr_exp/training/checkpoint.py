@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.runs.files import write_atomically
 from fishr_exp.runs.identity import differences
-from fishr_exp.runs.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 

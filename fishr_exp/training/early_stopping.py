@@ -16,7 +16,7 @@ class Verdict(NamedTuple):
     stop: bool
 
 
-class Observer:
+class EarlyStopping:
     """Watch one quantity of the evaluation records.
 
     Args:

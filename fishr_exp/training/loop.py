@@ -26,7 +26,7 @@ from fishr_exp.core import distributed as ranks
 from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Trainer
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
-from fishr_exp.training.early_stopping import Observer, Verdict
+from fishr_exp.training.early_stopping import EarlyStopping, Verdict
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.step import (
     Autocast,
@@ -49,7 +49,7 @@ class Training:
     model: Model
     trainer: Trainer
     make_optimizer: MakeOptimizer
-    observer: Observer
+    observer: EarlyStopping
     averaging: Averaging = field(default_factory=Averaging)
     step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
     autocast: Autocast = contextlib.nullcontext
@@ -188,21 +188,7 @@ def fit(
             first = (epoch - 1) * steps_per_epoch
             end = min(epoch * steps_per_epoch, total_steps)
             while training.step < end:
-                started = time.perf_counter()
-                training.reset_optimizers()
-                asked = time.perf_counter()
-                batch = next(batches)
-                training.waited += time.perf_counter() - asked
-                logs = optimizer_step(
-                    trainer, model, training.players, batch, training.step, training.autocast
-                )
-                training.step += 1
-                training.averaging.after_step(model, training.step)
-                training.seconds += time.perf_counter() - started
-                if training.step == 1:
-                    observer.check_losses(logs)
-                for name, value in logs.items():
-                    training.logged.setdefault(name, []).append(value.to(training.device))
+                _step(training, batches)
                 bar.update()
                 pause()
             check_weights(model, trainer, training.step)
@@ -212,18 +198,7 @@ def fit(
             except InterruptedEvaluationError:
                 pause()
                 continue  # the signal's handler wants us to go on
-            logged = training.logged
-            evaluation = Evaluation(
-                step=training.step,
-                epoch=epoch,
-                seconds_per_step=training.seconds / (training.step - first),
-                seconds_waiting_per_step=training.waited / (training.step - first),
-                learning_rate=training.learning_rate,
-                losses={name: torch.stack(v).mean().item() for name, v in logged.items()},
-                scores=scores,
-                diagnostics=diagnostics,
-            )
-            training.logged, training.seconds, training.waited = {}, 0.0, 0.0
+            evaluation = _end_epoch(training, epoch, training.step - first, scores, diagnostics)
             numbers = evaluation.numbers()
             training.averaging.after_evaluation(numbers)
             verdict = observer.observe(training.step, numbers)
@@ -238,6 +213,42 @@ def fit(
             observer.monitor,
             observer.waited,
         )
+
+
+def _step(training: Training, batches: Iterator[Batch]) -> None:
+    """Take one batch, and make one step with it."""
+    started = time.perf_counter()
+    training.reset_optimizers()
+    asked = time.perf_counter()
+    batch = next(batches)
+    training.waited += time.perf_counter() - asked
+    trainer, model = training.trainer, training.model
+    logs = optimizer_step(trainer, model, training.players, batch, training.step, training.autocast)
+    training.step += 1
+    training.averaging.after_step(model, training.step)
+    training.seconds += time.perf_counter() - started
+    if training.step == 1:
+        training.observer.check_losses(logs)
+    for name, value in logs.items():
+        training.logged.setdefault(name, []).append(value.to(training.device))
+
+
+def _end_epoch(
+    training: Training, epoch: int, steps: int, scores: Scores, diagnostics: Diagnostics | None
+) -> Evaluation:
+    """Put together what an epoch of so many steps came to, and begin to count the next one."""
+    evaluation = Evaluation(
+        step=training.step,
+        epoch=epoch,
+        seconds_per_step=training.seconds / steps,
+        seconds_waiting_per_step=training.waited / steps,
+        learning_rate=training.learning_rate,
+        losses={name: torch.stack(v).mean().item() for name, v in training.logged.items()},
+        scores=scores,
+        diagnostics=diagnostics,
+    )
+    training.logged, training.seconds, training.waited = {}, 0.0, 0.0
+    return evaluation
 
 
 def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> Iterator[Batch]:

@@ -7,197 +7,30 @@ here, so they agree on what a run is, and on what is refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fishr_exp.core import distributed as ranks
-from fishr_exp.core import seeding
-from fishr_exp.core.contracts import (
-    Averaging,
-    Batch,
-    Domain,
-    Domains,
-    Facts,
-    Loss,
-    Minibatch,
-    Model,
-    Trainer,
-)
+from fishr_exp.core import distributed, seeding
+from fishr_exp.core.contracts import Averaging, Domains, Facts, Loss, Model, Trainer
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.minibatches import Minibatches, chunks, loader
+from fishr_exp.data.minibatches import Minibatches
 from fishr_exp.data.splits import split
 from fishr_exp.gradient_variance import UnsupportedError
-from fishr_exp.runs.records import PARTS, Outline, Scores
-from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.runs.records import PARTS
+from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.checkpoint import Interval
-from fishr_exp.training.diagnostics import diagnose
-from fishr_exp.training.early_stopping import Observer
-from fishr_exp.training.evaluation import METRICS, Counts, count, measure
+from fishr_exp.training.early_stopping import EarlyStopping
+from fishr_exp.training.evaluation import METRICS
 from fishr_exp.training.loop import Training
 from fishr_exp.training.precision import autocast, compile_featurizer
-from fishr_exp.training.signals import Signals
-from fishr_exp.training.step import Autocast, MakeOptimizer
+from fishr_exp.training.prepared import Prepared
+from fishr_exp.training.step import Autocast
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class Mirror(Protocol):
-    """A tracker: it mirrors the run folder."""
-
-    def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
-
-    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
-
-    def sync(self) -> None: ...
-
-    def finish(self, status: str) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What a run is asked to do. `conf/config.yaml` describes the keys.
-
-    The parts, which come first, make what they are called when they are called.
-    """
-
-    dataset: Callable[[], Domains]
-    model: Callable[..., Model]
-    loss: Callable[[], Loss]
-    trainer: Callable[..., Trainer]
-    optimizer: MakeOptimizer
-    observer: Callable[[], Observer]
-    averaging: Callable[[], Averaging] | None
-    tracker: Callable[[RunFolder], Mirror] | None
-    seed: int
-    test_domains: list[str]
-    holdout_fraction: float
-    batch_size: int | None
-    epochs: int | None
-    total_steps: int | None
-    steps_per_epoch: int | None
-    evaluate_train: bool
-    evaluation_batch_size: int
-    diagnostics: bool
-    num_workers: int
-    device: str
-    precision: str
-    channels_last: bool
-    compile: bool
-    resume: bool
-    retry_failed: bool
-    checkpoint_every: int | str | None
-    data_seed: int | None = None  # of the splits; None: `seed`. A protocol sets it
-    labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
-    config: Mapping[str, Any]  # the resolved configuration, to be recorded
-
-
-@dataclass
-class Prepared:
-    """A run that is ready for its first step."""
-
-    arguments: Arguments
-    device: torch.device
-    domains: Domains
-    training_domains: list[str]
-    parts: Mapping[str, Mapping[str, Tensor]]  # domain -> part -> indices
-    streams: Sequence[Minibatches]  # of the training domains
-    loss: Loss
-    training: Training
-    autocast: Autocast
-    total_steps: int
-    steps_per_epoch: int
-
-    @property
-    def outline(self) -> Outline:
-        """What the run is, as it is recorded."""
-        return Outline(
-            labels=self.arguments.labels,
-            gamma=self.training.trainer.gamma,
-            seed=self.arguments.seed,
-            training_domains=self.training_domains,
-            test_domains=self.arguments.test_domains,
-        )
-
-    @property
-    def evaluated(self) -> Sequence[str]:
-        """The parts that an evaluation between two epochs is over."""
-        return PARTS if self.arguments.evaluate_train else PARTS[1:]
-
-    def loaders(self) -> list[Iterable[Minibatch]]:
-        """Return what reads the minibatches of each training domain, from the current step on."""
-        return [
-            loader(
-                stream,
-                self.training.step,
-                self.total_steps,
-                num_workers=self.arguments.num_workers,
-                pin_memory=self.device.type == "cuda",
-            )
-            for stream in self.streams
-        ]
-
-    def count(
-        self, model: Model, parts: Sequence[str], signals: Signals
-    ) -> dict[str, dict[str, Counts]]:
-        """Evaluate a model on parts of all domains: one pass for each domain and part.
-
-        Raises:
-            InterruptedEvaluationError: If a signal waits.
-        """
-
-        def read(domain: Domain, indices: Tensor) -> Iterable[Minibatch]:
-            chunk = chunks(
-                domain,
-                indices,
-                self.arguments.evaluation_batch_size,
-                num_workers=self.arguments.num_workers,
-                pin_memory=self.device.type == "cuda",
-                part=(ranks.rank(), ranks.count()),
-            )
-            return signals.interrupting(chunk)
-
-        classes = self.domains.num_classes
-        return {
-            name: {
-                part: count(
-                    model, read(domain, self.parts[name][part]), self.loss, classes, self.device,
-                    self.autocast,
-                )
-                for part in parts
-            }
-            for name, domain in self.domains.by_name.items()
-        }  # fmt: skip
-
-    def scores(self, counted: Mapping[str, Mapping[str, Counts]]) -> Scores:
-        """Read all metrics off what was counted."""
-        measured = {
-            name: {part: measure(parts.get(part)) for part in PARTS}
-            for name, parts in counted.items()
-        }
-        by_domain = {
-            metric: {n: {p: measured[n][p][metric] for p in PARTS} for n in measured}
-            for metric in METRICS
-        }
-        means = {
-            f"{part}_{metric}": _mean([of[name][part] for name in self.training_domains])
-            for metric, of in by_domain.items()
-            for part in PARTS
-        }
-        return Scores(by_domain, means)
-
-    def diagnose(self) -> dict[str, float | None] | None:
-        """Look at trainer and model on the run's first batch, if that was asked for."""
-        if not self.arguments.diagnostics:
-            return None
-        batch = Batch.join([stream[0] for stream in self.streams])
-        batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.sizes)
-        trainer, model, step = self.training.trainer, self.training.model, self.training.step
-        return diagnose(trainer, model, batch, self.training_domains, step, self.loss)
 
 
 def prepare(arguments: Arguments) -> Prepared:
@@ -226,7 +59,7 @@ def prepare(arguments: Arguments) -> Prepared:
             parts[name]["train"],
             arguments.batch_size,
             arguments.seed,
-            (ranks.rank(), ranks.count()),
+            (distributed.rank(), distributed.count()),
         )
         for name in training_domains
     ]
@@ -264,7 +97,7 @@ def _training(
     arguments: Arguments,
     domains: Domains,
     trainer: Trainer,
-    observer: Observer,
+    observer: EarlyStopping,
     context: Autocast,
     device: torch.device,
     facts: tuple[tuple[str, ...], int],
@@ -356,7 +189,7 @@ def _training_domains(arguments: Arguments, domains: Domains, trainer: Trainer) 
 
 
 def _prepare_observer(
-    observer: Observer,
+    observer: EarlyStopping,
     arguments: Arguments,
     trainer: Trainer,
     parts: Mapping[str, Mapping[str, Tensor]],
@@ -398,7 +231,7 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = ranks.device(name)
+        device = distributed.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
@@ -436,7 +269,9 @@ def _check_batch_statistics(modules: Sequence[nn.Module], model: str) -> None:
         module.train()
     every = [m for module in modules for m in module.modules()]
     norms = (m for m in every if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    if ranks.count() > 1 and any(norm.training or not norm.track_running_stats for norm in norms):
+    if distributed.count() > 1 and any(
+        norm.training or not norm.track_running_stats for norm in norms
+    ):
         raise ConfigError(
             "model", model, "BatchNorm in training mode would see one rank's samples only",
             "pass model.freeze_bn=true, or start one process",
@@ -447,8 +282,3 @@ def _given(node: Mapping[str, Any]) -> str:
     """What a group of the configuration holds, as the command line would write it."""
     shown = {key: value for key, value in node.items() if not key.startswith("_")}
     return f"{{{', '.join(f'{k}: {v}' for k, v in shown.items())}}}"
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None

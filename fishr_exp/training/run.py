@@ -19,11 +19,13 @@ from fishr_exp.runs.environment import environment
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
 from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.training.arguments import Arguments, Mirror
 from fishr_exp.training.checkpoint import Checkpoints, Interval, OtherBestError
 from fishr_exp.training.early_stopping import Verdict
 from fishr_exp.training.evaluation import METRICS, Counts, measure
 from fishr_exp.training.loop import fit
-from fishr_exp.training.prepare import Arguments, Mirror, Prepared, prepare
+from fishr_exp.training.prepare import prepare
+from fishr_exp.training.prepared import Prepared
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 
 log = logging.getLogger(__name__)

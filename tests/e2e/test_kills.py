@@ -21,7 +21,7 @@ import torch
 from fishr_exp.cli import run as cli
 from fishr_exp.cli import table as table_cli
 from fishr_exp.runs.run_folder import RunFolder
-from fishr_exp.training.early_stopping import Observer
+from fishr_exp.training.early_stopping import EarlyStopping
 
 from .conftest import TINY, Command, Outcome, newest_state, process
 from .test_runs import assert_same_run, differences, without_seconds
@@ -460,13 +460,13 @@ def test_a_mistake(fishr_exp: Command, words: tuple[str, ...], said: str, tmp_pa
     assert not list((tmp_path / "runs").iterdir())  # nothing is left behind
 
 
-class Watcher(Observer):
+class Recorder(EarlyStopping):
     """An observer of somebody's own."""
 
 
 def test_an_allowed_target_is_built(fishr_exp: Command) -> None:
     words = ("optimizer._target_=torch.optim.adam.Adam",)
     assert fishr_exp(*words).status == 0
-    words = ("observer._target_=tests.e2e.test_kills.Watcher", "model.hidden=4")
+    words = ("observer._target_=tests.e2e.test_kills.Recorder", "model.hidden=4")
     assert "pass allow_targets=[tests] if you trust it" in fishr_exp(*words).err
     assert fishr_exp(*words, "allow_targets=[tests]").status == 0

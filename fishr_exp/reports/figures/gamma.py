@@ -27,7 +27,7 @@ from fishr_exp.reports.figures.canvas import (
 from fishr_exp.reports.sheets.table_sheet import ABSENT, show_gammas
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.statistics.gamma_selection import ORACLE, VALIDATION
-from fishr_exp.reports.tables.table import BASELINE, Curve, Row, Table
+from fishr_exp.reports.tables.table import Curve, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
 
 
 def _label(of: Row | Curve) -> str:
-    method = "ERM" if of.method == BASELINE else of.method
+    method = "ERM" if of.method == "erm" else of.method
     known = {name: value for name, value in of.settings.items() if value != ABSENT}
     values = ", ".join(f"{name}={value}" for name, value in known.items())
     return literal(f"{method}, {values}" if values else method)

@@ -15,9 +15,9 @@ from fishr_exp.reports.tables.comparison import (
     over_restarts,
 )
 from fishr_exp.reports.tables.table import Row, build_tables
+from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
 from fishr_exp.runs.reading import Run
-from fishr_exp.runs.run_folder import to_json
 
 PROTOCOL = "colored_mnist"
 DATASET = "colored_mnist"

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
 from fishr_exp.reports.statistics.gamma_selection import Pick, pick_gammas
 from fishr_exp.reports.statistics.paired import Paired, compare, holm
+from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
 from fishr_exp.runs.reading import Run
-from fishr_exp.runs.run_folder import to_json
 
-BASELINE = "erm"
 L2 = "trainer.l2"  # the one setting of a method that ERM has, too
 
 T = TypeVar("T")
@@ -47,8 +46,8 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is a row of ERM."""
-        return self.method == BASELINE
+        """Whether this is a row of ERM, whatever its option is called."""
+        return self.runs[0].is_erm
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,13 @@ def _baselines(groups: Sequence[_Group]) -> list[_Group | None]:
 
     Two rows of ERM that fit leave open which one to compare with. A baseline has none itself.
     """
-    erm = _partition((g for g in groups if g.first.method == BASELINE), _base)
+    erm = _partition((g for g in groups if g.first.is_erm), _base)
     zero = {_family(g): g for g in groups if g.first.gamma == 0}
     found: list[_Group | None] = []
     for group in groups:
         fitting = erm.get(_base(group), [])
         own = zero.get(_family(group)) or (fitting[0] if len(fitting) == 1 else None)
-        is_baseline = group.first.method == BASELINE or group.first.gamma == 0
+        is_baseline = group.first.is_erm or group.first.gamma == 0
         found.append(None if is_baseline else own)
     return found
 

@@ -19,7 +19,7 @@ from fishr_exp.configuration.binding import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.keys import APART, KEYS, OF_A_PROTOCOL, PARTS
-from fishr_exp.training.prepare import Arguments
+from fishr_exp.training.arguments import Arguments
 
 YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))

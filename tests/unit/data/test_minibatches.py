@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -233,3 +235,38 @@ def test_threads_end_with_their_loader():
         if thread.name.startswith("images"):
             thread.join(timeout=10)
             assert not thread.is_alive()
+
+
+LEAVES_OTHERS_ALONE = """
+import multiprocessing, signal, time
+from tests.unit.data.test_minibatches import Noisy
+from fishr_exp.data.minibatches import Minibatches, loader
+import torch
+
+def sleep():
+    time.sleep(60)
+
+if __name__ == "__main__":
+    other = multiprocessing.get_context("fork").Process(target=sleep, daemon=True)
+    other.start()
+    stream = Minibatches(Noisy(), torch.arange(8), 4, 0)
+    batches = iter(loader(stream, 0, 4, num_workers=1))
+    next(batches)
+    from fishr_exp.data import minibatches
+    (own,) = minibatches._workers
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch raises an error there
+    minibatches._kill_workers()
+    own.join(10)
+    print(own.is_alive(), other.is_alive())
+    other.kill()
+"""
+
+
+def test_only_our_own_workers_are_ended(tmp_path):
+    """A program that uses the loaders keeps its other child processes."""
+    script = tmp_path / "host.py"
+    script.write_text(LEAVES_OTHERS_ALONE)
+    path = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run([sys.executable, str(script)], env=path, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert done.stdout.split() == ["False", "True"], done.stderr

@@ -200,7 +200,8 @@ def test_its_own_gamma_zero_is_a_method_s_baseline_before_erm(factory):
 
 def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
     def done(method, gamma, l2, test):
-        trainer = {"_target_": method, "l2": l2} | ({} if gamma is None else {"gamma": gamma})
+        target = f"fishr_exp.trainers.{method}.{method.title()}"
+        trainer = {"_target_": target, "l2": l2} | ({} if gamma is None else {"gamma": gamma})
         factory.done(method, gamma, 0, test, trainer=trainer)
 
     done("erm", None, 0.0, 0.1)
@@ -281,6 +282,7 @@ def run_of(choice) -> Run:
         train_accuracy=0.5,
         validation_accuracy=0.5,
         test_accuracy={"t": 0.5},
+        is_erm=choice["method"] == "erm",
     )
 
 
@@ -291,3 +293,19 @@ def test_no_run_is_lost_and_no_two_rows_look_alike(choices):
     assert sum(len(row.seeds) for row in table.rows) + len(table.repeats) == len(choices)
     shown = [(row.method, row.gamma, *row.settings.values()) for row in table.rows]
     assert len(set(shown)) == len(shown)
+
+
+def test_the_baseline_is_what_the_trainer_is(factory):
+    """A user's own option of ERM's class is the baseline; another class called erm is not."""
+    erm = {"_target_": "fishr_exp.trainers.erm.Erm"}
+    labels = {"trainer": "plain"}
+    for seed in range(3):
+        factory.done("fishr", 1.0, seed, 0.5)
+        factory.done("erm", None, seed, 0.2, labels=labels, trainer=erm)
+        foreign = {"_target_": "mylab.methods.LogitDecay", "weight": 0.1}
+        factory.done("erm", None, seed, 0.9, trainer=foreign)
+    (table,) = build_tables(read_runs(factory.root).done)
+    rows = {row.method: row for row in table.rows}
+    assert rows["plain"].is_baseline
+    assert not rows["erm"].is_baseline
+    assert rows["fishr"].difference.mean == pytest.approx(30.0)

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import flatten, settings
-from fishr_exp.runs.run_folder import RunFolder, to_json, write_atomically
+from fishr_exp.runs.run_folder import RunFolder
 
 CONFIG = {
     "trainer": {"_target_": "fishr", "gamma": 10.0},

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.training.early_stopping import Observer
+from fishr_exp.training.early_stopping import EarlyStopping
 
 
 def record(step: int, value: float | None, risk: float = 1.0) -> tuple[int, dict[str, float]]:
@@ -21,12 +21,12 @@ def record(step: int, value: float | None, risk: float = 1.0) -> tuple[int, dict
     return step, {name: number for name, number in numbers.items() if number is not None}
 
 
-def observer(**changes) -> Observer:
+def observer(**changes) -> EarlyStopping:
     keywords = {
         "monitor": "validation_accuracy", "mode": "max", "patience": 2, "min_delta": 0.0,
         "keep": "best",
     }  # fmt: skip
-    return Observer(**{**keywords, **changes})
+    return EarlyStopping(**{**keywords, **changes})
 
 
 def test_stops_when_patience_is_used_up() -> None:

@@ -12,7 +12,7 @@ from fishr_exp.runs.records import Evaluation, Scores
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training import loop
 from fishr_exp.training.checkpoint import Interval
-from fishr_exp.training.early_stopping import Observer
+from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.loop import Training, fit
 from fishr_exp.training.signals import Signals
 
@@ -68,7 +68,7 @@ def test_waiting_is_measured_and_survives_a_checkpoint(monkeypatch):
     network = mlp(
         input_shape=(1, 2, 2), num_classes=2, hidden=3, hidden_layers=1, single_logit=False
     )
-    observer = Observer("risk", "min", None, 0.0, "last")
+    observer = EarlyStopping("risk", "min", None, 0.0, "last")
     make = functools.partial(torch.optim.SGD, lr=0.1)
     training = Training(network, Erm(), make, observer)
     scores = Scores({}, {})

@@ -1,0 +1,62 @@
+"""The plain arguments of a run: what the configuration comes to, without Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fishr_exp.core.contracts import Averaging, Domains, Loss, Model, Trainer
+from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.training.early_stopping import EarlyStopping
+from fishr_exp.training.step import MakeOptimizer
+
+
+class Mirror(Protocol):
+    """A tracker: it mirrors the run folder."""
+
+    def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def catch_up(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def finish(self, status: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What a run is asked to do. `conf/config.yaml` describes the keys.
+
+    The parts, which come first, make what they are called when they are called.
+    """
+
+    dataset: Callable[[], Domains]
+    model: Callable[..., Model]
+    loss: Callable[[], Loss]
+    trainer: Callable[..., Trainer]
+    optimizer: MakeOptimizer
+    observer: Callable[[], EarlyStopping]
+    averaging: Callable[[], Averaging] | None
+    tracker: Callable[[RunFolder], Mirror] | None
+    seed: int
+    test_domains: list[str]
+    holdout_fraction: float
+    batch_size: int | None
+    epochs: int | None
+    total_steps: int | None
+    steps_per_epoch: int | None
+    evaluate_train: bool
+    evaluation_batch_size: int
+    diagnostics: bool
+    num_workers: int
+    device: str
+    precision: str
+    channels_last: bool
+    compile: bool
+    resume: bool
+    retry_failed: bool
+    checkpoint_every: int | str | None
+    data_seed: int | None = None  # of the splits; None: `seed`. A protocol sets it
+    labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
+    config: Mapping[str, Any]  # the resolved configuration, to be recorded

@@ -1,0 +1,129 @@
+"""A run that is ready for its first step: its parts, and what is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fishr_exp.core import distributed
+from fishr_exp.core.contracts import Batch, Domain, Domains, Loss, Minibatch, Model
+from fishr_exp.data.minibatches import Minibatches, chunks, loader
+from fishr_exp.runs.records import PARTS, Outline, Scores
+from fishr_exp.training.arguments import Arguments
+from fishr_exp.training.diagnostics import diagnose
+from fishr_exp.training.evaluation import METRICS, Counts, count, measure
+from fishr_exp.training.loop import Training
+from fishr_exp.training.signals import Signals
+from fishr_exp.training.step import Autocast
+
+
+@dataclass
+class Prepared:
+    """A run that is ready for its first step."""
+
+    arguments: Arguments
+    device: torch.device
+    domains: Domains
+    training_domains: list[str]
+    parts: Mapping[str, Mapping[str, Tensor]]  # domain -> part -> indices
+    streams: Sequence[Minibatches]  # of the training domains
+    loss: Loss
+    training: Training
+    autocast: Autocast
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def outline(self) -> Outline:
+        """What the run is, as it is recorded."""
+        return Outline(
+            labels=self.arguments.labels,
+            gamma=self.training.trainer.gamma,
+            seed=self.arguments.seed,
+            training_domains=self.training_domains,
+            test_domains=self.arguments.test_domains,
+        )
+
+    @property
+    def evaluated(self) -> Sequence[str]:
+        """The parts that an evaluation between two epochs is over."""
+        return PARTS if self.arguments.evaluate_train else PARTS[1:]
+
+    def loaders(self) -> list[Iterable[Minibatch]]:
+        """Return what reads the minibatches of each training domain, from the current step on."""
+        return [
+            loader(
+                stream,
+                self.training.step,
+                self.total_steps,
+                num_workers=self.arguments.num_workers,
+                pin_memory=self.device.type == "cuda",
+            )
+            for stream in self.streams
+        ]
+
+    def count(
+        self, model: Model, parts: Sequence[str], signals: Signals
+    ) -> dict[str, dict[str, Counts]]:
+        """Evaluate a model on parts of all domains: one pass for each domain and part.
+
+        Raises:
+            InterruptedEvaluationError: If a signal waits.
+        """
+
+        def read(domain: Domain, indices: Tensor) -> Iterable[Minibatch]:
+            chunk = chunks(
+                domain,
+                indices,
+                self.arguments.evaluation_batch_size,
+                num_workers=self.arguments.num_workers,
+                pin_memory=self.device.type == "cuda",
+                part=(distributed.rank(), distributed.count()),
+            )
+            return signals.interrupting(chunk)
+
+        classes = self.domains.num_classes
+        return {
+            name: {
+                part: count(
+                    model, read(domain, self.parts[name][part]), self.loss, classes, self.device,
+                    self.autocast,
+                )
+                for part in parts
+            }
+            for name, domain in self.domains.by_name.items()
+        }  # fmt: skip
+
+    def scores(self, counted: Mapping[str, Mapping[str, Counts]]) -> Scores:
+        """Read all metrics off what was counted."""
+        measured = {
+            name: {part: measure(parts.get(part)) for part in PARTS}
+            for name, parts in counted.items()
+        }
+        by_domain = {
+            metric: {n: {p: measured[n][p][metric] for p in PARTS} for n in measured}
+            for metric in METRICS
+        }
+        means = {
+            f"{part}_{metric}": _mean([of[name][part] for name in self.training_domains])
+            for metric, of in by_domain.items()
+            for part in PARTS
+        }
+        return Scores(by_domain, means)
+
+    def diagnose(self) -> dict[str, float | None] | None:
+        """Look at trainer and model on the run's first batch, if that was asked for."""
+        if not self.arguments.diagnostics:
+            return None
+        batch = Batch.join([stream[0] for stream in self.streams])
+        batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.sizes)
+        trainer, model, step = self.training.trainer, self.training.model, self.training.step
+        return diagnose(trainer, model, batch, self.training_domains, step, self.loss)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
