@@ -89,22 +89,22 @@ class Job:
 
     @property
     def cost_key(self) -> tuple[object, ...]:
-        """What runs have in common that cost alike: all parts, and what the method computes."""
-        words = {k: v for k, v in self.settings.items() if k.startswith("trainer.")}
-        kinds = [f"{k}={v}" for k, v in sorted(words.items()) if not _is_number(v)]
+        """What runs of equal cost share: all parts, and what the method computes."""
+        own = {k: v for k, v in self.settings.items() if k.startswith("trainer.")}
+        kinds = [f"{k}={v}" for k, v in sorted(own.items()) if not _is_number(v)]
         return (*self.labels.values(), *kinds)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 for a mistake in what was asked."""
     parser = argparse.ArgumentParser(
         prog="fishr-sweep-plan",
         description="Compose every run of a sweep as `fishr-exp -m OVERRIDE ...` would, check it,"
-        " and estimate time and disk from a few steps of one run a method. Nothing is written.",
+        " and estimate time and disk from a few steps of one run per method. Nothing is written.",
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="taken for granted")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for fishr-exp")
-    options = parser.parse_args(words)
+    options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register_run_name()
     claim_optuna()
@@ -144,10 +144,14 @@ def compose(overrides: Sequence[str]) -> list[Job]:
         config = inner.compose_config("config", list(overrides), RunMode.MULTIRUN)
         AddBaseline().on_multirun_start(config)
         runs = _split(config, inner.config_loader)
-        for words in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
-            varied = " ".join(w for w in words if w not in overrides) or " ".join(words)
+        for override_list in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
+            varied = " ".join(w for w in override_list if w not in overrides) or " ".join(
+                override_list
+            )
             try:
-                job = _job(inner.config_loader.load_sweep_config(config, words), varied, parts)
+                job = _job(
+                    inner.config_loader.load_sweep_config(config, override_list), varied, parts
+                )
             except Exception as error:
                 if (message := one_line(error)) is None:
                     raise
@@ -163,11 +167,11 @@ def _split(config: DictConfig, loader: Any) -> list[list[str]]:
     """Return the overrides of every run, as Hydra's own sweeper makes them."""
     sweeper = config.hydra.sweeper
     if sweeper.get("_target_") != SWEEPER:
-        reason = "this sweeper chooses its runs as it goes, so there is no plan of them"
+        reason = "this sweeper selects its runs as it goes, so they cannot be planned"
         raise ConfigError("hydra/sweeper", sweeper.get("_target_"), reason, "leave it out")
-    words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    words += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(words)
+    typed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    typed += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(typed)
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 
@@ -241,32 +245,32 @@ def _quietly() -> Iterator[None]:
 
 def _counts(jobs: Sequence[Job]) -> str:
     states = Counter(job.state for job in jobs)
-    said = ", ".join(f"{states[state]} {word}" for state, word in STATES.items() if states[state])
+    counts = ", ".join(f"{states[state]} {word}" for state, word in STATES.items() if states[state])
     where = ", ".join(sorted({str(job.folder.parent) for job in jobs}))
-    return f"{len(jobs)} run{'s' * (len(jobs) != 1)} in {where}: {said}. All are well configured."
+    return f"{len(jobs)} run{'s' * (len(jobs) != 1)} in {where}: {counts}. All are well configured."
 
 
 def _estimate(jobs: Sequence[Job]) -> str:
-    """Probe a run of each kind; return the estimate in words."""
+    """Probe a run of each kind; return the estimate as text."""
     import torch
 
     from fishr_exp.cli.probe import probe
 
     rows, total, size = [], 0.0, 0
-    for alike in _kinds(jobs):
-        dearest = max(alike, key=_dearness)
+    for equal in _kinds(jobs):
+        costliest = max(equal, key=_cost_order)
         with _quietly():
-            costs = probe(dearest.arguments)
-        seconds = [_seconds(job, costs) for job in alike]
+            costs = probe(costliest.arguments)
+        seconds = [_seconds(job, costs) for job in equal]
         total += sum(seconds)
-        size += sum(costs.bytes(job.evaluations) for job in alike)
-        words = [*dearest.labels.values()]
-        words[-1] += "".join(f" {word}" for word in _apart(dearest, jobs))
-        steps = max(job.steps for job in alike)
+        size += sum(costs.bytes(job.evaluations) for job in equal)
+        names = [*costliest.labels.values()]
+        names[-1] += "".join(f" {setting}" for setting in _distinguishing(costliest, jobs))
+        steps = max(job.steps for job in equal)
         rows.append(
             [
-                *words,
-                len(alike),
+                *names,
+                len(equal),
                 steps,
                 f"{1000 * costs.step:.3g} ms",
                 _time(costs.evaluation),
@@ -293,14 +297,14 @@ def _kinds(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     yield from kinds.values()
 
 
-def _apart(job: Job, jobs: Sequence[Job]) -> list[str]:
-    """Return the settings of its method that set a job's kind apart from others of that name."""
-    alike = [other.cost_key for other in jobs if other.labels == job.labels]
-    shared = set(alike[0]).intersection(*alike)
+def _distinguishing(job: Job, jobs: Sequence[Job]) -> list[str]:
+    """Return the settings of its method that distinguish a job's kind from others of that name."""
+    keys = [other.cost_key for other in jobs if other.labels == job.labels]
+    shared = set(keys[0]).intersection(*keys)
     return [str(word).removeprefix("trainer.") for word in job.cost_key if word not in shared]
 
 
-def _dearness(job: Job) -> tuple[float, float]:
+def _cost_order(job: Job) -> tuple[float, float]:
     batch = job.arguments.batch_size
     return (float("inf") if batch is None else batch, job.gamma or 0.0)
 

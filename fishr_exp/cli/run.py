@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from fishr_exp.configuration.binding import arguments, check_output_dir, conf_dir, run_name
 from fishr_exp.configuration.callbacks import (
     failures,
-    heeding_signals,
+    handling_signals,
     is_command,
     jobs_go_on,
     stopped_by,
@@ -53,7 +53,7 @@ _stopped: UnfinishedError | None = None  # in a launcher's process: it starts no
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
-    with heeding_signals():
+    with handling_signals():
         status = _main()
     sys.exit(status)
 
@@ -67,11 +67,11 @@ def _main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt) or stopped_by():
-            said = STOPPED_WAITING if jobs_go_on() else STOPPED
-            return _say(said, 128 + (stopped_by() or getattr(error, "signal", signal.SIGINT)))
+            message = STOPPED_WAITING if jobs_go_on() else STOPPED
+            return _say(message, 128 + (stopped_by() or getattr(error, "signal", signal.SIGINT)))
         if FULL_ERROR:
             raise
-        if hasattr(error, "status"):  # from a job of a sweep, which has said it
+        if hasattr(error, "status"):  # from a job of a sweep, which has logged it
             for line in failures():
                 _say(line, 1)
             return error.status
@@ -110,7 +110,7 @@ def job(config: DictConfig) -> float | None:
     quiet_mlflow()
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
-    said_by = ""
+    prefix = ""
     if _stopped:
         raise _stopped
     try:
@@ -118,7 +118,7 @@ def job(config: DictConfig) -> float | None:
             sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
         with ranks.joined():
             if not ranks.first():
-                said_by = f"rank {ranks.rank()}: "
+                prefix = f"rank {ranks.rank()}: "
                 _only_errors()
             choices = context.runtime.choices
             checked = arguments(config, choices)
@@ -133,12 +133,12 @@ def job(config: DictConfig) -> float | None:
         _stopped = UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT))
         raise _stopped from stop
     except Exception as error:
-        # Said here: Hydra tells of a sweep's first failure only, and not in the run's own log.
+        # Logged here: Hydra reports only a sweep's first failure, and not in the run's own log.
         message = one_line(error)
         if message is None:
-            log.exception("fishr-exp: %sthe run failed", said_by)
+            log.exception("fishr-exp: %sthe run failed", prefix)
         else:
-            log.error("fishr-exp: %s%s", said_by, message)
+            log.error("fishr-exp: %s%s", prefix, message)
         failed = message is None or isinstance(error, TrainingError) or is_out_of_memory(error)
         status = 1 if failed else _MISTAKE
         if status == _MISTAKE:
@@ -172,7 +172,7 @@ def _standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _only_errors() -> None:
-    """Leave the run's log file, and all that is no error, to the first rank."""
+    """Leave the run's log file, and everything below an error, to the first process."""
     root = logging.getLogger()
     root.setLevel(logging.ERROR)
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:

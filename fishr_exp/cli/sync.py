@@ -44,7 +44,7 @@ class To:
     allowed: tuple[str, ...] = ()
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where something could not be sent, 2 for a mistake."""
     parser = argparse.ArgumentParser(
         prog="fishr-sync",
@@ -59,7 +59,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "--allow-targets", metavar="NAME", nargs="+", default=[],
         help="packages, modules or classes of trackers of your own, as allow_targets in a run",
     )  # fmt: skip
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_mlflow()
     if not options.dir.is_dir():
@@ -70,8 +70,8 @@ def main(words: Sequence[str] | None = None) -> int:
     folders = [Path(path) for path, _, files in tree if {CONFIG, RECORDS} <= {*files}]
     to = To(options.tracking_uri, options.experiment, tuple(options.allow_targets))
     counts = Counter(send(RunFolder(path), to) for path in sorted(folders))
-    said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
-    sys.stdout.write(f"{len(folders)} runs under {options.dir}: {said}\n")
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
+    sys.stdout.write(f"{len(folders)} runs under {options.dir}: {outcomes}\n")
     return int(counts["not sent"] > 0)
 
 

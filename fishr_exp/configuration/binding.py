@@ -78,7 +78,7 @@ def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
 
     Args:
         config: The configuration, without Hydra's own part.
-        choices: The options that were chosen, by group.
+        choices: The selected options, by group.
 
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
@@ -106,7 +106,7 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
         node: The group's part of the configuration.
         group: Its name.
         allowed: Packages, modules or names that `_target_` may name besides `TARGETS`. A
-            configuration may come from somebody else, and must not call just anything.
+            configuration may come from someone else, and must not call arbitrary code.
     """
     if node is None and KEYS[group].optional:
         return None
@@ -160,7 +160,7 @@ def bind(
 
 
 def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
-    """Return the error for a key that nobody knows, with the nearest known one."""
+    """Return the error for an unknown key, with the nearest known one."""
     allowed = list(allowed)
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
     prefix = key.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What the command's own process does: it heeds signals, names the sweep, says what failed."""
+"""What the command's own process does: handle signals, name the sweep, report what failed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import Stopped, UnfinishedError
@@ -28,10 +29,10 @@ _lost: list[str] | None = None  # jobs of submitit with nothing to show; None: n
 
 
 @contextlib.contextmanager
-def heeding_signals() -> Iterator[None]:
+def handling_signals() -> Iterator[None]:
     """In the block, let Ctrl-C and SIGTERM raise `Stopped`, and note which it was.
 
-    Libraries turn what is raised into errors of their own; so `stopped_by` tells.
+    Libraries turn what is raised into errors of their own; `stopped_by` returns which it was.
     """
     global _command, _folder, _lost, _signal
     _command, _folder, _lost, _signal = os.getpid(), None, None, 0
@@ -77,14 +78,15 @@ class ShareSweepName(Callback):
         del kwargs
         global _folder
         OmegaConf.select(config, "sweep_name")
-        _folder = Path(config.hydra.sweep.dir)
+        with contextlib.suppress(OmegaConfBaseException):  # Hydra reports a mistake there next
+            _folder = Path(config.hydra.sweep.dir)
 
 
 class PassSignalsOn(Callback):
     """Let a signal stop the jobs of a launcher that starts processes, each after a checkpoint.
 
-    Such a launcher kills its processes when it is interrupted itself. So it is not: the jobs end,
-    one by one, and so does the sweep.
+    Such a launcher kills its processes when it is interrupted itself. Therefore only the jobs are
+    interrupted: they end one by one, and the sweep ends with them.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -109,9 +111,9 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 class WaitForAllJobs(Callback):
-    """Let a sweep through submitit wait for all its jobs, and name those that end with nothing.
+    """Let a sweep through submitit wait for all its jobs, and name those that end without a result.
 
-    Its launcher leaves the others alone when a job was cancelled, or killed for its memory.
+    Its launcher stops waiting for the others when a job was canceled, or killed for its memory.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -130,10 +132,10 @@ class WaitForAllJobs(Callback):
             try:
                 end = wait(job)[0]
             except UncompletedJobError:
-                said = f"{job.state}; its log is {job.paths.stderr}"
+                state = f"{job.state}; its log is {job.paths.stderr}"
                 end = JobReturn(overrides=job.submission().args[0], status=JobStatus.FAILED)
-                end.return_value = UnfinishedError(said, 1)
-            if end.status is JobStatus.FAILED and not _says_so(end):
+                end.return_value = UnfinishedError(state, 1)
+            if end.status is JobStatus.FAILED and not _is_recorded(end):
                 swept = [word for word in end.overrides if word not in config.hydra.overrides.task]
                 why = one_line(end._return_value) or str(end._return_value)
                 lost.append(f"  {' '.join([job.job_id, *swept])}: {why}")
@@ -143,13 +145,13 @@ class WaitForAllJobs(Callback):
         Job.results = results  # type: ignore[method-assign, assignment]
 
 
-def _says_so(end: JobReturn) -> bool:
-    """Whether a failed job's run folder tells of it."""
+def _is_recorded(end: JobReturn) -> bool:
+    """Whether a failed job is recorded in its run folder."""
     return end.working_dir is not None and RunFolder(end.working_dir).state == "failed"
 
 
 def failures() -> list[str]:
-    """Name the sweep's jobs that ended with nothing, and the runs in its folder that failed."""
+    """Name the sweep's jobs that ended without a result, and the runs in its folder that failed."""
     return [
         *_named(_lost or [], "job", "without a result; the same command tries again:"),
         *_named(

@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in one line: key, value, what is allowed, how to mend it."""
+"""What is wrong with a command line, in one line: key, value, what is allowed, and the fix."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _of_a_resolver(error: Exception) -> ConfigError | None:
 
 def _overrides() -> dict[str, str]:
     """Return what the command line sets, by key without the `+` in front."""
-    words = [word.partition("=") for word in sys.argv[1:] if not word.startswith(("-", "~"))]
-    return {key.lstrip("+"): value for key, equals, value in words if equals}
+    typed = [word.partition("=") for word in sys.argv[1:] if not word.startswith(("-", "~"))]
+    return {key.lstrip("+"): value for key, equals, value in typed if equals}
 
 
 def _no_option(group: str, name: str) -> ConfigError:
@@ -96,8 +96,8 @@ def _no_option(group: str, name: str) -> ConfigError:
 
 def _unreadable(error: OverrideParseException) -> str:
     """Explain an override that does not follow Hydra's grammar."""
-    said = [line.strip() for line in str(error.message).splitlines()]
-    reason = [line for line in said if line and not line.startswith(("Error parsing", "See "))]
+    lines = [line.strip() for line in str(error.message).splitlines()]
+    reason = [line for line in lines if line and not line.startswith(("Error parsing", "See "))]
     if str(error.override).endswith(","):
         return f"{error.override}: a sweep is written without spaces, as in trainer.gamma=1,10"
     return (
@@ -142,7 +142,7 @@ def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> Conf
     without = [option for option, own in keys.items() if name.partition(".")[0] not in own]
     if without and len(without) < len(keys):
         reason = f"{group}={without[0]} has no such key"
-        mend = f"sweep over the options of {group} that have it, and {without[0]} apart"
+        mend = f"sweep over the options of {group} that have it, and run {without[0]} separately"
         return ConfigError(key, overrides[key], reason, mend)
     known = dict.fromkeys(own for all_own in keys.values() for own in all_own)
     return unknown_key(key, overrides[key], known)
@@ -156,7 +156,7 @@ def _composing() -> contextlib.AbstractContextManager[Any]:
 
 
 def _own_keys(node: DictConfig) -> list[str]:
-    """Return the keys of a node that a user sets, and not what it says of itself."""
+    """Return the keys of a node that a user sets, without those that begin with an underscore."""
     return [str(key) for key in node if not str(key).startswith("_")]
 
 
@@ -167,6 +167,6 @@ def _is_group(name: str) -> bool:
 def _flat(error: Exception) -> str:
     """Return the first line of an error and of its cause, with the key that it is about."""
     key = getattr(error, "full_key", None)
-    said = f"{key}: " if key else ""
-    said += next(iter(str(error).splitlines()), type(error).__name__).strip()
-    return f"{said} ({_flat(error.__cause__)})" if isinstance(error.__cause__, Exception) else said
+    text = f"{key}: " if key else ""
+    text += next(iter(str(error).splitlines()), type(error).__name__).strip()
+    return f"{text} ({_flat(error.__cause__)})" if isinstance(error.__cause__, Exception) else text

@@ -47,7 +47,7 @@ def draw(name: str, default: Any, distribution: str, *bounds: Any, _root_: DictC
         *bounds: Lower and upper bound, or for `one_of` the values.
 
     Raises:
-        ConfigError: If there is no protocol, or its seeds are no whole numbers from 0 on.
+        ConfigError: If there is no protocol, or its seeds are not whole numbers, 0 or more.
     """
     trial_seed, hparams_seed = _seeds(_root_)
     if hparams_seed == 0:
@@ -90,7 +90,7 @@ def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
 
     Args:
         config: The composed configuration, with a `protocol`.
-        choices: The options that were chosen, by group.
+        choices: The selected options, by group.
 
     Returns:
         `departures`, the keys whose values are not the preset's, and `digest`, which names the
@@ -178,7 +178,7 @@ def _derive(*purpose: str | int) -> int:
 
 
 def _register() -> None:
-    """Make the resolvers known to whoever composes the configuration."""
+    """Register the resolvers, for every composition of a configuration."""
     OmegaConf.register_new_resolver("draw", draw, replace=True)
     OmegaConf.register_new_resolver("run_seed", run_seed, replace=True)
     OmegaConf.register_new_resolver("of_dataset", of_dataset, replace=True)

@@ -49,7 +49,7 @@ class Space:
     searched: Mapping[str, BaseDistribution]
     repeats: Sequence[Sequence[str]]
     fixed: Sequence[str]
-    typed: Sequence[str]  # what is searched, in words
+    typed: Sequence[str]  # what is searched, as it was typed
 
     @classmethod
     def of(cls, overrides: Sequence[Override]) -> Space:
@@ -65,10 +65,10 @@ class Space:
         if not searched:
             mend = "pass, for one, 'trainer.gamma=tag(log, interval(1, 1e6))'"
             raise ConfigError("hydra/sweeper", "optuna", "there is nothing to search", mend)
-        words = [[f"{key}={text}" for text in _texts(swept[key])] for key in repeated]
+        repeats = [[f"{key}={text}" for text in _texts(swept[key])] for key in repeated]
         return cls(
             searched={override.get_key_element(): _distribution(override) for override in searched},
-            repeats=list(itertools.product(*words)),
+            repeats=list(itertools.product(*repeats)),
             fixed=[str(override.input_line) for key, override in last.items() if key not in swept],
             typed=sorted(str(override.input_line) for override in searched),
         )
@@ -170,7 +170,7 @@ def search(
 
     Raises:
         Exception: What a run raised. A mistake or a stop ends the search, and its trials wait; what
-            failed in training is told the study, and raised when the search has ended.
+            failed in training is reported to the study, and raised when the search has ended.
     """
     todo = n_trials - _count_finished(study)
     failure: Exception | None = None

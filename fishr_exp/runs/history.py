@@ -60,7 +60,7 @@ class History:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells a run from all others in a sweep."""
+        """What distinguishes a run from all others in a sweep."""
         domains = tuple(sorted(self.test_domains))
         return (self.dataset, self.method, self.trial_seed, self.hparams_seed, domains)
 
@@ -120,7 +120,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         )
         evaluations.append(Evaluation(record["step"], train, validation))
     trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
-    apart = ("test_domains", "protocol.", "seed")
+    left_out = ("test_domains", "protocol.", "seed")
     protocol = run.config.get("protocol") or {}
     return History(
         path=run.path,
@@ -131,7 +131,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         test_domains=frozenset(names.index(name) for name in run.test_domains),
         domains=tuple(names),
         evaluations=_by_step(evaluations),
-        settings={k: v for k, v in compared(run.config).items() if not k.startswith(apart)},
+        settings={k: v for k, v in compared(run.config).items() if not k.startswith(left_out)},
         in_protocol=in_protocol,
         protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
         departures=tuple(protocol.get("departures", ())),

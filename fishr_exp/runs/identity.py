@@ -62,8 +62,7 @@ def is_erm(config: Mapping[str, Any]) -> bool:
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn a nested configuration into one level: `{"trainer": {"gamma": 1}}` to `trainer.gamma`.
 
-    Lists stay values; an empty mapping is the value `{}`. What a node says of itself (`_neutral_`)
-    is left out.
+    Lists stay values; an empty mapping is the value `{}`. `_neutral_` is left out.
     """
     flat: dict[str, Any] = {}
     for name, value in config.items():

@@ -28,8 +28,8 @@ class Run:
     seed: int
     test_domains: tuple[str, ...]
     step: int  # optimizer updates until the checkpoint
-    monitor: str  # what the checkpoint was chosen by
-    chosen_by_test_domain: bool
+    monitor: str  # what the checkpoint was selected by
+    selected_by_test_domain: bool
     train_accuracy: float | None  # mean over the training domains' training parts
     validation_accuracy: float | None  # mean over the training domains' validation parts
     test_accuracy: Mapping[str, float]  # test domain -> accuracy over all its samples
@@ -101,7 +101,7 @@ def _read_run(folder: Path) -> Run:
             test_domains=tuple(outline.test_domains),
             step=int(selected.step),
             monitor=str(selected.monitor),
-            chosen_by_test_domain=bool(selected.uses_test_domain),
+            selected_by_test_domain=bool(selected.uses_test_domain),
             train_accuracy=_number(scores.mean("accuracy", "train")),
             validation_accuracy=_number(scores.mean("accuracy", "validation")),
             test_accuracy={str(d): _known(a) for d, a in result.test["accuracy"].items()},

@@ -143,7 +143,7 @@ class RunFolder:
         return _read_object(path) if path.exists() else None
 
     def keep_until(self, step: int) -> None:
-        """Drop the records of later steps, which a continued run writes anew."""
+        """Drop the records of later steps, which a continued run writes again."""
         self._write_records([record for record in self.records() if record["step"] <= step])
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -156,7 +156,7 @@ class RunFolder:
         self._write_result({**(result or {}), "status": "failed", "error": error})
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, to start anew; files of others stay.
+        """Remove the files of an earlier run, to start from scratch; other files stay.
 
         Raises:
             ConfigError: If another process has the folder, or it cannot be written.
@@ -172,7 +172,7 @@ class RunFolder:
                 for file in self.checkpoints.glob("*.pt"):
                     file.unlink()
                 with contextlib.suppress(OSError):
-                    self.checkpoints.rmdir()  # stays where somebody else's files are in it
+                    self.checkpoints.rmdir()  # stays if it holds other files
             self._sweep()
             (self.path / CONFIG).unlink(missing_ok=True)
 
@@ -209,7 +209,7 @@ class RunFolder:
         if path.exists():
             self._compare(_read_object(path), config)
         self._sweep()
-        self._mend_records()
+        self._complete_records()
         if not path.exists():
             write_atomically(path, to_json(config, indent=2) + "\n")
         if self.state == "failed":
@@ -230,7 +230,7 @@ class RunFolder:
                 "choose another output_dir, or resume=false to replace that run",
             )
 
-    def _mend_records(self) -> None:
+    def _complete_records(self) -> None:
         path = self.path / RECORDS
         if not path.exists():
             path.touch()
@@ -265,6 +265,6 @@ def _read_object(path: Path) -> Record:
             "output_dir",
             path.parent,
             f"{path.name} in this folder cannot be read ({error})",
-            "choose another output_dir, or resume=false to start anew",
+            "choose another output_dir, or resume=false to start from scratch",
         ) from error
     return dict(value)

@@ -39,7 +39,7 @@ class OtherBestError(TrainingError):
 class Checkpoints:
     """The checkpoints of a run: `best.pt`, the weights to be evaluated, and `step-N.pt`, the state.
 
-    Of the states the newest is kept, and the one before, for a file that a disk has spoilt.
+    The newest state is kept, and the one before, in case a file is damaged.
 
     Args:
         folder: Where they are; it must exist when one is written.
@@ -69,25 +69,25 @@ class Checkpoints:
             ConfigError: If it belongs to a run with other settings.
             TrainingError: If there are states, and none can be read.
         """
-        unreadable, spoilt = None, []
+        unreadable, damaged = None, []
         for path in self._states():
             try:
                 state = load(path)
                 if not isinstance(state, dict) or "settings" not in state:
-                    raise TrainingError(f"{path} is no checkpoint of a run; remove it")
+                    raise TrainingError(f"{path} is not a checkpoint of a run; remove it")
             except TrainingError as error:
                 unreadable = unreadable or error
-                spoilt.append(path)
+                damaged.append(path)
                 continue
             if differing := differences(state.pop("settings"), self._settings):
                 raise ConfigError(
                     "output_dir", path, f"a checkpoint of a run with other settings: {differing}",
-                    "remove it, or pass resume=false to start this run anew",
+                    "remove it, or pass resume=false to start this run from scratch",
                 )  # fmt: skip
             if unreadable:
                 reason = str(unreadable).partition(";")[0]
                 log.warning("%s: going on from the one before, %s", reason, path.name)
-                for other in spoilt:  # else it would count as the newest
+                for other in damaged:  # else it would count as the newest
                     other.unlink()
             return state
         if unreadable:
@@ -161,7 +161,7 @@ class Interval:
         self.restart()
 
     def restart(self) -> None:
-        """Count the seconds from now, by a clock that nobody sets."""
+        """Count the seconds from now, by a monotonic clock."""
         self._since = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -189,13 +189,13 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:  # PyTorch reads flipped bits without a word
-            if spoilt := archive.testzip():
-                raise ValueError(f"the checksum of {spoilt} is wrong")
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise TrainingError(
-            f"{path} is no readable checkpoint ({type(error).__name__}); "
-            "pass resume=false to start this run anew"
+            f"{path} is not a readable checkpoint ({type(error).__name__}); "
+            "pass resume=false to start this run from scratch"
         ) from error
 
 

@@ -67,8 +67,8 @@ def _of_variances(
     for name, own in by_domain.items():
         values[f"variance_norm/{name}"] = _norm(own)
     for a, b in itertools.combinations(domains, 2):
-        apart = (one - other for one, other in zip(by_domain[a], by_domain[b], strict=True))
-        values[f"variance_distance/{a}/{b}"] = _norm(apart)
+        gaps = (one - other for one, other in zip(by_domain[a], by_domain[b], strict=True))
+        values[f"variance_distance/{a}/{b}"] = _norm(gaps)
     return values
 
 

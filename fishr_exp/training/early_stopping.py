@@ -1,4 +1,4 @@
-"""The early-stopping observer: watches one quantity, names the best step, says when to stop."""
+"""Early stopping: monitors one quantity, keeps the best step, decides when to stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fishr_exp.core.errors import ConfigError
 
 
 class Verdict(NamedTuple):
-    """What the observer says of one evaluation."""
+    """The decision after one evaluation."""
 
     improved: bool
     stop: bool
@@ -22,8 +22,8 @@ class EarlyStopping:
     Args:
         monitor: A mean over the training domains (`validation_accuracy`, `train_loss`, ...), a
             loss that the trainer logs (`risk`, `penalty`, `objective`), or METRIC/DOMAIN/PART with
-            PART `train` or `validation`. A test domain is watched only when named so, and the
-            record says it.
+            PART `train` or `validation`. A test domain is monitored only if it is
+            named here, and the result says so.
         mode: `max` or `min`.
         patience: Evaluations without improvement after which training stops; None: never.
         min_delta: An improvement must exceed it, in units of the monitored quantity, >= 0.

@@ -1,6 +1,6 @@
 """The one loop that trains every method.
 
-    until the observer says stop, or the steps are over:
+    until early stopping ends it, or all steps are made:
         for every step of the epoch:
             make the optimizers from scratch, if the trainer wants it before this step
             one minibatch from each training domain -> batch -> objective(s) -> update(s)

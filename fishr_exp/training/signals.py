@@ -14,7 +14,10 @@ from fishr_exp.core.errors import Stopped
 
 T = TypeVar("T")
 STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends a process, Ctrl-C and preemption
-ANNOUNCING = (signal.SIGUSR1, signal.SIGUSR2)  # what a cluster sends ahead, where somebody listens
+ANNOUNCING = (
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)  # sent ahead by a cluster; noted where a handler is installed
 
 
 class InterruptedEvaluationError(Exception):
@@ -22,9 +25,9 @@ class InterruptedEvaluationError(Exception):
 
 
 class Signals:
-    """In a `with` block, note signals instead of dying of them.
+    """In a `with` block, note signals instead of ending by them.
 
-    Whoever does the work asks for `pending`, saves, and calls `handle`. A signal that comes again a
+    The loop asks for `pending`, saves, and calls `handle`. A signal that comes again a
     second later or more acts at once. Signals that the process ignores stay ignored, and
     outside the main thread nothing is noted, for Python delivers none there.
 
@@ -68,7 +71,7 @@ class Signals:
         """Do what the process would have done with the signal; that may be nothing.
 
         Raises:
-            Stopped: If nobody had asked for it, or who had has nothing better to do.
+            Stopped: If no handler was installed, or the handler does nothing.
             SystemExit: If a launcher has put the run into its queue again.
         """
         self.pending = 0

@@ -88,7 +88,7 @@ MISTAKES = {
     "holdout": (["holdout_fraction=1.5"], ["holdout_fraction=1.5", "[0, 1)"]),
     "device": (["device=tpu9"], ["device=tpu9: is not a device of this machine", "auto or cpu"]),
     "key of some methods": (["-m", "trainer=erm,fishr", "trainer.gamma=1,2"], ["trainer.gamma=1,2: "
-        "trainer=erm has no such key", "erm apart"]),
+        "trainer=erm has no such key", "erm separately"]),
     "key of no method": (["-m", "trainer=erm,fishr", "trainer.gama=1,2"], ["trainer.gama=1,2: no "
         "such key", "did you mean trainer.gamma?"]),
     "precision": (["precision=fp16"], ["precision=fp16: choose from fp32, bf16"]),
@@ -299,10 +299,10 @@ def test_the_error_is_in_the_log_of_the_run(fishr_exp: Command, tmp_path: Path) 
     assert "weights are not finite" in log.read_text()
 
 
-def test_a_broken_checkpoint_says_how_to_start_anew(fishr_exp: Command) -> None:
+def test_a_broken_checkpoint_says_how_to_start_from_scratch(fishr_exp: Command) -> None:
     folder = fishr_exp().folder
     (folder / "done").unlink()
     torch.save(torch.nn.Linear(1, 1), newest_state(folder))  # not only weights
-    words = ["step-4.pt is no readable checkpoint", "resume=false"]
+    words = ["step-4.pt is not a readable checkpoint", "resume=false"]
     assert_one_line(fishr_exp(), words, status=1)
     assert fishr_exp("resume=false").status == 0

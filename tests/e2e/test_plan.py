@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from fishr_exp.cli import plan as plan_cli
@@ -132,3 +133,68 @@ def test_a_key_that_nobody_knows(plan: Plan) -> None:
     assert "trainer.gama=" in err
     assert "did you mean trainer.gamma?" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("holdout_fraction=0.2,0.0",), "observer.monitor=validation_accuracy: no evaluation"),
+        (("batch_size=64,1",), "batch_size=1: a variance needs at least 2 samples"),
+        (("optimizer.lr=0.1,-1",), "optimizer={lr: -1, weight_decay: 0.0}: Invalid learning rate"),
+        (("device=cpu,cuda:9",), "device=cuda:9: is not a device of this machine"),
+        (("loss.class_weights=null,[1,2,3]",), "loss={label_smoothing: 0.0, class_weights: [1,"),
+        (("compile=false,true", "trainer.scope=all"), "compile=true: trainer.scope=all needs"),
+        (("checkpoint_every=300s,never",), "checkpoint_every=never: must be positive"),
+        (("epochs=2,0",), "epochs=0: must be 1 or more"),
+    ],
+)
+def test_the_plan_refuses_what_a_run_would_refuse(
+    fishr_exp: Command, plan: Plan, words: tuple[str, ...], said: str
+) -> None:
+    if torch.cuda.is_available() and "cuda" in words[0]:
+        pytest.skip("there is such a device")
+    status, out, err = plan(*words)
+    assert (status, out) == (2, "")
+    assert f"fishr-sweep-plan: {said}" in err
+    wrong = [word.partition("=")[0] + "=" + word.split(",", 1)[-1] for word in words[:1]]
+    run = fishr_exp(*wrong, *words[1:])
+    assert run.status == 2
+    assert f"fishr-exp: {said}" in run.err
+
+
+def test_lists_of_validation_images_are_counted_as_the_run_counts_them(
+    fishr_exp: Command, plan: Plan, images: Path
+) -> None:
+    """6 training and 6 validation images a domain: 2 steps of 3, where all 12 would give 4."""
+    for domain in ("photo", "sketch", "cartoon"):
+        paths = [f"{domain}/{name}/{k}.png {label}" for label, name in enumerate(("cat", "dog"))
+                 for k in range(6)]  # fmt: skip
+        (images / f"{domain}_train.txt").write_text("\n".join(paths[::2]))
+        (images / f"{domain}_validation.txt").write_text("\n".join(paths[1::2]))
+    lists = ",".join(
+        f"{d}:[{d}_train.txt,{d}_validation.txt]" for d in ("photo", "sketch", "cartoon")
+    )
+    words = ("dataset=path_lists", f"dataset.root={images}", f"dataset.lists={{{lists}}}",
+             "dataset.image_size=8", "test_domains=[sketch]", "batch_size=3", "trainer=erm",
+             "steps_per_epoch=null")  # fmt: skip
+    _, out, err = plan(*words)
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("path_lists")]
+    run = fishr_exp(*words)
+    assert run.status == 0, run.err
+    assert int(row[4]) == run.records()[-1]["step"] == 2 * 2, err
+
+
+def test_an_estimate_reads_as_the_run_does(plan: Plan, images: Path, monkeypatch) -> None:
+    """Images are read by threads, in the estimate too; nothing wraps the domain."""
+    from fishr_exp.data import minibatches
+
+    read = []
+    real = minibatches._Threads.__iter__
+    monkeypatch.setattr(
+        minibatches._Threads, "__iter__", lambda self: read.append(self.domain.name) or real(self)
+    )
+    status, _, err = plan("dataset=image_folder", f"dataset.root={images}", "dataset.image_size=8",
+                          "test_domains=[sketch]", "batch_size=2", "num_workers=1",
+                          "trainer=erm")  # fmt: skip
+    assert status == 0, err
+    assert {"photo", "cartoon"} <= set(read)

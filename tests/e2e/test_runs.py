@@ -268,11 +268,11 @@ def test_a_done_run_is_skipped(fishr_exp: Command) -> None:
     assert second.status == 0
     assert second.err == f"done already: {first.folder} (resume=false runs it again)\n"
     assert (checkpoint.stat().st_mtime_ns, second.result()) == (written, result)
-    anew = fishr_exp("resume=false")
-    assert anew.folder == first.folder
+    again = fishr_exp("resume=false")
+    assert again.folder == first.folder
     assert checkpoint.stat().st_mtime_ns > written
-    assert without_seconds(anew.result()) == without_seconds(result)
-    assert len(anew.records()) == 2
+    assert without_seconds(again.result()) == without_seconds(result)
+    assert len(again.records()) == 2
 
 
 # --- what is chosen --------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def table_sheet(table: Table) -> Sheet:
         gamma = ABSENT if row.gamma is None else gammas[row.gamma]
         rows.append(
             [
-                row.method + ("*" if row.chosen_by_test_domain else ""),
+                row.method + ("*" if row.selected_by_test_domain else ""),
                 *([gamma] if with_gamma else []),
                 *(row.settings[name] for name in table.setting_names),
                 str(n),
@@ -97,7 +97,7 @@ def _notes(table: Table) -> list[str]:
         notes += _about_differences(table)
     elif any(not row.is_baseline and row.gamma != 0 for row in table.rows):
         notes.append("No row of ERM has the same settings and seeds, so there is no Δ ERM.")
-    if any(row.chosen_by_test_domain for row in table.rows):
+    if any(row.selected_by_test_domain for row in table.rows):
         notes.append("*: checkpoint chosen by a test domain, so its accuracy is no fair estimate.")
     if table.repeats:
         folders = ", ".join(str(run.path) for run in table.repeats)
@@ -173,7 +173,7 @@ def _line(table: Table, row: Row) -> Line:
         "gamma": "" if row.gamma is None else repr(row.gamma),
         **row.settings,
         "seeds": " ".join(str(seed) for seed in row.seeds),
-        "chosen_by_test_domain": str(row.chosen_by_test_domain).lower(),
+        "selected_by_test_domain": str(row.selected_by_test_domain).lower(),
     }
     estimates = {
         "train": row.train,

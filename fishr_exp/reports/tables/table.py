@@ -37,7 +37,7 @@ class Row:
     paired: Paired | None  # what these differences say; None for ERM, gamma 0 and a single seed
     p: float | None  # corrected for all comparisons of the table
     unpaired: tuple[int, ...]  # seeds that only the row or only its baseline has
-    chosen_by_test_domain: bool
+    selected_by_test_domain: bool
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -159,7 +159,7 @@ def _build_row(
         paired=compare(differences) if group.first.gamma else None,
         p=None,
         unpaired=tuple(sorted(own ^ there)) if baseline else (),
-        chosen_by_test_domain=any(run.chosen_by_test_domain for run in runs),
+        selected_by_test_domain=any(run.selected_by_test_domain for run in runs),
     )
 
 

@@ -240,7 +240,7 @@ def test_two_rows_of_erm_that_fit_leave_the_difference_open(factory):
 def test_a_choice_by_the_test_domain_is_marked(factory):
     observer = {"_target_": "observer", "monitor": "accuracy/minus90/validation"}
     factory.done("erm", None, 0, 0.1, observer=observer)
-    assert table_of(factory).rows[0].chosen_by_test_domain
+    assert table_of(factory).rows[0].selected_by_test_domain
 
 
 CHOICES = st.fixed_dictionaries(
@@ -278,7 +278,7 @@ def run_of(choice) -> Run:
         test_domains=("t",),
         step=10,
         monitor="validation_accuracy",
-        chosen_by_test_domain=False,
+        selected_by_test_domain=False,
         train_accuracy=0.5,
         validation_accuracy=0.5,
         test_accuracy={"t": 0.5},

@@ -21,7 +21,7 @@ def test_reads_runs_at_any_depth_and_counts_the_others(factory, tmp_path):
     assert run.test_domains == ("minus90", "gray")
     assert run.test_accuracy == {"minus90": 0.6, "gray": 0.7}
     assert (run.train_accuracy, run.validation_accuracy) == (0.8, 0.7)
-    assert (run.monitor, run.chosen_by_test_domain) == ("validation_accuracy", False)
+    assert (run.monitor, run.selected_by_test_domain) == ("validation_accuracy", False)
 
 
 def test_the_folder_itself_may_be_a_run(factory):
