@@ -22,8 +22,8 @@ from fishr_exp.data.datasets.known import KNOWN
 from fishr_exp.data.download.sources import SOURCES, UNTESTED
 
 if TYPE_CHECKING:
-    from fishr_exp.data.datasets.image_folder import Images
     from fishr_exp.data.images.check import Found
+    from fishr_exp.data.images.listed import Images
 
 _IMAGES = "fishr_exp.data.datasets.image_folder.image_folder"
 _SPAWRIOUS = "fishr_exp.data.datasets.spawrious.spawrious"

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from fishr_exp.core.contracts import Domain, Minibatch
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.core.seeding import generator
-from fishr_exp.data.datasets.image_folder import ImageDomain
 from fishr_exp.data.datasets.tensors import TensorDomain
+from fishr_exp.data.images.domain import ImageDomain
 
 Asked = tuple[Tensor, torch.Generator | None]
 """Arguments of `Domain.read`: which samples, and the stream of their augmentation."""

@@ -12,9 +12,10 @@ from .engines.native import native_statistics
 from .errors import UnsupportedError
 from .losses import Loss, per_sample_losses
 from .scope import select_parameters
-from .terms.classes import by_class, group_by_class
+from .terms.classes import Grouping, by_class, group_by_class
 from .terms.moments import Moments
 
+ENGINES = ("native", "backpack")
 STATISTICS = ("variance", "second_moment", "mean", "covariance")
 BATCH_STATISTICS = ("refuse", "constant")
 
@@ -103,67 +104,113 @@ def gradient_variance(
     Departs: Divided by n instead of n - 1, as all public code does.
     """
     sizes = _checked_sizes(sizes, len(inputs))
-    if statistic not in STATISTICS:
-        raise UnsupportedError(f"statistic={statistic!r}: expected one of {', '.join(STATISTICS)}")
-    if batch_statistics not in BATCH_STATISTICS:
-        expected = ", ".join(BATCH_STATISTICS)
-        raise UnsupportedError(f"batch_statistics={batch_statistics!r}: expected one of {expected}")
+    _check_choices(engine, statistic, batch_statistics)
     if all_ranks and (within_classes or statistic == "covariance"):
         raise UnsupportedError("all_ranks: not within classes, and not for the covariance")
-    parameters = select_parameters(model, scope)
+    options = _Options(
+        select_parameters(model, scope), engine, loss, create_graph, statistic, unbiased,
+        batch_statistics, memory_limit, all_ranks, reduce,
+    )  # fmt: skip
     groups = group_by_class(targets, sizes) if within_classes else None
+    return _compute(model, inputs, targets, sizes, options, groups)
+
+
+class _Options(NamedTuple):
+    """Arguments of `gradient_variance`, checked."""
+
+    parameters: dict[str, nn.Parameter]
+    engine: str
+    loss: Loss
+    create_graph: bool
+    statistic: str
+    unbiased: bool
+    batch_statistics: str
+    memory_limit: float
+    all_ranks: bool
+    reduce: Callable[[str, Tensor], Tensor] | None
+
+
+def _compute(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    sizes: tuple[int, ...],
+    options: _Options,
+    groups: Grouping | None,
+) -> GradientVariance:
+    """Compute the statistic by the engine; `groups` are the parts of a batch within classes."""
     if groups:
         inputs, targets = inputs[groups.order], targets[groups.order]
-    parts = groups.sizes if groups else sizes
-    covariance = statistic == "covariance"
-    counts, merge = parts, None
-    if all_ranks:
+    counts, merge = groups.sizes if groups else sizes, None
+    if options.all_ranks:
         from .terms.distributed import over_all_ranks
 
-        merge, counts = over_all_ranks(parts, inputs.device)
+        merge, counts = over_all_ranks(counts, inputs.device)
+
+    def split(name: str, value: Tensor) -> dict[str, Tensor]:
+        return by_class(name, value, groups.classes, len(sizes)) if groups else {name: value}
 
     def finish(name: str, moments: Moments) -> Tensor:
         """Turn moments into the statistic, reduced if asked for."""
-        value = _statistic(merge(moments) if merge else moments, counts, statistic, unbiased)
+        merged = merge(moments) if merge else moments
+        value = _statistic(merged, counts, options.statistic, options.unbiased)
+        reduce = options.reduce
         if reduce is None:
             return value
-        named = by_class(name, value, groups.classes, len(sizes)) if groups else {name: value}
-        return torch.stack([reduce(n, v) for n, v in named.items()]).sum()
+        return torch.stack([reduce(n, v) for n, v in split(name, value).items()]).sum()
 
-    if engine == "backpack":
-        from .engines.backpack_engine import moments_by_backpack
-
-        logits, losses, moments = moments_by_backpack(
-            model, inputs, targets, parts, parameters, loss, create_graph, covariance
-        )
-        by_name = {name: finish(name, own) for name, own in moments.items()}
-    elif engine == "native":
-        logits, losses, by_name = native_statistics(
-            model,
-            inputs,
-            targets,
-            parts,
-            parameters,
-            loss,
-            create_graph=create_graph,
-            memory_limit=_entries(memory_limit, parameters.values()),
-            allow_batch_statistics=batch_statistics == "constant",
-            covariance=covariance,
-            finish=finish,
-            to_scalars=reduce is not None,
-        )
-    else:
-        raise UnsupportedError(f"engine={engine!r}: expected 'native' or 'backpack'")
+    parts = groups.sizes if groups else sizes
+    logits, losses, by_name = _by_engine(model, inputs, targets, parts, options, finish)
     if groups:
         back = groups.order.argsort()
         logits, losses = logits[back], losses[back]
-        if reduce is None:
-            by_name = {
-                part: v
-                for name, value in by_name.items()
-                for part, v in by_class(name, value, groups.classes, len(sizes)).items()
-            }
+    if options.reduce is None:
+        by_name = {n: v for name, own in by_name.items() for n, v in split(name, own).items()}
     return GradientVariance(logits, losses, by_name)
+
+
+def _by_engine(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    parts: Sequence[int],
+    options: _Options,
+    finish: Callable[[str, Moments], Tensor],
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return logits, losses, and what `finish` makes of the moments of each parameter."""
+    parameters, covariance = options.parameters, options.statistic == "covariance"
+    if options.engine == "backpack":
+        from .engines.backpack_engine import moments_by_backpack
+
+        logits, losses, moments = moments_by_backpack(
+            model, inputs, targets, parts, parameters, options.loss, options.create_graph,
+            covariance,
+        )  # fmt: skip
+        return logits, losses, {name: finish(name, own) for name, own in moments.items()}
+    return native_statistics(
+        model,
+        inputs,
+        targets,
+        parts,
+        parameters,
+        options.loss,
+        create_graph=options.create_graph,
+        memory_limit=_entries(options.memory_limit, parameters.values()),
+        allow_batch_statistics=options.batch_statistics == "constant",
+        covariance=covariance,
+        finish=finish,
+        to_scalars=options.reduce is not None,
+    )
+
+
+def _check_choices(engine: str, statistic: str, batch_statistics: str) -> None:
+    for name, value, allowed in (
+        ("engine", engine, ENGINES),
+        ("statistic", statistic, STATISTICS),
+        ("batch_statistics", batch_statistics, BATCH_STATISTICS),
+    ):
+        if value not in allowed:
+            raise UnsupportedError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
 
 
 def _statistic(moments: Moments, sizes: Sequence[int], statistic: str, unbiased: bool) -> Tensor:

@@ -31,7 +31,7 @@ PLACES: dict[str, str] = {
     "fishr_exp.data.mnist.rotated_mnist": "fishr_exp.data.datasets.mnist.rotated_mnist",
     "fishr_exp.data.path_lists.path_lists": "fishr_exp.data.datasets.path_lists.path_lists",
     "fishr_exp.data.spawrious.spawrious": "fishr_exp.data.datasets.spawrious.spawrious",
-    "fishr_exp.data.datasets.wilds": "fishr_exp.data.datasets.torch_dataset.wilds",
+    "fishr_exp.data.datasets.wilds": "fishr_exp.data.datasets.wilds.wilds",
     "fishr_exp.tracking.mlflow_mirror.MlflowMirror": "fishr_exp.tracking.mlflow.MlflowMirror",
     "fishr_exp.training.observer.Observer": "fishr_exp.training.early_stopping.EarlyStopping",
 }

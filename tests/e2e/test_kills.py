@@ -282,7 +282,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     stopped = stopped_at(fishr_exp, 10, *words, here)
     damage(newest_state(stopped.folder))
     continued = fishr_exp(*words, here)
-    warning = "step-9.pt is not a readable checkpoint (ValueError): going on from the one before, step"
+    warning = (
+        "step-9.pt is not a readable checkpoint (ValueError): going on from the one before, step"
+    )
     assert warning in continued.err
     assert "after step 8\n" in continued.err
     assert_same_run(fishr_exp(*words, f"hydra.run.dir={tmp_path}/runs/whole"), continued)

@@ -6,27 +6,15 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from fishr_exp.core.contracts import Domains, Minibatch
+from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.images.augmentation import Pixels, cut, draw
-from fishr_exp.data.images.cache import Cached, cached
-from fishr_exp.data.images.decoding import Files, Picture, fault
+from fishr_exp.data.images.listed import Images, by_class, empty_domain, listed_domains
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _NAMED = 5  # classes that a message lists, before it only counts them
-
-
-Images = Mapping[str, Mapping[str, Sequence[str]]]
-"""Domain -> class -> paths of its images, in order."""
 
 
 def image_folder(
@@ -85,100 +73,6 @@ def image_folder(
         cache=cache,
         stored_size=stored_size,
     )
-
-
-class Listed(NamedTuple):
-    """The images of one domain."""
-
-    paths: Sequence[str]
-    labels: Tensor  # [N], int64
-    validation: Tensor | None = None  # [N], bool: which make up that part; None: drawn by `split`
-
-
-def by_class(images: Images) -> dict[str, Listed]:
-    """List each domain's images class by class; a class's place is its label."""
-    return {domain: Listed(*_flat(classes)) for domain, classes in images.items()}
-
-
-def listed_domains(
-    listed: Mapping[str, Listed],
-    num_classes: int,
-    *,
-    root: str,
-    name: str,
-    image_size: int,
-    augment: bool,
-    on_bad_image: str,
-    cache: str | None,
-    stored_size: int | None,
-) -> Domains:
-    """Build a domain of each list of images; all but these two arguments are as of `image_folder`.
-
-    Args:
-        listed: The images by domain.
-        num_classes: Number of classes.
-        root: The folder that the images are under.
-        name: The name of the dataset.
-        image_size: As of `image_folder`.
-        augment: As of `image_folder`.
-        on_bad_image: As of `image_folder`.
-        cache: As of `image_folder`.
-        stored_size: As of `image_folder`.
-
-    Raises:
-        ConfigError: If an argument is not as it must be, or an image cannot be read.
-    """
-    if image_size < 1:
-        raise ConfigError("dataset.image_size", image_size, "a size is at least 1 pixel")
-    if stored_size is not None and stored_size < 1:
-        raise ConfigError("dataset.stored_size", stored_size, "a size is at least 1 pixel")
-    if on_bad_image not in ("error", "skip"):
-        raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
-    pictures = {
-        domain: stored(own.paths, root, f"{name}-{domain}", cache, stored_size)
-        for domain, own in listed.items()
-    }
-    bad: dict[str, str] = {}  # path -> why it cannot be read
-    if cache is not None:
-        known = [
-            listed[domain].paths[i] for domain, own in pictures.items() for i in own.unreadable
-        ]
-        bad = {path: fault(path) or "when the cache was made" for path in known}
-    elif on_bad_image == "skip":
-        bad = _faults([path for own in listed.values() for path in own.paths])
-    if bad and on_bad_image == "error":
-        first = next(iter(bad))
-        raise ConfigError(
-            "dataset.root",
-            root,
-            f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {first} "
-            f"({bad[first]})",
-            "mend it, or leave them out with dataset.on_bad_image=skip",
-        )
-    skipped: dict[str, int] = {}
-    by_name = {}
-    for domain, (paths, labels, validation) in listed.items():
-        kept = [i for i, path in enumerate(paths) if path not in bad]
-        if lost := len(paths) - len(kept):
-            skipped[domain] = lost
-        if not kept:
-            raise _empty(root, domain)
-        by_name[domain] = ImageDomain(
-            domain,
-            pictures[domain].chosen(kept) if lost else pictures[domain],
-            labels[kept],
-            image_size=image_size,
-            augment=augment,
-            validation=None if validation is None else validation[kept].nonzero()[:, 0],
-        )
-    if bad:
-        _log.warning(
-            "skipped %d of %d images that cannot be read, the first: %s (%s)",
-            len(bad),
-            sum(len(own.paths) for own in listed.values()),
-            *next(iter(bad.items())),
-        )
-    return Domains(name, by_name, num_classes, (3, image_size, image_size), skipped)
 
 
 def find_images(
@@ -256,96 +150,6 @@ def _mapped(
     }
 
 
-def stored(
-    paths: Sequence[str], root: str, name: str, cache: str | None, stored_size: int | None
-) -> Files | Cached:
-    """Return the images at `paths`: from the files, or from a cache, which is made if need be."""
-    files = Files(paths, stored_size)
-    return files if cache is None else cached(files, Path(root), name, Path(cache))
-
-
-def _faults(paths: Sequence[str]) -> dict[str, str]:
-    """Read all images; say of the bad ones why they cannot be read."""
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        bar = tqdm(pool.map(fault, paths), "reading all images", len(paths), False, disable=None)
-        return {path: why for path, why in zip(paths, bar, strict=True) if why}
-
-
-class Pictures(Protocol):
-    """Images by number: of files, of a cache, of a dataset of others."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Picture: ...
-
-
-class ImageDomain:
-    """Images of one domain.
-
-    Args:
-        name: The domain's name.
-        pictures: The images, decoded when they are read, or from a cache.
-        labels: Of the images, int64 [N].
-        image_size: Height and width of the images that are read, in pixels.
-        augment: Whether a read with a generator augments: a random crop of 70 to 100 % of the
-            area, resized; a flip; brightness, contrast, saturation and hue by up to 0.3; grey in
-            1 of 10 images. See `augmentation.py`.
-        validation: Which of the images make up the validation part, int64; None: drawn by
-            `split`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        pictures: Pictures,
-        labels: Tensor,
-        *,
-        image_size: int,
-        augment: bool,
-        validation: Tensor | None = None,
-    ) -> None:
-        self.name = name
-        self.validation = validation
-        self.pictures = pictures
-        self._y = labels
-        self._size = (image_size, image_size)
-        self._augment = augment
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
-        """Read the images at `indices` ([n], int64), augmented by draws from `augment`.
-
-        Raises:
-            TrainingError: If an image cannot be read; the message begins with its path.
-        """
-        return self.read_pixels(indices, augment).to(torch.device("cpu"))
-
-    def read_pixels(self, indices: Tensor, augment: torch.Generator | None = None) -> Pixels:
-        """Read as `read` does, up to the point where a device can take over."""
-        pictures = [self.pictures[i] for i in indices.tolist()]
-        x = torch.empty((len(pictures), 3, *self._size), dtype=torch.uint8)
-        if augment is None or not self._augment:
-            for place, (pixels, _) in zip(x, pictures, strict=True):
-                height, width, _ = pixels.shape
-                cut(pixels, (height, width), (0, 0, height, width), False, place)
-            return Pixels(x, self._y[indices])
-        drawn = draw(torch.tensor([picture.size for picture in pictures]), augment)
-        for place, picture, box, flip in zip(
-            x, pictures, drawn.box.tolist(), drawn.flip.tolist(), strict=True
-        ):
-            cut(picture.pixels, picture.size, box, flip, place)
-        return Pixels(x, self._y[indices], drawn.colours)
-
-
-def _flat(classes: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:
-    """Return the paths of all classes, and their labels [N]."""
-    sizes = torch.tensor([len(paths) for paths in classes.values()])
-    paths = [path for of in classes.values() for path in of]
-    return paths, torch.arange(len(sizes)).repeat_interleave(sizes)
-
-
 def files_of(folder: Path) -> list[str]:
     """Return the image files at any depth under a folder, in the order of their names."""
     return [path for path in _files(folder) if _is_image(path)]
@@ -417,16 +221,7 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
             )
     for domain, classes in images.items():
         if not any(classes.values()):
-            raise _empty(root, domain)
-
-
-def _empty(root: str, domain: str) -> ConfigError:
-    return ConfigError(
-        "dataset.root",
-        root,
-        f"domain {domain} holds no images",
-        "add images, or take its folder out of the root",
-    )
+            raise empty_domain(root, domain)
 
 
 def _difference(one: str, ones: Iterable[str], other: str, others: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.datasets.image_folder import Listed, listed_domains
+from fishr_exp.data.images.listed import Listed, listed_domains
 
 
 def path_lists(

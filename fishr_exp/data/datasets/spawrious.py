@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.datasets.image_folder import Images, by_class, files_of, listed_domains
+from fishr_exp.data.datasets.image_folder import files_of
+from fishr_exp.data.images.listed import Images, by_class, listed_domains
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
 TEST, GROUPS = "Test", ("SC_group_1", "SC_group_2")

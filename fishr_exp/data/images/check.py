@@ -12,8 +12,8 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from fishr_exp.data.datasets.image_folder import Images
 from fishr_exp.data.images.decoding import fault
+from fishr_exp.data.images.listed import Images
 
 SMALLEST, LONGEST = 32, 4.0  # pixels of a side, and long side over short side, that are not odd
 

@@ -15,9 +15,9 @@ import torch
 
 from fishr_exp.core.contracts import Minibatch
 from fishr_exp.core.errors import ConfigError, TrainingError
-from fishr_exp.data.datasets.image_folder import ImageDomain
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.images.decoding import Picture
+from fishr_exp.data.images.domain import ImageDomain
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.datasets.torch_dataset import domains_of, wilds
+from fishr_exp.data.datasets.torch_dataset import domains_of
+from fishr_exp.data.datasets.wilds import wilds
 
 
 class Noisy(torch.utils.data.Dataset):

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from fishr_exp.core._torchvision import torchvision
-from fishr_exp.data.datasets.image_folder import ImageDomain
 from fishr_exp.data.images import augmentation, compiled
 from fishr_exp.data.images.augmentation import cut, draw, finished, grey, jitter_
 from fishr_exp.data.images.decoding import Files
+from fishr_exp.data.images.domain import ImageDomain
 
 F = torchvision.transforms.functional
 T = torchvision.transforms

@@ -1,0 +1,71 @@
+"""WILDS' image datasets, read by the `wilds` package."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from fishr_exp.core.contracts import Domains
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.images.decoding import Picture
+from fishr_exp.data.images.domain import ImageDomain
+
+
+def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) -> Domains:
+    """Build a domain of each value of a WILDS dataset's metadata, as DomainBed does.
+
+    Args:
+        root: The folder of WILDS' data; nothing is downloaded.
+        name: WILDS' name of the dataset: camelyon17, fmow.
+        domain: The metadata field whose values are the domains; they are called FIELD_VALUE.
+        image_size: Height and width of the images as the model sees them, in pixels.
+        augment: Augment the training minibatches, by DomainBed's chain.
+
+    Raises:
+        ConfigError: If the package is missing, or the data cannot be read.
+
+    Source: Koh et al. 2021 (arXiv:2012.07421).
+    """
+    importlib.import_module(
+        "fishr_exp.core._torchvision"
+    )  # which lets the package import torchvision
+    try:
+        package = importlib.import_module("wilds")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "dataset", name, "needs the package wilds", "pip install wilds"
+        ) from error
+    try:
+        whole = package.get_dataset(dataset=name, root_dir=root, download=False)
+    except (OSError, ValueError) as error:
+        reason = f"holds no {name} of WILDS ({str(error).splitlines()[0]})"
+        mend = "download it with the wilds package"
+        raise ConfigError("dataset.root", root, reason, mend) from error
+    values = whole.metadata_array[:, whole.metadata_fields.index(domain)]
+    parts = {f"{domain}_{v}": (values == v).nonzero()[:, 0] for v in values.unique().tolist()}
+
+    by_name = {
+        key: ImageDomain(
+            key, _Pictures(whole, own.tolist()), torch.as_tensor(whole.y_array)[own].long(),
+            image_size=image_size, augment=augment,
+        )
+        for key, own in parts.items()
+    }  # fmt: skip
+    return Domains(name, by_name, int(whole.n_classes), (3, image_size, image_size))
+
+
+class _Pictures:
+    """The images of a WILDS dataset at some indices."""
+
+    def __init__(self, whole: Any, indices: list[int]) -> None:
+        self.whole, self.indices = whole, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Picture:
+        pixels = np.asarray(self.whole.get_input(self.indices[i]).convert("RGB"))
+        return Picture(pixels, pixels.shape[:2])

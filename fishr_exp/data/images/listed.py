@@ -1,0 +1,140 @@
+"""From lists of image files to domains: what cannot be read is an error, or left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fishr_exp.core.contracts import Domains
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.images.decoding import fault
+from fishr_exp.data.images.domain import ImageDomain, stored
+
+_log = logging.getLogger(__name__)
+
+Images = Mapping[str, Mapping[str, Sequence[str]]]
+"""Domain -> class -> paths of its images, in order."""
+
+
+class Listed(NamedTuple):
+    """The images of one domain."""
+
+    paths: Sequence[str]
+    labels: Tensor  # [N], int64
+    validation: Tensor | None = None  # [N], bool: which make up that part; None: drawn by `split`
+
+
+def by_class(images: Images) -> dict[str, Listed]:
+    """List each domain's images class by class; a class's place is its label."""
+    return {domain: Listed(*_flat(classes)) for domain, classes in images.items()}
+
+
+def listed_domains(
+    listed: Mapping[str, Listed],
+    num_classes: int,
+    *,
+    root: str,
+    name: str,
+    image_size: int,
+    augment: bool,
+    on_bad_image: str,
+    cache: str | None,
+    stored_size: int | None,
+) -> Domains:
+    """Build a domain of each list of images; all but these two arguments are as of `image_folder`.
+
+    Args:
+        listed: The images by domain.
+        num_classes: Number of classes.
+        root: The folder that the images are under.
+        name: The name of the dataset.
+        image_size: As of `image_folder`.
+        augment: As of `image_folder`.
+        on_bad_image: As of `image_folder`.
+        cache: As of `image_folder`.
+        stored_size: As of `image_folder`.
+
+    Raises:
+        ConfigError: If an argument is not as it must be, or an image cannot be read.
+    """
+    if image_size < 1:
+        raise ConfigError("dataset.image_size", image_size, "a size is at least 1 pixel")
+    if stored_size is not None and stored_size < 1:
+        raise ConfigError("dataset.stored_size", stored_size, "a size is at least 1 pixel")
+    if on_bad_image not in ("error", "skip"):
+        raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
+    pictures = {
+        domain: stored(own.paths, root, f"{name}-{domain}", cache, stored_size)
+        for domain, own in listed.items()
+    }
+    bad: dict[str, str] = {}  # path -> why it cannot be read
+    if cache is not None:
+        known = [
+            listed[domain].paths[i] for domain, own in pictures.items() for i in own.unreadable
+        ]
+        bad = {path: fault(path) or "when the cache was made" for path in known}
+    elif on_bad_image == "skip":
+        bad = _faults([path for own in listed.values() for path in own.paths])
+    if bad and on_bad_image == "error":
+        first = next(iter(bad))
+        raise ConfigError(
+            "dataset.root",
+            root,
+            f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {first} "
+            f"({bad[first]})",
+            "mend it, or leave them out with dataset.on_bad_image=skip",
+        )
+    skipped: dict[str, int] = {}
+    by_name = {}
+    for domain, (paths, labels, validation) in listed.items():
+        kept = [i for i, path in enumerate(paths) if path not in bad]
+        if lost := len(paths) - len(kept):
+            skipped[domain] = lost
+        if not kept:
+            raise empty_domain(root, domain)
+        by_name[domain] = ImageDomain(
+            domain,
+            pictures[domain].chosen(kept) if lost else pictures[domain],
+            labels[kept],
+            image_size=image_size,
+            augment=augment,
+            validation=None if validation is None else validation[kept].nonzero()[:, 0],
+        )
+    if bad:
+        _log.warning(
+            "skipped %d of %d images that cannot be read, the first: %s (%s)",
+            len(bad),
+            sum(len(own.paths) for own in listed.values()),
+            *next(iter(bad.items())),
+        )
+    return Domains(name, by_name, num_classes, (3, image_size, image_size), skipped)
+
+
+def _faults(paths: Sequence[str]) -> dict[str, str]:
+    """Read all images; say of the bad ones why they cannot be read."""
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+        bar = tqdm(pool.map(fault, paths), "reading all images", len(paths), False, disable=None)
+        return {path: why for path, why in zip(paths, bar, strict=True) if why}
+
+
+def _flat(classes: Mapping[str, Sequence[str]]) -> tuple[list[str], Tensor]:
+    """Return the paths of all classes, and their labels [N]."""
+    sizes = torch.tensor([len(paths) for paths in classes.values()])
+    paths = [path for of in classes.values() for path in of]
+    return paths, torch.arange(len(sizes)).repeat_interleave(sizes)
+
+
+def empty_domain(root: str, domain: str) -> ConfigError:
+    """Return the error of a domain without images."""
+    return ConfigError(
+        "dataset.root",
+        root,
+        f"domain {domain} holds no images",
+        "add images, or take its folder out of the root",
+    )
