@@ -3,96 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
-import functools
 import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 from tabulate import tabulate
-from tqdm import tqdm
 
 from fishr_exp.cli.run import claim_optuna, register_run_name
-from fishr_exp.configuration.baseline import AddBaseline
-from fishr_exp.configuration.binding import arguments, conf_dir
 from fishr_exp.configuration.messages import before_the_run, one_line
-from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.identity import settings
-from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.configuration.planning import Job, MistakesError, compose, without_warnings
 
 if TYPE_CHECKING:
     from fishr_exp.cli.probe import Costs
-    from fishr_exp.core.contracts import Domains, Model
-    from fishr_exp.training.arguments import Arguments
 
-SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned": "missing"}
-
-
-class MistakesError(Exception):
-    """What is wrong with runs of the sweep: each mistake, and the runs that it is in."""
-
-    def __init__(self, runs: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(runs)
-        self.runs = runs
-
-    def lines(self) -> list[str]:
-        """A line for each mistake, with the first run that has it."""
-        more = {m: f" and {len(runs) - 1} more" * (len(runs) > 1) for m, runs in self.runs.items()}
-        return [f"{m} (in: {runs[0]}{more[m]})" for m, runs in self.runs.items()]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of the sweep."""
-
-    overrides: str  # that the sweep varies
-    folder: Path
-    arguments: Arguments
-    state: str  # of `STATES`
-    step: int  # that its records reach
-    steps: int  # in all
-    steps_per_epoch: int
-    gamma: float | None
-    anneal_steps: int
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        """What its parts are called."""
-        return self.arguments.labels
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The flat settings."""
-        return settings(self.arguments.config)
-
-    @property
-    def evaluations(self) -> int:
-        """How many there will be."""
-        return self.evaluations_from(0)
-
-    def evaluations_from(self, first: int) -> int:
-        """How many there will be after step `first`."""
-        return -(-(self.steps - first) // self.steps_per_epoch)
-
-    @property
-    def cost_key(self) -> tuple[object, ...]:
-        """What runs of equal cost share: all parts, and what the method computes."""
-        own = {k: v for k, v in self.settings.items() if k.startswith("trainer.")}
-        kinds = [f"{k}={v}" for k, v in sorted(own.items()) if not _is_number(v)]
-        return (*self.labels.values(), *kinds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,120 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compose(overrides: Sequence[str]) -> list[Job]:
-    """Return all runs of the sweep, each once, in their order.
-
-    Raises:
-        MistakesError: If runs are not as they must be.
-    """
-    jobs: dict[Path, Job] = {}
-    parts = _Parts()
-    mistakes: dict[str, list[str]] = {}
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        inner = GlobalHydra.instance().hydra
-        assert inner is not None
-        config = inner.compose_config("config", list(overrides), RunMode.MULTIRUN)
-        AddBaseline().on_multirun_start(config)
-        runs = _split(config, inner.config_loader)
-        for override_list in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
-            varied = " ".join(w for w in override_list if w not in overrides) or " ".join(
-                override_list
-            )
-            try:
-                job = _job(
-                    inner.config_loader.load_sweep_config(config, override_list), varied, parts
-                )
-            except Exception as error:
-                if (message := one_line(error)) is None:
-                    raise
-                mistakes.setdefault(message, []).append(varied)
-            else:
-                jobs.setdefault(job.folder, job)
-    if mistakes:
-        raise MistakesError(mistakes)
-    return list(jobs.values())
-
-
-def _split(config: DictConfig, loader: Any) -> list[list[str]]:
-    """Return the overrides of every run, as Hydra's own sweeper makes them."""
-    sweeper = config.hydra.sweeper
-    if sweeper.get("_target_") != SWEEPER:
-        reason = "this sweeper selects its runs as it goes, so they cannot be planned"
-        raise ConfigError("hydra/sweeper", sweeper.get("_target_"), reason, "leave it out")
-    typed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    typed += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(typed)
-    return BasicSweeper.split_arguments(parsed, None)[0]
-
-
-class _Parts:
-    """Datasets and networks of the plan, each built once for all runs that have the same."""
-
-    def __init__(self) -> None:
-        self._datasets: dict[str, Domains] = {}
-        self._networks: dict[str, Model] = {}
-
-    def shared(self, checked: Arguments) -> Arguments:
-        """Return arguments that build the same run, from parts that are there already."""
-        from fishr_exp.core.contracts import Trainer
-
-        values = settings(checked.config)
-        # Another seed draws another dataset of the same sizes.
-        data = [(k, v) for k, v in values.items() if k.startswith("dataset.") and "seed" not in k]
-        network = [(k, v) for k, v in values.items() if k.startswith("model.")]
-        changes = getattr(checked.trainer.func, "prepare", None) is not Trainer.prepare  # type: ignore[attr-defined]
-
-        def dataset() -> Domains:
-            return _once(self._datasets, str(sorted(data, key=str)), checked.dataset)
-
-        def model(**given: Any) -> Model:
-            build = functools.partial(checked.model, **given)
-            found = _once(self._networks, str([sorted(network, key=str), given]), build)
-            return copy.deepcopy(found) if changes else found
-
-        return replace(checked, dataset=dataset, model=model)
-
-
-def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
-    if name not in made:
-        made[name] = make()
-    return made[name]
-
-
-def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
-    from fishr_exp.training.prepare import prepare
-
-    folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    checked = arguments(own, config.hydra.runtime.choices)
-    with _quietly():
-        prepared = prepare(parts.shared(checked))
-    there = RunFolder(folder)
-    records = there.records()
-    trainer = prepared.training.trainer
-    return Job(
-        overrides=varied,
-        folder=folder,
-        arguments=checked,
-        state=there.state if checked.resume else "planned",
-        step=records[-1]["step"] if records and checked.resume else 0,
-        steps=prepared.total_steps,
-        steps_per_epoch=prepared.steps_per_epoch,
-        gamma=trainer.gamma,
-        anneal_steps=trainer.anneal_steps,
-    )
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Leave the warnings to the runs, each of which gives its own."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def _counts(jobs: Sequence[Job]) -> str:
     states = Counter(job.state for job in jobs)
     counts = ", ".join(f"{states[state]} {word}" for state, word in STATES.items() if states[state])
@@ -259,7 +73,7 @@ def _estimate(jobs: Sequence[Job]) -> str:
     rows, total, size = [], 0.0, 0
     for equal in _kinds(jobs):
         costliest = max(equal, key=_cost_order)
-        with _quietly():
+        with without_warnings():
             costs = probe(costliest.arguments)
         seconds = [_seconds(job, costs) for job in equal]
         total += sum(seconds)
@@ -338,10 +152,6 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_hydras(error: Exception) -> bool:

@@ -173,7 +173,7 @@ def _by_engine(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
-    parts: Sequence[int],
+    parts: tuple[int, ...],
     options: _Options,
     finish: Callable[[str, Moments], Tensor],
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
