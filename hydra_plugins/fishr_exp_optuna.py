@@ -49,8 +49,8 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         if importlib.util.find_spec("optuna") is None:
-            mend = "pip install optuna"
-            raise ConfigError("hydra/sweeper", "optuna", "Optuna is not installed", mend)
+            hint = "pip install optuna"
+            raise ConfigError("hydra/sweeper", "optuna", "Optuna is not installed", hint)
         from fishr_exp.configuration.search import (  # imports optuna and torch
             Space,
             open_study,

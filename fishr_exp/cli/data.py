@@ -195,10 +195,10 @@ def _builder(
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         plain = hydra.compose("config", [f"dataset={dataset}"]).dataset
         if plain._target_ not in builders:
-            reason, mend = "is no dataset of image files", "choose image_folder, pacs, vlcs, ..."
+            reason, hint = "is no dataset of image files", "choose image_folder, pacs, vlcs, ..."
             if plain._target_ == _LISTS:
-                reason, mend = "has lists in place of folders", "fishr-data prepare reads them all"
-            raise ConfigError("dataset", dataset, reason, mend)
+                reason, hint = "has lists in place of folders", "fishr-data prepare reads them all"
+            raise ConfigError("dataset", dataset, reason, hint)
         for word in overrides:
             key, _, value = word.lstrip("+").partition("=")
             if key.startswith("dataset.") and key.split(".")[1] not in plain:

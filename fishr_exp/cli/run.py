@@ -102,7 +102,7 @@ def job(config: DictConfig) -> float | None:
 
     It gets None where a test domain chose the checkpoint that this is the accuracy of.
     """
-    from fishr_exp.core import distributed as ranks  # imports torch
+    from fishr_exp.core import distributed  # imports torch
     from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow
     from fishr_exp.training.run import run
 
@@ -114,11 +114,11 @@ def job(config: DictConfig) -> float | None:
     if _stopped:
         raise _stopped
     try:
-        if ranks.launched() and context.mode is RunMode.MULTIRUN:
+        if distributed.launched() and context.mode is RunMode.MULTIRUN:
             sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
-        with ranks.joined():
-            if not ranks.first():
-                prefix = f"rank {ranks.rank()}: "
+        with distributed.process_group():
+            if not distributed.is_first():
+                prefix = f"rank {distributed.rank()}: "
                 _only_errors()
             choices = context.runtime.choices
             checked = arguments(config, choices)

@@ -29,6 +29,7 @@ TARGETS = (
     "fishr_exp.models",
     "fishr_exp.gradient_variance",
     "fishr_exp.trainers",
+    "fishr_exp.training.averaging",
     "fishr_exp.training.early_stopping",
     "fishr_exp.tracking",
     "torch.optim",
@@ -86,8 +87,8 @@ def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
     from fishr_exp.training.arguments import Arguments  # imports torch
 
     if missing := sorted(OmegaConf.missing_keys(config)):
-        mend = f"add {' '.join(map(given_as, missing))}"
-        raise ConfigError("=??? ".join(missing), "???", "must be given", mend)
+        hint = f"add {' '.join(map(given_as, missing))}"
+        raise ConfigError("=??? ".join(missing), "???", "must be given", hint)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     apart = (*PARTS, *APART, NEUTRAL)
     root = {key: value for key, value in plain.items() if key not in apart}
@@ -164,17 +165,17 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
     allowed = list(allowed)
     near = difflib.get_close_matches(key.rpartition(".")[2], allowed, n=1)
     prefix = key.rpartition(".")[0]
-    mend = f"did you mean {prefix}.{near[0]}?" if prefix and near else ""
+    hint = f"did you mean {prefix}.{near[0]}?" if prefix and near else ""
     if near and not prefix:
-        mend = f"did you mean {near[0]}?"
+        hint = f"did you mean {near[0]}?"
     known = f"; known are {', '.join(allowed)}" if allowed else ""
-    return ConfigError(key, value, f"no such key{known}", mend)
+    return ConfigError(key, value, f"no such key{known}", hint)
 
 
 def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
     reason = "a configuration builds only our datasets, models and the like, and torch.optim"
-    mend = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
-    refused = ConfigError(f"{group}._target_", name, reason, mend)
+    hint = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
+    refused = ConfigError(f"{group}._target_", name, reason, hint)
     if not _within(place_of(name), (*TARGETS, *allowed)):
         raise refused
     module, _, attribute = place_of(name).rpartition(".")
@@ -212,7 +213,7 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
                 wanted = wanted.replace(python, plain)
         reason = error.errors()[0]["msg"]
         one = wanted.startswith("list") and isinstance(value, str | int)
-        mend = f"write {key}=[{str(value).strip('[]')}]" if one else ""
+        hint = f"write {key}=[{str(value).strip('[]')}]" if one else ""
         raise ConfigError(
-            key, value, f"must be {wanted.replace('None', 'null')} ({reason})", mend
+            key, value, f"must be {wanted.replace('None', 'null')} ({reason})", hint
         ) from None

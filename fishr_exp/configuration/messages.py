@@ -39,8 +39,8 @@ def one_line(error: Exception) -> str | None:
         unknown = re.match(r"Could not override '(.+)'", str(error))
         if ambiguous := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
             key, _, values = ambiguous.group(1).partition("=")
-            mend = f"pass -m to run each, or write {key}=[{values}] for one list"
-            return str(ConfigError(key, values, "several values are a sweep", mend))
+            hint = f"pass -m to run each, or write {key}=[{values}] for one list"
+            return str(ConfigError(key, values, "several values are a sweep", hint))
         if "INTERVAL_SWEEP" in str(error):
             reason = "does not draw from an interval"
             return str(ConfigError("hydra/sweeper", "basic", reason, "pass hydra/sweeper=optuna"))
@@ -90,8 +90,8 @@ def _overrides() -> dict[str, str]:
 def _no_option(group: str, name: str) -> ConfigError:
     known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    mend = f"did you mean {group}={near[0]}?" if near else ""
-    return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", mend)
+    hint = f"did you mean {group}={near[0]}?" if near else ""
+    return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", hint)
 
 
 def _unreadable(error: OverrideParseException) -> str:
@@ -129,7 +129,7 @@ def _unknown(key: str) -> ConfigError:
     known = _own_keys(node)
     known += () if place or key.startswith("hydra.") else CHOICES
     error = unknown_key(f"{place}{name}", "", known)
-    return ConfigError(key, overrides.get(key, ""), error.allowed, error.mend)
+    return ConfigError(key, overrides.get(key, ""), error.allowed, error.hint)
 
 
 def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> ConfigError:
@@ -142,8 +142,8 @@ def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> Conf
     without = [option for option, own in keys.items() if name.partition(".")[0] not in own]
     if without and len(without) < len(keys):
         reason = f"{group}={without[0]} has no such key"
-        mend = f"sweep over the options of {group} that have it, and run {without[0]} separately"
-        return ConfigError(key, overrides[key], reason, mend)
+        hint = f"sweep over the options of {group} that have it, and run {without[0]} separately"
+        return ConfigError(key, overrides[key], reason, hint)
     known = dict.fromkeys(own for all_own in keys.values() for own in all_own)
     return unknown_key(key, overrides[key], known)
 

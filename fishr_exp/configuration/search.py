@@ -63,8 +63,8 @@ class Space:
         repeated = [key for key in REPEATS if key in swept and swept[key].is_discrete_sweep()]
         searched = [override for key, override in swept.items() if key not in repeated]
         if not searched:
-            mend = "pass, for one, 'trainer.gamma=tag(log, interval(1, 1e6))'"
-            raise ConfigError("hydra/sweeper", "optuna", "there is nothing to search", mend)
+            hint = "pass, for one, 'trainer.gamma=tag(log, interval(1, 1e6))'"
+            raise ConfigError("hydra/sweeper", "optuna", "there is nothing to search", hint)
         repeats = [[f"{key}={text}" for text in _texts(swept[key])] for key in repeated]
         return cls(
             searched={override.get_key_element(): _distribution(override) for override in searched},
@@ -219,8 +219,8 @@ def _value(returns: Sequence[JobReturn]) -> float:
     values = [each.return_value for each in returns]
     if None in values:
         reason = "a run has no validation accuracy that a search may use"
-        mend = "holdout_fraction must be above 0, and observer.monitor not name a test domain"
-        raise ConfigError("hydra/sweeper", "optuna", reason, mend)
+        hint = "holdout_fraction must be above 0, and observer.monitor not name a test domain"
+        raise ConfigError("hydra/sweeper", "optuna", reason, hint)
     return sum(values) / len(values)
 
 

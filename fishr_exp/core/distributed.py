@@ -1,12 +1,13 @@
-"""The processes of one run: `torchrun` starts them, each is a rank; without it there is one.
+"""The processes of one distributed run, which `torchrun` starts; without it there is one process.
 
-What makes the ranks' result that of one process: every rank computes the same objective, in which
-each sum or mean over samples is over those of all ranks, and gradients are averaged over the ranks
-before the optimizer's step. The derivative of a sum over ranks is, on each rank, the derivative of
-all ranks' objectives together: as many times too large as there are ranks, and for this rank's
-samples alone. The average sets both right, also where the ranks' shares differ in size.
+How several processes compute what a single process would: each process computes the same objective,
+and every sum or mean over samples in it is taken over the samples of all processes. Gradients are
+averaged over the processes before the optimizer step. The derivative of a sum over processes is, in
+each process, the derivative of the sum of all processes' objectives: it is `world_size` times too
+large, and covers only the samples of this process. The average corrects both, also where the
+processes' shards differ in size.
 
-The first rank alone writes: run folder, tracker, progress bar, log.
+Only the first process (rank 0) writes: run folder, tracker, progress bar, log.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fishr_exp.core.errors import ConfigError, TrainingError
 
 T = TypeVar("T")
 _ENDED, _FAILED = "first rank ended", "failed"
-_PATIENCE = timedelta(seconds=30)  # for the first rank to write down how it ended
+_PATIENCE = timedelta(seconds=30)  # for the first process to record how it ended
 _store: distributed.Store | None = None
 
 
@@ -33,34 +34,34 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def together() -> bool:
-    """Whether this process belongs to a group of ranks."""
+def is_active() -> bool:
+    """Whether this process belongs to an initialized process group."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def rank() -> int:
-    """This process's number, from 0."""
-    return distributed.get_rank() if together() else 0
+    """The rank of this process, from 0."""
+    return distributed.get_rank() if is_active() else 0
 
 
-def count() -> int:
-    """How many ranks there are."""
-    return distributed.get_world_size() if together() else 1
+def world_size() -> int:
+    """The number of processes in the group, 1 without a group."""
+    return distributed.get_world_size() if is_active() else 1
 
 
-def first() -> bool:
-    """Whether this is the rank that writes."""
+def is_first() -> bool:
+    """Whether this is the process that writes, rank 0."""
     return rank() == 0
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Be one of the ranks that `torchrun` started, in the block; without it, do nothing.
+def process_group() -> Iterator[None]:
+    """Join the process group of `torchrun` for the block; without `torchrun`, do nothing.
 
-    Tensors on the CPU go by gloo, those on CUDA devices by NCCL.
+    Tensors on the CPU are exchanged by gloo, those on CUDA devices by NCCL.
 
-    When a rank fails, the others' next exchange fails too. The first rank is then given the time
-    to record the failure, before `torchrun` ends it.
+    When one process fails, the next collective operation of the others fails too. The first process
+    then gets some time to record the failure before `torchrun` stops it.
     """
     global _store
     if not launched():
@@ -75,39 +76,40 @@ def joined() -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
-        with contextlib.suppress(RuntimeError):  # a store that is gone, or nothing heard in time
+        with contextlib.suppress(RuntimeError):  # the store is gone, or the wait timed out
             _store.set(_ENDED, "") if number == 0 else _store.wait([_ENDED], _PATIENCE)
 
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """In the block, tell the other ranks of a failure, and say theirs where it caused ours."""
+    """Report a failure in the block to the other processes, or raise theirs if it caused ours."""
     try:
         yield
     except Exception as error:
-        if _store is None or not together():
+        if _store is None or not is_active():
             raise
         expected = isinstance(error, TrainingError | ConfigError)
         if not expected and _store.check([_FAILED]):
             raise TrainingError(_store.get(_FAILED).decode()) from error
-        said = str(error) if expected else f"{type(error).__name__}: {error}"
-        _store.set(_FAILED, f"rank {rank()} failed: {said}")
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        _store.set(_FAILED, f"rank {rank()} failed: {message}")
         raise
 
 
 def device(name: str) -> torch.device:
-    """Return the device called `name`; where it is CUDA without a number, this rank's own.
+    """Return the device called `name`; for CUDA without an index, the one of this process.
 
     Raises:
-        ConfigError: If there are fewer CUDA devices than ranks on this machine.
+        ConfigError: If this machine has fewer CUDA devices than processes.
     """
     found = torch.device(name)
-    if not together() or found.type != "cuda":
+    if not is_active() or found.type != "cuda":
         return found
-    here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if here > devices or (here > 1 and found.index is not None):
+    local, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if local > devices or (local > 1 and found.index is not None):
         raise ConfigError(
-            "device", name, f"{here} ranks need a CUDA device each, and there are {devices}",
+            "device", name,
+            f"each of the {local} processes needs its own CUDA device, and there are {devices}",
             f"start at most {devices} with --nproc-per-node, and pass device=cuda or device=cpu",
         )  # fmt: skip
     if found.index is None:
@@ -117,14 +119,14 @@ def device(name: str) -> torch.device:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return what `make` returns, or raise what it raises, on the first rank; on all ranks."""
-    if count() == 1:
+    """Call `make` in the first process; return its result, or raise its exception, in all."""
+    if world_size() == 1:
         return make()
     box: list[Any] = [None, None]
-    if first():
+    if is_first():
         try:
             box[0] = make()
-        except Exception as error:  # noqa: BLE001 - raised below, on all ranks
+        except Exception as error:  # noqa: BLE001 - raised below, in all processes
             box[1] = error
     distributed.broadcast_object_list(box)
     if box[1] is not None:
@@ -133,16 +135,16 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def total(value: Tensor) -> Tensor:
-    """Return the sum over the ranks, without gradients."""
+    """Return the sum over the processes, without gradients."""
     value = value.detach().clone()
-    if together():
+    if is_active():
         distributed.all_reduce(value)
     return value
 
 
 def largest(*values: int) -> list[int]:
-    """Return the largest of each value over the ranks, so that all decide alike."""
-    if not together():
+    """Return the maximum of each value over the processes, so that all make the same decision."""
+    if not is_active():
         return list(values)
     found = torch.tensor(values)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
@@ -150,21 +152,21 @@ def largest(*values: int) -> list[int]:
 
 
 def gathered(value: T) -> list[T]:
-    """Return the values of all ranks, in their order; every rank calls it."""
-    if not together():
+    """Return the values of all processes, by rank; every process must call it."""
+    if not is_active():
         return [value]
-    box: list[Any] = [None] * count()
+    box: list[Any] = [None] * world_size()
     distributed.all_gather_object(box, value)
     return box
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients by their mean over the ranks."""
-    if not together():
+    """Replace the gradients by their mean over the processes."""
+    if not is_active():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients])  # one exchange for all
     distributed.all_reduce(flat)
-    flat /= count()
+    flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))

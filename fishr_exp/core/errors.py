@@ -1,4 +1,4 @@
-"""Errors that a person can act on: each names the key, its value, what is allowed, and the mend."""
+"""Errors that a person can act on: each names the key, its value, what is allowed, and the hint."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ class ConfigError(ValueError):
         key: The configuration key, as typed on the command line (`trainer.gamma`).
         value: What was given.
         allowed: What is wrong with it, and what is allowed.
-        mend: What to do about it.
+        hint: What to do about it.
     """
 
-    def __init__(self, key: str, value: object, allowed: str, mend: str = "") -> None:
-        super().__init__(key, value, allowed, mend)  # all arguments, so that it can be pickled
-        self.key, self.value, self.allowed, self.mend = key, value, allowed, mend
+    def __init__(self, key: str, value: object, allowed: str, hint: str = "") -> None:
+        super().__init__(key, value, allowed, hint)  # all arguments, so that it can be pickled
+        self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
 
     def __str__(self) -> str:
         value = "null" if self.value is None else self.value
         given = f"{self.key}={value}: {self.allowed}"
-        return f"{given}; {self.mend}" if self.mend else given
+        return f"{given}; {self.hint}" if self.hint else given
 
 
 class TrainingError(RuntimeError):

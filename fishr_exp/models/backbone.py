@@ -154,8 +154,8 @@ def _timm() -> Any:
 
 def _unknown(name: str, library: str, known: Sequence[str]) -> ConfigError:
     near = difflib.get_close_matches(name, known, n=3)
-    mend = f"did you mean {' or '.join(near)}?" if near else "see its list of models"
-    return ConfigError("model.name", name, f"{library} has no such network", mend)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see its list of models"
+    return ConfigError("model.name", name, f"{library} has no such network", hint)
 
 
 def _batch_norms(module: nn.Module) -> list[nn.Module]:
@@ -184,13 +184,13 @@ def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
-    mend = "fetch {0} where there is a network and pass its path as model.weights_file"
+    hint = "fetch {0} where there is a network and pass its path as model.weights_file"
     if library == "timm":
         try:
             return _timm().create_model(name, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
             reason = f"timm cannot fetch the weights ({_first_line(error)})"
-            raise ConfigError("model.pretrained", "true", reason, mend.format("them")) from error
+            raise ConfigError("model.pretrained", "true", reason, hint.format("them")) from error
     known = torchvision.models.get_model_weights(name)
     weights = getattr(known, "IMAGENET1K_V1", None) or known.DEFAULT
     try:
@@ -200,7 +200,7 @@ def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
             "model.pretrained",
             "true",
             f"the weights cannot be fetched from {weights.url} ({_first_line(error)})",
-            mend.format(weights.url.rpartition("/")[2]),
+            hint.format(weights.url.rpartition("/")[2]),
         ) from error
 
 

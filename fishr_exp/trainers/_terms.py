@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
@@ -151,15 +151,15 @@ def domain_means(by_domain: Sequence[Tensor]) -> Tensor:
     Args:
         by_domain: D tensors [n], this rank's.
     """
-    if not ranks.together():
+    if not distributed.is_active():
         return torch.stack([values.mean() for values in by_domain])
     sums = torch.stack([values.sum() for values in by_domain])
-    return sum_over_ranks(sums) / ranks.total(sums.new_tensor([len(v) for v in by_domain]))
+    return sum_over_ranks(sums) / distributed.total(sums.new_tensor([len(v) for v in by_domain]))
 
 
 def sum_of_all(values: Tensor) -> Tensor:
     """Sum over the samples of all ranks, of this rank's values [N]."""
-    return sum_over_ranks(values.sum()) if ranks.together() else values.sum()
+    return sum_over_ranks(values.sum()) if distributed.is_active() else values.sum()
 
 
 def domain_risks(batch: Batch, losses: Tensor) -> Tensor:

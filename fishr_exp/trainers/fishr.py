@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import (
@@ -135,7 +135,7 @@ class Fishr(Trainer):
             raise ConfigError("trainer.penalty_interval", penalty_interval, "must be 1 or more")
         if not memory_limit > 0:
             raise ConfigError("trainer.memory_limit", memory_limit, "must be positive, in MiB")
-        if ranks.together() and (within_classes or statistic == "covariance"):
+        if distributed.is_active() and (within_classes or statistic == "covariance"):
             key = "within_classes" if within_classes else "statistic"
             value = within_classes or statistic
             raise ConfigError(
@@ -242,7 +242,7 @@ class Fishr(Trainer):
                 within_classes=self.within_classes,
                 batch_statistics=self.batch_statistics,  # type: ignore[arg-type]
                 memory_limit=self.memory_limit,
-                all_ranks=ranks.together(),
+                all_ranks=distributed.is_active(),
                 reduce=distance,
             )
         except UnsupportedError as error:  # the heart refuses a scope, or an engine its network
@@ -281,7 +281,7 @@ class Fishr(Trainer):
         convention = CONVENTIONS[self.convention]
         factor = len(batch.sizes) / self._divisor(batch, entries)
         if convention.risk == "sum":
-            factor /= ranks.total(torch.tensor(len(batch.y))).item()
+            factor /= distributed.total(torch.tensor(len(batch.y))).item()
         if self.ema_decay:
             flow = 1 - self.ema_decay
             factor *= 1 / flow if convention.divides_ema else flow

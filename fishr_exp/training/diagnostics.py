@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import Loss, gradient_variance, per_sample_losses
 
@@ -59,7 +59,7 @@ def _of_variances(
         batch.sizes,
         loss=loss,
         create_graph=False,
-        all_ranks=ranks.together(),
+        all_ranks=distributed.is_active(),
         **{"scope": "classifier", **trainer.matched},
     )
     by_domain = dict(zip(domains, zip(*found.variances.values(), strict=True), strict=True))
@@ -108,7 +108,7 @@ def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     parts = [
         torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
     ]
-    return ranks.total(torch.cat([part.flatten() for part in parts])) / ranks.count()
+    return distributed.total(torch.cat([part.flatten() for part in parts])) / distributed.world_size()
 
 
 def _cosine(a: Tensor, b: Tensor) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Loss, Minibatch, Model
 from fishr_exp.training.step import Autocast
 
@@ -84,5 +84,5 @@ def count(
             summed += loss(logits.float(), y).sum(dtype=torch.float64)
     finally:
         model.train(was_training)
-    table = ranks.total(confusion).cpu().reshape(classes, classes)
-    return Counts(table, ranks.total(summed).item())
+    table = distributed.total(confusion).cpu().reshape(classes, classes)
+    return Counts(table, distributed.total(summed).item())

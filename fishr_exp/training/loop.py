@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Trainer
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
@@ -96,7 +96,7 @@ class Training:
             "moved": [name for name, player in self.players.items() if player.has_moved],
             "averaging": self.averaging.state_dict(),
             "observer": self.observer.state_dict(),
-            "random": ranks.gathered(random_state(self.device)),
+            "random": distributed.gathered(random_state(self.device)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,8 +116,8 @@ class Training:
         if not before_players:
             self.averaging.load_state_dict(state["averaging"])
         self.observer.load_state_dict(state["observer"])
-        if ranks.rank() < len(state["random"]):
-            restore_random_state(state["random"][ranks.rank()], self.device)
+        if distributed.rank() < len(state["random"]):
+            restore_random_state(state["random"][distributed.rank()], self.device)
 
 
 def fit(
@@ -161,7 +161,7 @@ def fit(
 
     def pause() -> None:
         """Save if it is time to or a signal waits, and handle that; all ranks do the same."""
-        number, due = ranks.largest(signals.pending, save_every.due(training.step))
+        number, due = distributed.largest(signals.pending, save_every.due(training.step))
         if number or due:
             check_weights(model, trainer, training.step)  # before they could be saved as good
             save()
@@ -175,7 +175,7 @@ def fit(
             initial=training.step,
             desc=title,
             unit="step",
-            disable=None if ranks.first() else True,  # None: no bar where there is no terminal
+            disable=None if distributed.is_first() else True,  # None: no bar where there is no terminal
             leave=False,
             dynamic_ncols=True,
         ) as bar,

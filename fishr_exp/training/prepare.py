@@ -59,7 +59,7 @@ def prepare(arguments: Arguments) -> Prepared:
             parts[name]["train"],
             arguments.batch_size,
             arguments.seed,
-            (distributed.rank(), distributed.count()),
+            (distributed.rank(), distributed.world_size()),
         )
         for name in training_domains
     ]
@@ -269,7 +269,7 @@ def _check_batch_statistics(modules: Sequence[nn.Module], model: str) -> None:
         module.train()
     every = [m for module in modules for m in module.modules()]
     norms = (m for m in every if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    if distributed.count() > 1 and any(
+    if distributed.world_size() > 1 and any(
         norm.training or not norm.track_running_stats for norm in norms
     ):
         raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core import seeding
 from fishr_exp.core.errors import TrainingError
 from fishr_exp.runs.environment import environment
@@ -36,7 +36,7 @@ T = TypeVar("T")
 def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     """Train a method on the training domains and evaluate it on all; return the result.
 
-    Within `ranks.joined`, the processes do so together, and only the first writes.
+    Within `distributed.process_group`, the processes do so together, and only the first writes.
 
     Args:
         arguments: What is asked for.
@@ -61,7 +61,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         journal = _Journal(prepared, run_folder, checkpoints)
         with (
             _failure_recorded(run_folder, journal.mirror, prepared.outline),
-            ranks.failing_together(),
+            distributed.failing_together(),
             signals,
         ):
 
@@ -85,13 +85,13 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
             )
             model, step = training.averaging.averaged(training.model), training.step
             if training.observer.keep == "best":
-                best = ranks.from_first(lambda: checkpoints.best(training.observer.best_step))
+                best = distributed.from_first(lambda: checkpoints.best(training.observer.best_step))
                 model.load_state_dict(best["model"])
                 step = best["step"]
             log.info("evaluating all domains at step %d", step)
             counted = _repeated(signals, lambda: prepared.count(model, PARTS, signals))
             result = _result(prepared, counted, step, journal)
-            if not ranks.first():
+            if not distributed.is_first():
                 return result.to_json()
             run_folder.finish(result.to_json())
             checkpoints.tidy()
@@ -116,7 +116,7 @@ class _Journal:
         self.checkpoints = checkpoints
         arguments = prepared.arguments
         self.mirror: Mirror | None = None
-        if arguments.tracker and ranks.first():
+        if arguments.tracker and distributed.is_first():
             self.mirror = arguments.tracker(run_folder)
             self.mirror.start(arguments.config, arguments.labels)
         earlier = run_folder.records()
@@ -131,7 +131,7 @@ class _Journal:
 
     def record(self, evaluation: Evaluation, verdict: Verdict) -> None:
         """Write an evaluation, and the weights where they are the best so far."""
-        if not ranks.first():
+        if not distributed.is_first():
             return
         evaluation = replace(evaluation, seconds=self.seconds, time=time.time())
         self.run_folder.append(evaluation.to_json())
@@ -144,7 +144,7 @@ class _Journal:
     def save(self) -> None:
         """Write a checkpoint; every process calls it."""
         state = self.training.state_dict()
-        if ranks.first():
+        if distributed.is_first():
             self.checkpoints.save(state)
         if self.mirror:
             self.mirror.sync()
@@ -156,9 +156,9 @@ def _result_of_earlier(run_folder: RunFolder, arguments: Arguments) -> dict[str,
     Raises:
         TrainingError: If the run failed before, and is not to be tried again.
     """
-    state = ranks.from_first(lambda: run_folder.state) if arguments.resume else "planned"
+    state = distributed.from_first(lambda: run_folder.state) if arguments.resume else "planned"
     if state == "done":
-        return ranks.from_first(lambda: _done(run_folder, arguments))
+        return distributed.from_first(lambda: _done(run_folder, arguments))
     if state == "failed" and not arguments.retry_failed:
         raise TrainingError(
             f"this run failed before ({_error(run_folder)}); pass retry_failed=true to go on from "
@@ -188,15 +188,15 @@ def _error(run_folder: RunFolder) -> str:
 def _start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
     """Take the folder, and go back to the checkpoint of a run that was stopped."""
     training = prepared.training
-    reached = ranks.from_first(lambda: _open(prepared, run_folder, checkpoints))
+    reached = distributed.from_first(lambda: _open(prepared, run_folder, checkpoints))
     if reached:
         training.load_state_dict(reached)
-        ranks.from_first(lambda: _check_best(prepared, checkpoints))
+        distributed.from_first(lambda: _check_best(prepared, checkpoints))
         log.info("continuing %s after step %d", run_folder.path, training.step)
-    if (not reached or len(reached["random"]) != ranks.count()) and not ranks.first():
+    if (not reached or len(reached["random"]) != distributed.world_size()) and not distributed.is_first():
         # From here on, let each process draw its own dropout.
         seed = prepared.arguments.seed
-        seeding.seed_global_streams(seed, "training", ranks.rank(), training.step)
+        seeding.seed_global_streams(seed, "training", distributed.rank(), training.step)
 
 
 def _open(
@@ -211,7 +211,7 @@ def _open(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     try:
         run_folder.checkpoints.mkdir(exist_ok=True)
-        run_folder.write_environment(environment(name, torch.get_num_threads(), ranks.count()))
+        run_folder.write_environment(environment(name, torch.get_num_threads(), distributed.world_size()))
         # What was logged is not yet evaluated: the record of that step is still to come.
         run_folder.keep_until(reached["step"] - bool(reached["logged"]) if reached else 0)
     except OSError as error:
@@ -252,7 +252,7 @@ def _result(
     whole = {
         n: measure(counted[n]["train"] + counted[n]["validation"]) for n in outline.test_domains
     }
-    records = journal.run_folder.records() if ranks.first() else []
+    records = journal.run_folder.records() if distributed.is_first() else []
     last = Evaluation.from_json(records[-1]).scores.by_domain["accuracy"] if records else {}
     return Result(
         outline=outline,
@@ -281,7 +281,7 @@ def _failure_recorded(
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # see training/signals.py
-        if ranks.first() and not stopped:
+        if distributed.is_first() and not stopped:
             with contextlib.suppress(OSError):  # a full disk may be why the run failed
                 run_folder.fail(f"{type(error).__name__}: {error}", outline.to_json())
         if mirror:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeVar
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.errors import Stopped
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Signals:
                 stop at the same place.
         """
         for chunk in chunks:
-            if self.pending and ranks.count() == 1:
+            if self.pending and distributed.world_size() == 1:
                 raise InterruptedEvaluationError
             yield chunk
 

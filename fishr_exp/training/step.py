@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
 from fishr_exp.core.errors import ConfigError, TrainingError
 
@@ -110,7 +110,7 @@ def optimizer_step(
         else:
             for parameter, gradient in zip(parameters, objective.gradients, strict=True):
                 parameter.grad = gradient
-        ranks.average_gradients(parameters)
+        distributed.average_gradients(parameters)
         for player in moving:
             _check_reached(trainer, player)
             player.optimizer.step()

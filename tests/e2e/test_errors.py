@@ -1,4 +1,4 @@
-"""A person's mistake: one line that says what is wrong, what is allowed and how to mend it."""
+"""A person's mistake: one line that says what is wrong, what is allowed and how to fix it."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ def _read(folder: Path, file: str) -> list[tuple[str, int]]:
             raise ConfigError("dataset.lists", place, reason)
         image = folder / name.strip()
         if not image.is_file():
-            mend = "pass the folder that the paths are relative to as dataset.root"
-            raise ConfigError("dataset.lists", place, f"{image} is not there", mend)
+            hint = "pass the folder that the paths are relative to as dataset.root"
+            raise ConfigError("dataset.lists", place, f"{image} is not there", hint)
         found.append((str(image), int(label)))
     if not found:
         raise ConfigError("dataset.lists", path, "names no image")

@@ -42,8 +42,8 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
         whole = package.get_dataset(dataset=name, root_dir=root, download=False)
     except (OSError, ValueError) as error:
         reason = f"holds no {name} of WILDS ({str(error).splitlines()[0]})"
-        mend = "download it with the wilds package"
-        raise ConfigError("dataset.root", root, reason, mend) from error
+        hint = "download it with the wilds package"
+        raise ConfigError("dataset.root", root, reason, hint) from error
     values = whole.metadata_array[:, whole.metadata_fields.index(domain)]
     parts = {f"{domain}_{v}": (values == v).nonzero()[:, 0] for v in values.unique().tolist()}
 

@@ -110,8 +110,8 @@ def _obtain(
     compare = functools.partial(_other_than_expected, source, file, path, say)
     if path.exists():
         if reason := compare(path):
-            mend = "remove it, or that which it is compared with, and call again"
-            raise ConfigError("download", str(path), reason, mend)
+            hint = "remove it, or that which it is compared with, and call again"
+            raise ConfigError("download", str(path), reason, hint)
     elif urls:
         fetch(urls, path, compare, unpacked)
     else:

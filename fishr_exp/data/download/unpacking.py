@@ -91,8 +91,8 @@ def unpack(archive: Path, into: Path) -> None:
     except OSError as error:
         reason = f"it cannot be unpacked ({error.strerror or error})"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "make space, and call again" if full else "choose another folder, and call again"
-        raise ConfigError("download", archive, reason, mend) from error
+        hint = "make space, and call again" if full else "choose another folder, and call again"
+        raise ConfigError("download", archive, reason, hint) from error
 
 
 def arrange(unpacked: Path, holds: Sequence[str], into: Path) -> None:

@@ -79,8 +79,8 @@ def decode(path: str) -> Image.Image:
         with Image.open(path) as image:
             return _as_rgb(ImageOps.exif_transpose(image))
     except _UNREADABLE as error:
-        mend = "mend it, or leave bad images out with dataset.on_bad_image=skip"
-        raise TrainingError(f"{path}: the image cannot be read ({_said(error)}); {mend}") from error
+        hint = "repair it, or leave bad images out with dataset.on_bad_image=skip"
+        raise TrainingError(f"{path}: the image cannot be read ({_said(error)}); {hint}") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

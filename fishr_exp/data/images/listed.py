@@ -88,7 +88,7 @@ def listed_domains(
             root,
             f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {first} "
             f"({bad[first]})",
-            "mend it, or leave them out with dataset.on_bad_image=skip",
+            "repair it, or leave them out with dataset.on_bad_image=skip",
         )
     skipped: dict[str, int] = {}
     by_name = {}

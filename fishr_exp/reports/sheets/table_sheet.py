@@ -173,7 +173,7 @@ def _line(table: Table, row: Row) -> Line:
         "gamma": "" if row.gamma is None else repr(row.gamma),
         **row.settings,
         "seeds": " ".join(str(seed) for seed in row.seeds),
-        "selected_by_test_domain": str(row.selected_by_test_domain).lower(),
+        "chosen_by_test_domain": str(row.selected_by_test_domain).lower(),
     }
     estimates = {
         "train": row.train,
