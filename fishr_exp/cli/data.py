@@ -43,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         help="get a dataset: fetch, compare checksums, unpack",
         description="Fetch the archives of a dataset into DIR, or take those that lie there, and"
         " unpack them into a folder of DIR. A broken transfer is taken up where it broke, by the"
-        f" same command. {UNTESTED.capitalize()}. Where a licence or a page stands in the way, it"
+        f" same command. {UNTESTED.capitalize()}. Where a license or a page stands in the way, it"
         " says where to get the files by hand.",
     )
     get.add_argument("dataset", help=", ".join(SOURCES))

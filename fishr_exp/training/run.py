@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fishr_exp.core import distributed
-from fishr_exp.core import seeding
+from fishr_exp.core import distributed, seeding
 from fishr_exp.core.errors import TrainingError
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.identity import settings

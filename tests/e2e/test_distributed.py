@@ -88,8 +88,11 @@ def test_ranks_go_on_where_they_stopped(fishr_exp: Command, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("batch_size=3",), "batch_size=3: 2 ranks share the 3 samples of domain plus90"),
-        (("trainer.within_classes=true",), "trainer.within_classes=True: not over several ranks"),
+        (("batch_size=3",), "batch_size=3: 2 processes share the 3 samples of domain plus90"),
+        (
+            ("trainer.within_classes=true",),
+            "trainer.within_classes=True: is not supported with several processes",
+        ),
         (("-m", "seed=0,1"), "-m: torchrun starts one run at a time"),
         (("optimizer.lr=1e30",), "the objective is not finite at step 1"),
     ],

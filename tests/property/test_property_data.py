@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fishr_exp.data.datasets.coloring import coloured_domain
+from fishr_exp.data.datasets.coloring import colored_domain
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.data.splits import split
@@ -58,10 +58,10 @@ def test_chunks_together_are_the_part(count, size):
 @given(
     st.lists(st.integers(0, 9), min_size=1, max_size=30), st.floats(0, 1), st.floats(0, 1), seeds
 )
-def test_colouring_keeps_the_image_in_one_channel(digits, flip, noise, seed):
+def test_coloring_keeps_the_image_in_one_channel(digits, flip, noise, seed):
     images = torch.rand(len(digits), 3, 3) + 0.1
-    domain = coloured_domain(
-        "some", images, torch.tensor(digits), colour_flip=flip, label_noise=noise, seed=seed
+    domain = colored_domain(
+        "some", images, torch.tensor(digits), color_flip=flip, label_noise=noise, seed=seed
     )
     x, y = domain.read(torch.arange(len(digits)))
     assert torch.equal(x.sum(1), images)

@@ -1,4 +1,4 @@
-"""Ranks: every method's objective and averaged gradients are those of one process."""
+"""Several processes give the objective and averaged gradients of one process, in every method."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import multiprocessing
 
-from fishr_exp.core import distributed as ranks
+from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Minibatch, Model, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.minibatches import share
@@ -20,7 +20,7 @@ from fishr_exp.training.step import make_players, optimizer_step
 
 TRAINERS = Path(__file__).resolve().parents[3] / "conf" / "trainer"
 METHODS = sorted(path.stem for path in TRAINERS.glob("*.yaml"))
-WORDS = [[f"trainer={name}"] for name in METHODS] + [
+OVERRIDES = [[f"trainer={name}"] for name in METHODS] + [
     ["trainer=fishr", "trainer.scope=all", "trainer.unbiased=true", "trainer.l2=0.1"],
     ["trainer=fishr", "trainer.engine=backpack", "trainer.statistic=second_moment"],
 ]
@@ -29,7 +29,7 @@ STEPS = (0, 10_000)  # a moving average takes part at the second
 
 
 def _problem() -> tuple[Model, list[list[Minibatch]]]:
-    """A model, and by rank and domain a minibatch."""
+    """A model, and one minibatch per rank and domain."""
     torch.manual_seed(0)
     featurizer = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh())
     model = Model(featurizer, torch.nn.Linear(4, 3)).double()
@@ -39,44 +39,44 @@ def _problem() -> tuple[Model, list[list[Minibatch]]]:
     ]
 
 
-def _method(words: list[str]) -> Trainer:
-    from hydra import compose, initialize_config_dir  # here: the ranks need not import it
+def _method(overrides: list[str]) -> Trainer:
+    from hydra import compose, initialize_config_dir  # here: the processes need not import it
 
     from fishr_exp.configuration.binding import arguments
 
     with initialize_config_dir(str(TRAINERS.parent), version_base="1.3"):
-        config = compose("config", [*words, "sweep_name=test"])
+        config = compose("config", [*overrides, "sweep_name=test"])
         return arguments(config, {"dataset": "", "model": "", "trainer": ""}).trainer()
 
 
 def _steps(method: Trainer, model: Model, batch: Batch) -> list[torch.Tensor]:
     """Return the logs and gradients of each step."""
-    still = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.0))
+    players = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.0))
     found: list[torch.Tensor] = []
     for step in STEPS:
-        logs = optimizer_step(method, model, still, batch, step)
+        logs = optimizer_step(method, model, players, batch, step)
         found += [logs[name] for name in sorted(logs)]
         found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
     return found
 
 
 def _rank(rank: int, folder: str, methods: dict[str, Trainer]) -> None:
-    distributed.init_process_group(
+    torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(SIZES)
     )
     found: dict[str, Any] = {}
-    for words, method in methods.items():
+    for overrides, method in methods.items():
         model, minibatches = _problem()
-        found[words] = _steps(method, model, Batch.join(minibatches[rank]))
+        found[overrides] = _steps(method, model, Batch.join(minibatches[rank]))
     counts = _count(model, minibatches[rank][:1])
     found["counts"] = [counts.confusion, counts.loss]
     try:
-        ranks.from_first(lambda: _refuse(rank))
+        distributed.from_first(lambda: _refuse(rank))
     except ConfigError as error:
         found["error"] = str(error)
-    found["first"] = ranks.from_first(lambda: rank)
+    found["first"] = distributed.from_first(lambda: rank)
     torch.save(found, f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
 def _count(model: Model, chunks: list[Minibatch]) -> Counts:
@@ -89,24 +89,24 @@ def _refuse(rank: int) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """By rank, what the ranks found."""
+    """What each process found, by rank."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    methods = {" ".join(words): _method(words) for words in WORDS}
+    methods = {" ".join(overrides): _method(overrides) for overrides in OVERRIDES}
     multiprocessing.spawn(_rank, (str(folder), methods), len(SIZES))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(len(SIZES))]
 
 
-@pytest.mark.parametrize("words", WORDS, ids=" ".join)
-def test_ranks_are_one_process(words: list[str], found: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("overrides", OVERRIDES, ids=" ".join)
+def test_several_processes_are_as_one(overrides: list[str], found: list[dict[str, Any]]) -> None:
     model, minibatches = _problem()
     whole = [
         Minibatch(*(torch.cat(part) for part in zip(*domain, strict=True)))
         for domain in zip(*minibatches, strict=True)
     ]
-    expected = _steps(_method(words), model, Batch.join(whole))
+    expected = _steps(_method(overrides), model, Batch.join(whole))
     assert len(expected) >= 2 * (2 + 4)
     for mine in found:
-        for ours, theirs in zip(mine[" ".join(words)], expected, strict=True):
+        for ours, theirs in zip(mine[" ".join(overrides)], expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-13)
 
 
@@ -118,7 +118,7 @@ def test_an_evaluation_is_that_of_all_samples(found: list[dict[str, Any]]) -> No
         assert mine["counts"][1] == pytest.approx(expected.loss)
 
 
-def test_the_first_rank_speaks_for_all(found: list[dict[str, Any]]) -> None:
+def test_the_result_of_the_first_process_goes_to_all(found: list[dict[str, Any]]) -> None:
     assert [mine["error"] for mine in found] == ["key=0: no"] * len(SIZES)
     assert [mine["first"] for mine in found] == [0] * len(SIZES)
 

@@ -192,7 +192,7 @@ import builtins; builtins.kept = stream
 
 
 class Pictures:
-    """Images of one colour each, as many as are asked for; reads take their time."""
+    """Images of one color each, as many as are asked for; reads take their time."""
 
     def __init__(self, count=23, broken_at=-1):
         self.count, self.broken_at = count, broken_at

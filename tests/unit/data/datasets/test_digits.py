@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.datasets.coloring import coloured_domain
+from fishr_exp.data.datasets.coloring import colored_domain
 from fishr_exp.data.datasets.digits import colored_digits, rotated_digits
 
 ANGLES = [0, 15, 30, 45, 60, 75]
@@ -18,7 +18,7 @@ def whole(domain):
 
 
 def originals(x):
-    """The set of the originals that images [n, C, 8, 8] show, whatever their colour."""
+    """The set of the originals that images [n, C, 8, 8] show, whatever their color."""
     return {tuple(image) for image in x.sum(1).flatten(1).mul(16).round().int().tolist()}
 
 
@@ -39,7 +39,7 @@ def test_colored_digits_are_what_they_say():
 @pytest.mark.parametrize(
     ("name", "agreement"), [("plus90", 0.9), ("plus80", 0.8), ("minus90", 0.1)]
 )
-def test_the_colour_predicts_the_label_by_the_domain_s_rate(name, agreement):
+def test_the_color_predicts_the_label_by_the_domain_s_rate(name, agreement):
     rates = []
     for seed in range(5):
         x, y = whole(colored_digits(seed=seed, label_noise=0.25).by_name[name])
@@ -66,10 +66,10 @@ def test_a_quarter_of_the_labels_is_noise():
     assert abs(sum(wrong) / len(wrong) - 0.25) < 0.03
 
 
-def test_without_noise_and_flips_the_colour_is_the_label():
+def test_without_noise_and_flips_the_color_is_the_label():
     digits = torch.arange(10)
-    domain = coloured_domain(
-        "some", torch.ones(10, 2, 2), digits, colour_flip=0.0, label_noise=0.0, seed=0
+    domain = colored_domain(
+        "some", torch.ones(10, 2, 2), digits, color_flip=0.0, label_noise=0.0, seed=0
     )
     x, y = whole(domain)
     assert y.tolist() == [1] * 5 + [0] * 5

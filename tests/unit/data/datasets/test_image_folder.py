@@ -19,9 +19,9 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
 
 
-def paint(path, colour=(200, 100, 50), size=(10, 8), mode="RGB"):
+def paint(path, color=(200, 100, 50), size=(10, 8), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path)
+    Image.new("RGB", size, color).convert(mode).save(path)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def whole(domain):
 
 
 def pixels(x):
-    """Undo the normalisation: 0..255."""
+    """Undo the normalization: 0..255."""
     return (x * STD + MEAN).mul(255).round().int()
 
 
@@ -137,12 +137,12 @@ def test_augmentation_leaves_the_global_stream_alone(textured):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_about_one_in_ten_is_grey(textured):
+def test_about_one_in_ten_is_gray(textured):
     domain = build(textured).by_name["art"]
     x, _ = domain.read(torch.zeros(400, dtype=torch.int64), torch.Generator().manual_seed(1))
     levels = pixels(x)
-    grey = (levels == levels[:, :1]).all(3).all(2).all(1)
-    assert 0.04 < grey.float().mean() < 0.16
+    gray = (levels == levels[:, :1]).all(3).all(2).all(1)
+    assert 0.04 < gray.float().mean() < 0.16
 
 
 def test_evaluation_and_augment_false_leave_images_as_they_are(textured):

@@ -1,4 +1,4 @@
-"""MNIST, coloured or rotated."""
+"""MNIST, colored or rotated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def whole(domain):
     return domain.read(torch.arange(len(domain)))
 
 
-def colours(x):
+def colors(x):
     lit = x.sum((2, 3)) > 0
     assert (lit.sum(1) == 1).all()  # every digit has some ink, in one channel only
     return lit[:, 1].long()
@@ -91,16 +91,16 @@ def test_irm_domains_have_their_sizes_and_shapes(irm):
 @pytest.mark.parametrize(
     ("name", "agreement"), [("plus80", 0.8), ("plus90", 0.9), ("minus90", 0.1)]
 )
-def test_irm_colours_agree_with_the_labels_by_the_domain_s_rate(irm, name, agreement):
+def test_irm_colors_agree_with_the_labels_by_the_domain_s_rate(irm, name, agreement):
     x, y = whole(irm.by_name[name])
-    assert abs((colours(x) == y).float().mean() - agreement) < 0.01
+    assert abs((colors(x) == y).float().mean() - agreement) < 0.01
 
 
-def test_a_model_of_colour_alone_gets_85_in_training_and_10_in_the_test(irm):
+def test_a_model_of_color_alone_gets_85_in_training_and_10_in_the_test(irm):
     right = {}
     for name in ("plus80", "plus90", "minus90"):
         x, y = whole(irm.by_name[name])
-        right[name] = (colours(x) == y).float().mean()
+        right[name] = (colors(x) == y).float().mean()
     assert abs((right["plus80"] + right["plus90"]) / 2 - 0.85) < 0.01
     assert abs(right["minus90"] - 0.10) < 0.01
 
@@ -122,14 +122,14 @@ def test_gray_keeps_every_second_pixel_in_both_channels(irm, root):
     assert torch.equal(x[:, 0], data.data[50_000:, ::2, ::2].float() / 255)
 
 
-def test_domainbed_colours_all_70000(root):
+def test_domainbed_colors_all_70000(root):
     domains = mnist.colored_mnist_domainbed(root=root, download=False, seed=0)
     assert list(domains.by_name) == ["plus90", "plus80", "minus90"]
     assert [len(domain) for domain in domains.by_name.values()] == [23334, 23333, 23333]
     assert domains.input_shape == (2, 28, 28)
     for (name, domain), agreement in zip(domains.by_name.items(), (0.9, 0.8, 0.1), strict=True):
         x, y = domain.read(torch.arange(20_000))
-        assert abs((colours(x) == y).float().mean() - agreement) < 0.012, name
+        assert abs((colors(x) == y).float().mean() - agreement) < 0.012, name
 
 
 def test_domainbed_rotates_all_70000(root):

@@ -94,16 +94,16 @@ def test_of_whole_folders_the_counts_are_domainbeds(root, monkeypatch):
 
 @pytest.fixture
 def painted(tmp_path):
-    """A tree with two images in a folder, each of its own colour."""
-    colour = 0
+    """A tree with two images in a folder, each of its own color."""
+    color = 0
     for half in "01":
         for place in PLACES:
             for name in CLASSES:
                 folder = tmp_path / "s" / half / place / name
                 folder.mkdir(parents=True)
                 for i in range(2):
-                    colour += 1
-                    Image.new("RGB", (40, 40), (colour, 0, 0)).save(folder / f"{i}.png")
+                    color += 1
+                    Image.new("RGB", (40, 40), (color, 0, 0)).save(folder / f"{i}.png")
     return tmp_path / "s"
 
 

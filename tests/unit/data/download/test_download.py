@@ -296,7 +296,7 @@ def test_what_must_be_got_by_hand_is_said_in_one_line(source, get, tmp_path):
     with pytest.raises(ConfigError) as error:
         get("pacs")
     said = str(error.value)
-    assert "no licence was found" in said
+    assert "no license was found" in said
     assert f"put PACS.zip into {tmp_path} and call again" in said
     assert f"{tmp_path}/pacs/{{art_painting,cartoon,photo,sketch}}/class/image" in said
     assert "\n" not in said

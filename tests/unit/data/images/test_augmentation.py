@@ -11,7 +11,7 @@ from PIL import Image
 
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.data.images import augmentation, compiled
-from fishr_exp.data.images.augmentation import cut, draw, finished, grey, jitter_
+from fishr_exp.data.images.augmentation import cut, draw, finished, gray, jitter_
 from fishr_exp.data.images.decoding import Files
 from fishr_exp.data.images.domain import ImageDomain
 
@@ -21,7 +21,7 @@ T = torchvision.transforms
 
 @pytest.fixture
 def image():
-    """Smooth colours with some noise, 40 high and 56 wide."""
+    """Smooth colors with some noise, 40 high and 56 wide."""
     y, x = np.mgrid[:40, :56]
     waves = [127 + 90 * np.sin(x / a + y / b) for a, b in ((7, 11), (-9, 5), (13, -8))]
     noise = np.random.default_rng(0).normal(0, 12, (40, 56, 3))
@@ -69,8 +69,8 @@ def test_hues_of_corners(rgb):
     assert ours.tolist() == pytest.approx(colorsys.hsv_to_rgb((h + 0.25) % 1, s, v), abs=0.003)
 
 
-def test_grey_is_that_of_pillow(image):
-    away = (grey(batch(image)) - batch(image.convert("L").convert("RGB"))[:, :1]).abs()
+def test_gray_is_that_of_pillow(image):
+    away = (gray(batch(image)) - batch(image.convert("L").convert("RGB"))[:, :1]).abs()
     assert away.max() <= 1
     assert (away > 0).float().mean() < 0.002
 
@@ -151,9 +151,9 @@ def test_crops_have_the_distribution_of_torchvision(image, size):
         assert float(one.std()) == pytest.approx(spread, rel=0.1, abs=1e-9)
 
 
-def test_colours_are_drawn_evenly():
+def test_colors_are_drawn_evenly():
     draws = draw(torch.tensor([[8, 8]]).expand(N, 2), stream())
-    factors, order, grey = draws.colours.split((4, 4, 1), 1)
+    factors, order, gray = draws.colors.split((4, 4, 1), 1)
     middle = torch.tensor([1.0, 1.0, 1.0, 0.0])
     assert ((factors - middle).abs() <= 0.3).all()
     assert torch.allclose(factors.mean(0), middle, atol=0.015)
@@ -161,7 +161,7 @@ def test_colours_are_drawn_evenly():
     _, counts = order.unique(dim=0, return_counts=True)
     assert len(counts) == 24  # all orders
     assert ((counts / N - 1 / 24).abs() < 0.015).all()
-    assert grey.mean() == pytest.approx(0.1, abs=0.02)
+    assert gray.mean() == pytest.approx(0.1, abs=0.02)
     assert draws.flip.float().mean() == pytest.approx(0.5, abs=0.03)
 
 
@@ -169,7 +169,7 @@ def test_draws_are_a_function_of_the_stream():
     sizes = torch.tensor([[8, 9]]).expand(5, 2)
     one, two, other = (draw(sizes, stream(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not torch.equal(one.colours, other.colours)
+    assert not torch.equal(one.colors, other.colors)
 
 
 # --- the whole chain --------------------------------------------------------------------------
@@ -213,14 +213,14 @@ def test_pixels_have_the_distribution_of_torchvisions_chain(image, tmp_path):
     assert (ours.std(0) / theirs.std(0)).log().abs().mean() < 0.05
 
 
-def test_compiled_colours_are_those_of_pytorch(image):
+def test_compiled_colors_are_those_of_pytorch(image):
     x = batch(*[image.rotate(3 * i) for i in range(100)])
-    colours = draw(torch.tensor([[40, 56]]).expand(100, 2), stream()).colours
+    colors = draw(torch.tensor([[40, 56]]).expand(100, 2), stream()).colors
     slow = x.clone()
-    jitter_(slow, colours)
+    jitter_(slow, colors)
     scale = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1) * 255
     offset = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1) * 255
-    fast = finished(x.to(torch.uint8), colours) * scale + offset
+    fast = finished(x.to(torch.uint8), colors) * scale + offset
     away = (fast - slow).abs()  # levels
     assert away.max() < 7  # a product that rounds to the other side can move a hue
     assert (away > 0.01).float().mean() < 1e-4
@@ -230,33 +230,33 @@ def test_compiled_colours_are_those_of_pytorch(image):
 
 def test_a_batch_at_once_is_its_images_one_by_one(image):
     x = batch(*[image.rotate(10 * i) for i in range(40)])
-    colours = draw(torch.tensor([[40, 56]]).expand(40, 2), stream()).colours
+    colors = draw(torch.tensor([[40, 56]]).expand(40, 2), stream()).colors
     at_once = x.clone()
-    jitter_(at_once, colours)
-    for part, own in zip(x.split(1), colours.split(1), strict=True):
+    jitter_(at_once, colors)
+    for part, own in zip(x.split(1), colors.split(1), strict=True):
         jitter_(part, own)
     assert torch.equal(at_once, x)
 
 
-def test_colours_do_not_depend_on_threads(image):
+def test_colors_do_not_depend_on_threads(image):
     big = torch.tensor(np.array(image.resize((500, 400)))).permute(2, 0, 1)[None]
-    colours = draw(torch.tensor([[400, 500]]), stream()).colours
+    colors = draw(torch.tensor([[400, 500]]), stream()).colors
     threads = torch.get_num_threads()
     try:
         found = []
         for number in (1, 2):
             torch.set_num_threads(number)
-            found.append(finished(big, colours))
+            found.append(finished(big, colors))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
 
 
 @pytest.mark.gpu
-def test_a_device_colours_as_the_cpu_does(image):
+def test_a_device_colors_as_the_cpu_does(image):
     x = batch(*[image.rotate(10 * i) for i in range(40)]).to(torch.uint8)
-    colours = draw(torch.tensor([[40, 56]]).expand(40, 2), stream()).colours
-    here, there = finished(x, colours), finished(x.cuda(), colours).cpu()
+    colors = draw(torch.tensor([[40, 56]]).expand(40, 2), stream()).colors
+    here, there = finished(x, colors), finished(x.cuda(), colors).cpu()
     away = (here - there).abs() * 0.226 * 255
     assert away.max() < 3  # levels: a product may round to the other side, at several steps
     assert (away > 0.5).float().mean() < 0.005
