@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from fishr_exp.cli import run as cli
+from fishr_exp.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("model.hidden=8", "epochs=2", "steps_per_epoch=2", "tracker=none")
@@ -54,6 +55,18 @@ def newest_state(folder: Path) -> Path:
 
 
 Command = Callable[..., Outcome]
+
+
+def stop_before(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C come before the update of `step`."""
+    real = loop.optimizer_step
+
+    def step_or_stop(*arguments: Any) -> Any:
+        if arguments[4] == step:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    patch.setattr(loop, "optimizer_step", step_or_stop)
 
 
 @pytest.fixture(autouse=True)

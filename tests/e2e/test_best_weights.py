@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import TINY, Command, newest_state
+from .conftest import TINY, Command, newest_state, stop_before
 
 # The objective falls at each evaluation, so each is the best.
 FALLING = ("observer.monitor=objective", "observer.mode=min", "epochs=4", *TINY[:1], *TINY[2:])
@@ -16,17 +16,8 @@ FALLING = ("observer.monitor=objective", "observer.mode=min", "epochs=4", *TINY[
 
 def stopped(fishr_exp: Command, patch: pytest.MonkeyPatch, step: int, runs: Path) -> Path:
     """Stop a run after so many steps; return its folder."""
-    from fishr_exp.training import loop
-
-    real = loop.optimizer_step
-
-    def step_or_stop(*given: Any) -> Any:
-        if given[4] == step:
-            raise KeyboardInterrupt
-        return real(*given)
-
     with patch.context() as here:
-        here.setattr(loop, "optimizer_step", step_or_stop)
+        stop_before(step, here)
         assert fishr_exp(f"output_dir={runs}", tiny=FALLING).status == 130
     (folder,) = runs.glob("*")
     return folder

@@ -16,7 +16,7 @@ import torch
 
 from fishr_exp.training import evaluation
 
-from .conftest import ROOT, TINY, Command, Outcome, newest_state
+from .conftest import ROOT, TINY, Command, Outcome, newest_state, stop_before
 from .test_distributed import assert_close, outcome
 
 OUTSIDE = ROOT / "tests" / "outside"
@@ -36,20 +36,6 @@ def own(fishr_exp: Command, monkeypatch: pytest.MonkeyPatch) -> Own:
         return done
 
     return call
-
-
-def stopped_after(step: int, patch: pytest.MonkeyPatch) -> None:
-    """Stop the run as Ctrl-C does, after so many steps."""
-    from fishr_exp.training import loop
-
-    real = loop.optimizer_step
-
-    def step_or_stop(*given: Any) -> Any:
-        if given[4] == step:
-            raise KeyboardInterrupt
-        return real(*given)
-
-    patch.setattr(loop, "optimizer_step", step_or_stop)
 
 
 def test_the_files_are_all_there_is() -> None:
@@ -98,7 +84,7 @@ def test_a_network_of_its_own_is_trained_and_resumed(
     for step in (2, 3, 7):  # before and after a step of the discriminator alone
         words = (*ADVERSARY, f"output_dir={tmp_path / str(step)}", "steps_per_epoch=5")
         with monkeypatch.context() as patch:
-            stopped_after(step, patch)
+            stop_before(step, patch)
             options = (f"--config-dir={OUTSIDE / 'conf'}", "allow_targets=[mylab]")
             assert fishr_exp(*options, *words).status == 130
         assert own(*words).status == 0
@@ -174,7 +160,7 @@ def test_an_averaging_scheme(own: Own, fishr_exp: Command, tmp_path: Path,
     kept = best.checkpoint("best")
     assert not torch.equal(kept["model"]["classifier.weight"], weights(best)["classifier.weight"])
     with monkeypatch.context() as patch:
-        stopped_after(3, patch)
+        stop_before(3, patch)
         there = (f"--config-dir={OUTSIDE / 'conf'}", "allow_targets=[mylab]")
         assert fishr_exp(*there, *words, f"output_dir={tmp_path / 'again'}").status == 130
     own(*words, f"output_dir={tmp_path / 'again'}")

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from fishr_exp.cli import plan as plan_cli
 
-from .conftest import TINY, Command
+from .conftest import TINY, Command, stop_before
 
 Plan = Callable[..., tuple[int, str, str]]
 
@@ -49,17 +49,8 @@ def test_counts_agree_with_what_runs(fishr_exp: Command, plan: Plan, tmp_path: P
 def test_a_run_that_was_stopped_is_half_done(
     fishr_exp: Command, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fishr_exp.training import loop
-
-    real = loop.optimizer_step
-
-    def step_or_stop(*given):
-        if given[4] == 3:
-            raise KeyboardInterrupt
-        return real(*given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "optimizer_step", step_or_stop)
+        stop_before(3, patch)
         assert fishr_exp("trainer.gamma=1").status == 130
     assert "2 runs" in (out := plan("trainer.gamma=0,1")[1])
     assert "1 half-done, 1 missing" in out

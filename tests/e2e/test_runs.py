@@ -25,9 +25,8 @@ from fishr_exp.core.contracts import Domains
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.splits import split
 from fishr_exp.models.mlp import mlp
-from fishr_exp.training import loop
 
-from .conftest import ROOT, TINY, Command, Outcome, newest_state, process
+from .conftest import ROOT, TINY, Command, Outcome, newest_state, process, stop_before
 
 NO_TRACKER = ("tracker=none",)
 
@@ -182,18 +181,6 @@ KINDS = {
     "bf16": (5, ["precision=bf16"]),
     "patience": (5, ["observer.patience=2", "optimizer.lr=1e-9", "epochs=9"]),
 }
-
-
-def stop_before(step: int, patch: pytest.MonkeyPatch) -> None:
-    """Let Ctrl-C come before the update of `step`."""
-    real = loop.optimizer_step
-
-    def step_or_stop(*arguments: Any) -> Any:
-        if arguments[4] == step:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    patch.setattr(loop, "optimizer_step", step_or_stop)
 
 
 def compare_with_a_stopped_run(
