@@ -49,7 +49,7 @@ check: $(READY)  ## ruff (lint and format), types, and who may import whom
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_rooms.py
 
-format: $(READY)  ## mend what ruff can mend
+format: $(READY)  ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -202,3 +202,56 @@ def test_an_image_dataset(own: Own, images: Path) -> None:
               "test_domains=[sketch]", "model=mlp")  # fmt: skip
     assert run.result()["labels"]["dataset"] == "pets"
     assert run.result()["training_domains"] == ["cartoon", "photo"]
+
+
+FAULTY = """
+import torch
+from fishr_exp.contracts import Model
+from fishr_exp.gradient_variance import per_sample_losses
+
+class Net(torch.nn.Module):
+    calls = 0
+    def forward(self, x):
+        Net.calls += 1
+        if Net.calls > 3:
+            raise ValueError("a fault of the network's own")
+        return x.flatten(1)
+
+def network(*, input_shape, num_classes):
+    features = 1
+    for size in input_shape:
+        features *= size
+    return Model(Net(), torch.nn.Linear(features, num_classes))
+
+class Loss:
+    def __init__(self, label_smoothing=0.0, class_weights=None):
+        pass
+    def __call__(self, logits, targets):
+        raise ValueError("a fault of the loss's own")
+"""
+
+
+@pytest.mark.parametrize("scope", ["classifier", "all"])
+@pytest.mark.parametrize("part", ["network", "loss"])
+def test_a_fault_of_a_users_part_is_the_users_traceback(
+    part: str, scope: str, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no advice to change trainer.engine or trainer.scope."""
+    name = f"faulty_{part}_{scope}"
+    (tmp_path / f"{name}.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = {
+        "network": [
+            f"model._target_={name}.network",
+            "~model.hidden_layers",
+            "~model.single_logit",
+        ],
+        "loss": [f"loss._target_={name}.Loss"],
+    }[part]
+    tiny = TINY if part == "loss" else (*TINY[1:], "~model.hidden")
+    done = fishr_exp(*words, f"trainer.scope={scope}", f"allow_targets=[{name}]", tiny=tiny)
+    assert done.status == 1
+    assert f"ValueError: a fault of the {part}'s own" in done.err
+    assert "Traceback" in done.err
+    assert "trainer.engine" not in done.err
+    assert "trainer.scope" not in done.err
