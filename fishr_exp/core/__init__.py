@@ -1,1 +1,1 @@
-"""What every room passes on: contracts, errors, seeding, the processes of a run."""
+"""What all other packages share: contracts, errors, seeding, and the processes of a run."""

@@ -1,4 +1,4 @@
-"""The few types that every room passes on: domain, minibatch, batch, model, trainer, objective.
+"""The types that all packages share: domain, minibatch, batch, model, trainer, objective.
 
 Shapes: D domains in a batch, n samples of one domain, N samples of all, C classes, F features.
 """
@@ -34,26 +34,26 @@ class Domain(Protocol):
     def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
         """Read the samples at `indices` ([n], int64).
 
-        With `augment`, images are augmented by draws from that generator alone; without, they are
-        as they are evaluated.
+        With `augment`, images are augmented by draws from that generator only; without it, they
+        are read as for evaluation.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Domains:
-    """A dataset: its domains by name, in the order that its authors use."""
+    """A dataset: its domains by name, in the order of its authors."""
 
     name: str
     by_name: Mapping[str, Domain]
     num_classes: int
     input_shape: tuple[int, ...]  # of one sample, channels first
-    skipped: Mapping[str, int] = field(default_factory=dict)  # domain -> samples left out as broken
+    skipped: Mapping[str, int] = field(default_factory=dict)  # domain -> number of unreadable samples
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One minibatch of each training domain, one behind the other, in a fixed order of domains."""
+    """One minibatch of each training domain, concatenated in a fixed order of domains."""
 
     x: Tensor  # [N, *input_shape]
     y: Tensor  # [N]
@@ -61,7 +61,7 @@ class Batch:
 
     @classmethod
     def join(cls, minibatches: Sequence[Minibatch]) -> Batch:
-        """Put the minibatches of the domains one behind the other."""
+        """Concatenate the minibatches of the domains."""
         return cls(
             torch.cat([m.x for m in minibatches]),
             torch.cat([m.y for m in minibatches]),
@@ -69,7 +69,7 @@ class Batch:
         )
 
     def by_domain(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Split `values` ([N, ...]) into D tensors [n, ...], one a domain."""
+        """Split `values` ([N, ...]) into D tensors [n, ...], one per domain."""
         return values.split(self.sizes)
 
 
@@ -88,16 +88,16 @@ class Model(nn.Module):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run knows before its first step, for a trainer that builds networks of its own."""
+    """What is known before the first step, for a trainer that builds its own networks."""
 
     domains: tuple[str, ...]  # names of the D training domains, in the order of a batch
     classes: int
     features: int  # F, inputs of the classifier
-    steps: int  # optimizer updates in all, at most
+    steps: int  # maximum number of optimizer updates
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Maps logits [n, C] (or [n, 1] for two classes) and labels [n] to a loss of each sample, [n]."""
+"""Maps logits [n, C] (or [n, 1] for two classes) and labels [n] to per-sample losses [n]."""
 
 Overrides = Mapping[str, Any]
 """Keywords of the optimizer in place of the configured ones: `lr`, `weight_decay`, `betas`, ..."""
@@ -115,9 +115,10 @@ class Objective(NamedTuple):
     Attributes:
         total: Scalar, with graph; with `gradients` given, a value to record.
         logs: Scalars to record, with `risk` and `objective` among those of a step.
-        player: Who is updated: a name of `Trainer.players`, or several that move together.
-        gradients: The direction of the update where it is no gradient of `total`: one tensor for
-            each parameter of the player, in their order, None for those that stay.
+        player: The player that is updated: a name in `Trainer.players`, or several names that are
+            updated together.
+        gradients: The direction of the update if it is not the gradient of `total`: one tensor for
+            each parameter of the player, in order, None for those that do not change.
     """
 
     total: Tensor
@@ -127,26 +128,26 @@ class Objective(NamedTuple):
 
 
 class Trainer(nn.Module):
-    """A method: what is minimized at each step, and by whom.
+    """A method: what is minimized at each step, and which parameters are updated.
 
-    A method is one subclass with `objective`. Everything else that the loop and the tools ask for
-    stands here with a default. It knows no optimizer, device or configuration. Its modules and
+    A method is one subclass with `objective`. Everything else that the loop and the tools need
+    is defined here with a default. It does not know the optimizer, device or configuration. Its modules and
     buffers move to the device, are checked for NaN, and are saved with the run; state that is
-    neither belongs into `get_extra_state`.
+    neither belongs in `get_extra_state`.
 
     Args:
-        loss: Of each sample.
+        loss: Per-sample loss.
 
     Attributes:
-        min_domains: Training domains that it needs.
-        gamma: Weight of its penalty; None where it has none.
+        min_domains: Minimum number of training domains.
+        gamma: Weight of its penalty; None if it has none.
         anneal_steps: Updates before the penalty acts. Early stopping counts from there.
-        penalty_interval: The penalty acts at every so many steps.
-        resets: Step -> the optimizers are made from scratch before it, with these overrides.
-        matched: Keywords of `gradient_variance` (`scope`, ...) for the gradient variances that
-            diagnostics look at; by default those of the classifier.
-        refuses_compile: Why its featurizer cannot be compiled, and the fix; empty where it can.
-        refuses_autocast: Why it cannot run under autocast, and the fix; empty where it can.
+        penalty_interval: Number of steps from one step with the penalty to the next.
+        resets: Step -> overrides with which the optimizers are recreated before that step.
+        matched: Keywords of `gradient_variance` (`scope`, ...) for the gradient variances in the
+            diagnostics; by default those of the classifier.
+        refuses_compile: Why its featurizer cannot be compiled, and the fix; empty if it can.
+        refuses_autocast: Why it cannot run under autocast, and the fix; empty if it can.
     """
 
     min_domains: int = 1
@@ -163,23 +164,23 @@ class Trainer(nn.Module):
         self.loss = loss
 
     def prepare(self, model: Model, facts: Facts) -> Model:
-        """Build networks of its own, before the optimizers are made; called once a run.
+        """Build its own networks before the optimizers are created; called once per run.
 
         Args:
             model: On the CPU, with its initial weights.
-            facts: Of the run.
+            facts: Facts of the run.
 
         Returns:
-            The model that is trained and evaluated: `model` itself, or one that predicts otherwise.
+            The model that is trained and evaluated: `model` itself, or one that predicts differently.
         """
         del facts
         return model
 
     def players(self, model: Model) -> Mapping[str, Parameters]:
-        """Say who is optimized, each by an optimizer of its own; called after `prepare`.
+        """Return the players, each with its own optimizer; called after `prepare`.
 
-        Every trainable parameter of the model and of the trainer has an owner. By default the one
-        player `model` owns them all.
+        Every trainable parameter of the model and of the trainer belongs to a player. By default
+        the only player, `model`, has all of them.
         """
         return {"model": trainable(model, self)}
 
@@ -187,33 +188,33 @@ class Trainer(nn.Module):
         """Return what is minimized at a step, after `step` updates of the run.
 
         One objective is one update of one player. A method that updates several in turn yields
-        them one after another (`yield Objective(...)`): each is computed when the update before it
-        is done, from the weights that it left.
+        them one after another (`yield Objective(...)`): each is computed after the previous update,
+        from the updated weights.
         """
         raise NotImplementedError
 
 
 class Averaging(nn.Module):
-    """Averages the weights along the way; what it returns is evaluated and kept as the best.
+    """Averages the weights during training; the averaged model is evaluated and kept as the best.
 
     Its buffers and extra state are saved with the run. Subclasses override what they need.
     """
 
     def prepare(self, model: Model) -> None:
-        """Look at the model before the first step; it is on the device already."""
+        """Prepare for the model before the first step; it is already on the device."""
 
     def after_step(self, model: Model, step: int) -> None:
-        """Look at the weights after `step` updates."""
+        """Use the weights after `step` updates."""
 
     def after_evaluation(self, numbers: Mapping[str, float]) -> None:
-        """Look at an evaluation: losses, means (`validation_loss`), and METRIC/DOMAIN/PART."""
+        """Use an evaluation: losses, means (`validation_loss`), and METRIC/DOMAIN/PART."""
 
     def averaged(self, model: Model) -> Model:
-        """Return the model to evaluate in place of `model`, which stays as it is."""
+        """Return the model to evaluate in place of `model`, which is not changed."""
         return model
 
 
 def trainable(*modules: nn.Module) -> list[Tensor]:
-    """Return the parameters of the modules that are trained, each once."""
+    """Return the trainable parameters of the modules, each once."""
     every = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
     return list(every.values())

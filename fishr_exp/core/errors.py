@@ -1,16 +1,16 @@
-"""Errors that a person can act on: each names the key, its value, what is allowed, and the hint."""
+"""Errors that a user can act on: each gives the key, its value, what is allowed, and a hint."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """A mistake in what the user asked for; nothing was computed or lost.
+    """An error in the configuration; nothing was computed or lost.
 
     Args:
         key: The configuration key, as typed on the command line (`trainer.gamma`).
-        value: What was given.
+        value: The value that was given.
         allowed: What is wrong with it, and what is allowed.
-        hint: What to do about it.
+        hint: How to fix it.
     """
 
     def __init__(self, key: str, value: object, allowed: str, hint: str = "") -> None:
@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; what it had recorded stays, and the message says where it is."""
+    """A run that cannot continue; its records are kept, and the message says where they are."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,7 +40,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class UnfinishedError(RuntimeError):
-    """A run of a sweep has no result yet; the same command goes on with it.
+    """A run of a sweep has no result yet; the same command continues it.
 
     Args:
         message: What happened.

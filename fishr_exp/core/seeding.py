@@ -26,12 +26,12 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """Return a fresh CPU generator of the stream that `seed` and `purpose` name."""
+    """Return a new CPU generator for the stream with this `seed` and `purpose`."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def seed_global_streams(seed: int, *purpose: str | int) -> None:
-    """Seed the streams that libraries draw from unasked: Python's, NumPy's and PyTorch's."""
+    """Seed the global streams, which libraries draw from: Python's, NumPy's and PyTorch's."""
     derived = derive(seed, *purpose)
     random.seed(derived)
     np.random.seed(derived % 2**32)

@@ -167,7 +167,7 @@ def loader(
             the interpreter's lock, and processes for other domains; 0 reads when asked. The
             minibatches are the same for any number. Constant minibatches are there already.
         pin_memory: For a copy to a CUDA device: put the minibatches into page-locked memory, and
-            leave images as bytes, which `.to(device)` colours and scales there. Without effect on
+            leave images as bytes, which `.to(device)` colors and scales there. Without effect on
             constant minibatches, for it would copy them at every step.
     """
     if minibatches.constant:

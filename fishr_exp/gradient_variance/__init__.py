@@ -1,13 +1,13 @@
 """Exact, differentiable variance of per-sample gradients within each domain (Ramé et al. 2022).
 
-Imports torch and nothing else of this package, so that it can be used in any training loop:
+It imports torch and no other part of this project, so it can be used in any training loop:
 
     variance = gradient_variance(model, inputs, targets, sizes)
     risk = torch.stack([part.mean() for part in variance.losses.split(sizes)]).mean()
     loss = risk + gamma * penalty(variance.variances)
     loss.backward()
 
-Shapes, in all files here: D domains, n samples of one domain, N samples of all domains, C classes,
+Shapes in all files of this package: D domains, n samples of one domain, N samples of all domains, C classes,
 P entries of a parameter, T positions at which a layer uses its parameter on one sample (pixels,
 tokens), R and K rows and columns of a parameter seen as a matrix.
 """

@@ -1,4 +1,4 @@
-"""The exception for everything that this package refuses to do."""
+"""The exception for everything that this package does not support."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from __future__ import annotations
 class UnsupportedError(ValueError):
     """The scope, engine, network, loss or another argument is not supported.
 
-    Raised by this package only. Whatever a network, a loss or another function of the caller
-    raises passes through unchanged, `ValueError` included.
+    Raised by this package only. Exceptions of the caller's network, loss or other functions pass
+    through unchanged, `ValueError` included.
     """

@@ -15,7 +15,7 @@ from .errors import UnsupportedError
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps logits [N, C] and targets [N] to losses [N], each of its own sample.
 
-A loss with a method `gradient_at_logits(logits, targets)` saves a classifier its backward pass.
+With a method `gradient_at_logits(logits, targets)`, a classifier needs no backward pass.
 """
 
 
@@ -28,12 +28,12 @@ class CrossEntropy:
     Not reduced, since a mean would scale the per-sample gradients by 1/n.
 
     Args:
-        label_smoothing: Share of every label that is spread over all classes, in [0, 1].
-        class_weights: w, one a class, >= 0; None weighs all by 1. Losses are not divided by the
-            sum of their weights.
+        label_smoothing: Fraction of each label that is spread over all classes, in [0, 1].
+        class_weights: w, one per class, >= 0; None: all 1. Losses are not divided by the sum of
+            their weights.
 
     Raises:
-        UnsupportedError: If an argument is outside its range.
+        UnsupportedError: If an argument is out of range.
     """
 
     label_smoothing: float = 0.0
@@ -52,8 +52,8 @@ class CrossEntropy:
         C = 1 means two classes.
 
         Raises:
-            UnsupportedError: If `logits` is not a matrix with a row for each target, or the number
-                of weights is not the number of classes.
+            UnsupportedError: If `logits` is not a matrix with one row per target, or the number of
+                weights is not the number of classes.
         """
         if logits.ndim != 2 or len(logits) != len(targets):
             raise UnsupportedError(
@@ -82,8 +82,8 @@ class CrossEntropy:
             targets: [N].
 
         Returns:
-            [N, C], in float32 at least, since the difference would have few digits left in half
-            precision; differentiable in the logits.
+            [N, C], at least in float32, since the difference would lose most digits in half
+            precision; differentiable with respect to the logits.
         """
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
@@ -110,7 +110,7 @@ class CrossEntropy:
         weights = torch.tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
         if len(weights) != logits.shape[1]:
             raise UnsupportedError(
-                f"class_weights: {len(weights)} of them, but there are {logits.shape[1]} classes"
+                f"class_weights: {len(weights)} weights, but there are {logits.shape[1]} classes"
             )
         return weights
 
@@ -119,13 +119,13 @@ def losses_of_samples(loss: Loss, logits: Tensor, targets: Tensor, count: int) -
     """Return the losses [N] of a batch.
 
     Args:
-        loss: The caller's; its exceptions pass through.
+        loss: The caller's loss; its exceptions pass through.
         logits: [N, C].
         targets: [N].
         count: N.
 
     Raises:
-        UnsupportedError: If `loss` returns anything but one number per sample.
+        UnsupportedError: If `loss` does not return one number per sample.
     """
     losses = loss(logits, targets)
     if losses.shape != (count,):
@@ -137,11 +137,11 @@ def losses_of_samples(loss: Loss, logits: Tensor, targets: Tensor, count: int) -
 
 
 def _two_logits(logits: Tensor) -> Tensor:
-    """Give a single logit z its silent partner: sigmoid(z) = softmax((0, z))[1]."""
+    """Add the constant logit 0 to a single logit z: sigmoid(z) = softmax((0, z))[1]."""
     if logits.shape[1] > 1:
         return logits
     return torch.cat([torch.zeros_like(logits), logits], 1)
 
 
 per_sample_losses = CrossEntropy()
-"""Cross-entropy [N] of logits [N, C] and targets [N], without smoothing and weights."""
+"""Cross-entropy [N] of logits [N, C] and targets [N], without smoothing or weights."""

@@ -1,4 +1,4 @@
-"""The penalty: how far the domains' variances lie from their mean."""
+"""The penalty: the distance of the domains' variances from their mean."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def penalty(
 
 
 def divisor(entries: int, domains: int, over_parameters: str, over_domains: str) -> int:
-    """What a penalty divides the sum of all squared distances by.
+    """Return the divisor of the sum of all squared distances in a penalty.
 
     Args:
-        entries: Of all parameters together, P.
+        entries: P, the number of entries of all parameters together.
         domains: D.
         over_parameters: As for `penalty`.
         over_domains: As for `penalty`.
@@ -63,8 +63,8 @@ def divisor(entries: int, domains: int, over_parameters: str, over_domains: str)
 def squared_distance(v: Tensor) -> Tensor:
     """Squared distance of the v_e to their mean, over all domains: sum_e ||v_e - mean_e v_e||^2.
 
-    The penalty of one parameter, with `over_domains="sum"`; what `gradient_variance` can `reduce`
-    by, and whose sum over the parameters is the penalty.
+    This is the penalty of one parameter with `over_domains="sum"`; `gradient_variance` accepts it as
+    `reduce`, and its sum over the parameters is the penalty.
 
     Args:
         v: [D, ...].
@@ -73,7 +73,7 @@ def squared_distance(v: Tensor) -> Tensor:
 
 
 class _SquaredDistance(torch.autograd.Function):
-    """sum_e ||v_e - mean_e v_e||^2, which keeps v alone: its gradient is 2 (v_e - mean_e v_e)."""
+    """sum_e ||v_e - mean_e v_e||^2; saves only v, since its gradient is 2 (v_e - mean_e v_e)."""
 
     @staticmethod
     def forward(ctx: Any, v: Tensor) -> Tensor:  # type: ignore[override]

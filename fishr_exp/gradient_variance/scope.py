@@ -1,4 +1,4 @@
-"""Which parameters of a model the variance is taken of."""
+"""Selection of the parameters whose gradient variance is computed."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
         scope: `"all"`, one pattern, or several.
 
     Returns:
-        Parameters by full name, in the model's order; a shared parameter once, by the first of
-        its names that is selected. Frozen parameters have no gradient and are left out.
+        Parameters by full name, in the model's order; a shared parameter appears once, under the first
+        of its selected names. Frozen parameters have no gradient and are left out.
 
     Raises:
         UnsupportedError: If a pattern selects no trainable parameter.
     """
     patterns = [scope] if isinstance(scope, str) else list(scope)
     names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
-    chosen = set(names) if patterns == ["all"] else set()
-    for pattern in patterns if not chosen else []:
+    selected_names = set(names) if patterns == ["all"] else set()
+    for pattern in patterns if not selected_names else []:
         found = {name for name in names if _matches(name, pattern)}
         if not found:
             raise UnsupportedError(
-                f"scope={pattern!r} selects no trainable parameter; there are {_brief(names)}"
+                f"scope={pattern!r} selects no trainable parameter; the model has {_brief(names)}"
             )
-        chosen |= found
-    if not chosen:
+        selected_names |= found
+    if not selected_names:
         raise UnsupportedError(f"scope={scope!r}: the model has no trainable parameter")
     selected: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in chosen and id(parameter) not in seen:
+        if name in selected_names and id(parameter) not in seen:
             seen.add(id(parameter))
             selected[name] = parameter
     return selected
@@ -57,7 +57,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _brief(names: list[str], most: int = 8) -> str:
     if not names:
-        return "none at all"
+        return "none"
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[: most - 2])}, ... ({len(names)}), {', '.join(names[-2:])}"

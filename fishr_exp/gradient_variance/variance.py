@@ -1,4 +1,4 @@
-"""The front door: variances of per-sample gradients, by either engine."""
+"""The main function: variances of per-sample gradients, by either engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_STATISTICS = ("refuse", "constant")
 
 
 class GradientVariance(NamedTuple):
-    """What one forward pass over all domains gives."""
+    """Results of one forward pass over all domains."""
 
     logits: Tensor  # [N, C], with graph, for the risk
     losses: Tensor  # [N], with graph, for the risk
@@ -53,52 +53,53 @@ def gradient_variance(
 
     Args:
         model: Maps `inputs` to logits; must treat samples independently (see "Limits").
-        inputs: [N, ...], the minibatches of all domains one behind the other.
+        inputs: [N, ...], the concatenated minibatches of all domains.
         targets: [N].
-        sizes: The D sizes of the minibatches, each at least 2; they add up to N, and may differ.
+        sizes: The D sizes of the minibatches, each at least 2; they sum to N, and may differ.
         scope: `"all"`, or patterns of parameter and module names (see `select_parameters`).
         engine: `"native"`, or `"backpack"`, the independent reference.
         loss: Maps logits [N, C] and targets [N] to losses [N], each of its own sample.
         create_graph: Whether the variances are differentiable. If not, they are constants, while
-            logits and losses keep their graph.
-        statistic: What is returned in place of the variance: `"second_moment"`, mean_i g_i^2, is
-            the variance that is not centred; `"mean"` is mean_i g_i; `"covariance"` is the whole
+            logits and losses still have a graph.
+        statistic: What is returned instead of the variance: `"second_moment"`, mean_i g_i^2, is
+            the uncentered variance; `"mean"` is mean_i g_i; `"covariance"` is the whole
             matrix for each parameter, [D, P, P], which keeps all g_i, and is not for convolutions.
         unbiased: Divide variance or covariance by n - 1 instead of n.
-        within_classes: Take the statistic within each class that has two samples in every domain;
-            the results are named `parameter[class]`. Zeros named `parameter`, if there is none.
-        batch_statistics: What to do where BatchNorm in training mode couples the samples between
-            the selected parameters and the loss. `"constant"` takes for g_i the part of the
+        within_classes: Compute the statistic within each class that has two samples in every domain;
+            the results are named `parameter[class]`. Without such a class: zeros named `parameter`.
+        batch_statistics: What to do if BatchNorm in training mode couples the samples between
+            the selected parameters and the loss. `"constant"` uses as g_i the part of the
             gradient of the summed loss that passes through sample i's own activations.
-        memory_limit: Most of a temporary tensor of per-sample gradients, in MiB; one sample's may
-            exceed it. Engine `"native"` only.
-        all_ranks: Take the statistic over the samples of every rank of `torch.distributed`, each of
-            which calls with its own part of each domain. Gradients are right once averaged over
-            the ranks, as data-parallel training does. Logits and losses stay the rank's own.
+        memory_limit: Maximum size of a temporary tensor of per-sample gradients, in MiB; one
+            sample's gradient may exceed it. Engine `"native"` only.
+        all_ranks: Compute the statistic over the samples of all processes of `torch.distributed`,
+            each of which calls this with its own shard of each domain. Gradients are correct once
+            averaged over the processes, as in data-parallel training. Logits and losses are those
+            of this process only.
         reduce: Maps a parameter's name and its statistic [D, ...] to a scalar, as soon as they are
-            known; the scalar takes the statistic's place in the result. Its gradient is taken at
-            once, so that no [D, ...] has to stay in memory: less of it for large models.
+            known; the result then has the scalar instead of the statistic. Its gradient is computed
+            immediately, so that no [D, ...] stays in memory, which matters for large models.
 
     Returns:
-        Logits, losses and the variances by parameter name. A selected parameter that takes no
-        part in the loss has variance 0.
+        Logits, losses and the variances by parameter name. A selected parameter that does not
+        contribute to the loss has variance 0.
 
     Raises:
-        UnsupportedError: If a size is below 2, the sizes do not add up, the scope selects nothing,
-            an argument is unknown or outside its range, the loss is not one per sample, or the
-            engine cannot do the model. It is a `ValueError`. Exceptions of `model`, `loss` and
+        UnsupportedError: If a size is below 2, the sizes do not sum to N, the scope selects nothing,
+            an argument is unknown or out of range, the loss is not per sample, or the engine does
+            not support the model. It is a `ValueError`. Exceptions of `model`, `loss` and
             `reduce` pass through unchanged.
 
     Limits:
-        Engine `"native"` takes the first dimension of a layer's results for the samples', in the
-        batch's order. It compares its gradients with autograd's at calls 1, 2, 4, 8, 16, ... with
-        the same model, selection and shapes. Parameters that fail are computed from single
-        samples from then on, which is slow but exact; a model that mixes samples is refused. A
-        model that starts to mix or reorder its samples later therefore gives wrong variances up
-        to the next of these calls, at most as many calls as were made before; one that does so
-        at other calls only is not noticed. From the second comparison on, parameters with small
-        gradients are compared loosely, and in half precision all are: rounding must not refuse a
-        correct model. Behind BatchNorm with `batch_statistics="constant"` nothing is compared.
+        Engine `"native"` assumes that the first dimension of a layer's output is the sample, in the
+        order of the batch. It compares its gradients with autograd's at calls 1, 2, 4, 8, 16, ...
+        with the same model, selection and shapes. From then on, parameters that fail are computed
+        from single samples, which is slow but exact; a model that mixes samples is refused. So a
+        model that starts to mix or reorder its samples later gives wrong variances until the next
+        of these calls, at most as many calls as were made before; one that does so only at other
+        calls is not detected. From the second comparison on, parameters with small gradients are
+        compared loosely, and in half precision all are, so that rounding never refuses a correct
+        model. After BatchNorm with `batch_statistics="constant"` nothing is compared.
 
     Source: Ramé et al. 2022 (arXiv:2109.02934), the domain-level gradient variance.
     Departs: Divided by n instead of n - 1, as all public code does.
@@ -106,7 +107,7 @@ def gradient_variance(
     sizes = _checked_sizes(sizes, len(inputs))
     _check_choices(engine, statistic, batch_statistics)
     if all_ranks and (within_classes or statistic == "covariance"):
-        raise UnsupportedError("all_ranks: not within classes, and not for the covariance")
+        raise UnsupportedError("all_ranks: not supported with within_classes or statistic='covariance'")
     options = _Options(
         select_parameters(model, scope), engine, loss, create_graph, statistic, unbiased,
         batch_statistics, memory_limit, all_ranks, reduce,
@@ -138,7 +139,7 @@ def _compute(
     options: _Options,
     groups: Grouping | None,
 ) -> GradientVariance:
-    """Compute the statistic by the engine; `groups` are the parts of a batch within classes."""
+    """Compute the statistic by the engine; `groups` holds the samples by class, if they are grouped."""
     if groups:
         inputs, targets = inputs[groups.order], targets[groups.order]
     counts, merge = groups.sizes if groups else sizes, None
@@ -151,7 +152,7 @@ def _compute(
         return by_class(name, value, groups.classes, len(sizes)) if groups else {name: value}
 
     def finish(name: str, moments: Moments) -> Tensor:
-        """Turn moments into the statistic, reduced if asked for."""
+        """Turn moments into the statistic, reduced if requested."""
         merged = merge(moments) if merge else moments
         value = _statistic(merged, counts, options.statistic, options.unbiased)
         reduce = options.reduce
@@ -177,7 +178,7 @@ def _by_engine(
     options: _Options,
     finish: Callable[[str, Moments], Tensor],
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return logits, losses, and what `finish` makes of the moments of each parameter."""
+    """Return logits, losses, and the result of `finish` for the moments of each parameter."""
     parameters, covariance = options.parameters, options.statistic == "covariance"
     if options.engine == "backpack":
         from .engines.backpack_engine import moments_by_backpack
@@ -225,7 +226,7 @@ def _statistic(moments: Moments, sizes: Sequence[int], statistic: str, unbiased:
 
 
 def _entries(memory_limit: float, parameters: Iterable[Tensor]) -> int:
-    """Turn MiB into entries, of four bytes at least."""
+    """Convert MiB to a number of entries of at least four bytes."""
     if not memory_limit > 0:
         raise UnsupportedError(f"memory_limit={memory_limit}: must be positive, in MiB")
     size = max(4, *(parameter.element_size() for parameter in parameters))
@@ -237,10 +238,10 @@ def _checked_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     for domain, n in enumerate(sizes):
         if n < 2:
             raise UnsupportedError(
-                f"sizes[{domain}]={n}: a variance needs at least 2 samples of each domain"
+                f"sizes[{domain}]={n}: a variance needs at least 2 samples per domain"
             )
     if not sizes or sum(sizes) != count:
         raise UnsupportedError(
-            f"sizes={sizes} add up to {sum(sizes)}, but there are {count} inputs"
+            f"sizes={sizes} sum to {sum(sizes)}, but there are {count} inputs"
         )
     return sizes

@@ -1,1 +1,1 @@
-"""Featurizers and linear classifiers, one builder a file."""
+"""Featurizers and linear classifiers, one builder per file."""

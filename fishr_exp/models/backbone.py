@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm as featurizers: frozen BatchNorm, weights from three places."""
+"""Networks of torchvision and timm as featurizers, with frozen BatchNorm and pretrained weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fishr_exp.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")
-_WRAPPERS = ("state_dict", "state_dict_ema", "model", "model_ema")  # where programs keep weights
-_PREFIXES = ("module.", "_orig_mod.")  # of a network that was wrapped when it was saved
+_WRAPPERS = ("state_dict", "state_dict_ema", "model", "model_ema")  # keys under which programs store weights
+_PREFIXES = ("module.", "_orig_mod.")  # of a network that was saved while wrapped
 _BODY = "featurizer.body."
 
 
@@ -29,9 +29,9 @@ class Featurizer(nn.Module):
 
     Args:
         body: A network that maps x [n, C, H, W] to features [n, features].
-        features: How many.
-        freeze_bn: Keep every BatchNorm in evaluation mode, also while training: its running
-            statistics stay, its affine weights are trained.
+        features: Number of features.
+        freeze_bn: Keep every BatchNorm in evaluation mode, also during training: its running
+            statistics are fixed, its affine weights are trained.
         dropout: Probability of dropping a feature, in [0, 1).
     """
 
@@ -44,7 +44,7 @@ class Featurizer(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Featurizer:
-        """Set training mode, except for BatchNorm where that is frozen."""
+        """Set training mode, except for BatchNorm if that is frozen."""
         super().train(mode)
         if self.freeze_bn:
             for module in _batch_norms(self):
@@ -70,22 +70,23 @@ def backbone(
     """Build a network of torchvision or timm as featurizer, with a linear classifier.
 
     Args:
-        input_shape: Shape of one sample (C, H, W). With C other than 3 the first convolution is
-            made anew; weights made for 3 channels are repeated over the C channels.
+        input_shape: Shape of one sample (C, H, W). If C is not 3, the first convolution is
+            replaced; weights for 3 channels are repeated over the C channels.
         num_classes: Number of classes.
         library: torchvision or timm; the latter must be installed.
-        name: The network's name there, e.g. `resnet50`. Its last linear layer is left out.
+        name: The network's name in the library, e.g. `resnet50`. Its last linear layer is left out.
         pretrained: Start from the library's ImageNet weights, from its hub; torchvision's
-            IMAGENET1K_V1 where there are several.
-        weights_file: Start from a state dict on disk, and then never ask the hub. It holds a
-            network of that name (its last layer is left out) or a model of this builder (its
-            classifier is loaded too); it may lie under a key such as `state_dict` or `model`, its
-            names may begin with `module.`, and it may be a file of safetensors.
-        freeze_bn: Keep BatchNorm in evaluation mode always; its affine weights are trained.
+            IMAGENET1K_V1 if there are several.
+        weights_file: Start from a state dict on disk, without access to the hub. It is that of
+            a network of that name (its last layer is left out) or of a model of this builder (its
+            classifier is loaded too); it may be under a key such as `state_dict` or `model`, its
+            names may begin with `module.`, and the file may be in the safetensors format.
+        freeze_bn: Always keep BatchNorm in evaluation mode; its affine weights are trained.
         dropout: Probability of dropping a feature before the classifier, in [0, 1).
 
     Returns:
-        A model of x [n, C, H, W]; what is not loaded is drawn from PyTorch's global stream.
+        A model of x [n, C, H, W]; weights that are not loaded are drawn from PyTorch's global
+        stream.
 
     Raises:
         ConfigError: If an argument is out of range, the library is missing, the hub cannot be
@@ -109,8 +110,8 @@ def backbone(
         _load_body(model, _from_hub(library, name), last)
     elif freeze_bn and any(_batch_norms(body)):
         _log.warning(
-            "model.freeze_bn=true with random weights: BatchNorm normalises nothing, as its "
-            "running statistics are those of no data; pass model.freeze_bn=false, or weights"
+            "model.freeze_bn=true with random weights: BatchNorm does not normalize, since its "
+            "running statistics are initial values; pass model.freeze_bn=false, or weights"
         )
     return model
 
@@ -126,7 +127,7 @@ def _of_torchvision(name: str, channels: int) -> tuple[nn.Module, str, int]:
         _replace_first_convolution(body, channels)
     linear = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)]
     if not linear or linear[-1][1].out_features != 1000:
-        raise ConfigError("model.name", name, "does not end in a linear layer", "choose another")
+        raise ConfigError("model.name", name, "does not end in a linear layer", "choose another network")
     last, layer = linear[-1]
     _set_module(body, last, nn.Identity())
     return body, last, layer.in_features
@@ -138,7 +139,7 @@ def _of_timm(name: str, channels: int) -> tuple[nn.Module, str, int]:
         body = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     except RuntimeError as error:
         raise _unknown(name, "timm", timm.list_models()) from error
-    last = body.default_cfg.get("classifier") or "head"
+    last = body.deproblem_cfg.get("classifier") or "head"
     features = getattr(body, "head_hidden_size", None) or body.num_features
     return body, last if isinstance(last, str) else last[0], int(features)
 
@@ -164,7 +165,7 @@ def _batch_norms(module: nn.Module) -> list[nn.Module]:
 
 
 def _replace_first_convolution(body: nn.Module, channels: int) -> None:
-    """Let a network take images of so many channels, by a new first convolution."""
+    """Replace the first convolution of a network by one for another number of channels."""
     name, old = next((n, m) for n, m in body.named_modules() if isinstance(m, nn.Conv2d))
     new = nn.Conv2d(
         channels,
@@ -184,12 +185,12 @@ def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
-    hint = "fetch {0} where there is a network and pass its path as model.weights_file"
+    hint = "download {0} on a machine with internet access and pass the path as model.weights_file"
     if library == "timm":
         try:
             return _timm().create_model(name, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
-            reason = f"timm cannot fetch the weights ({_first_line(error)})"
+            reason = f"timm cannot download the weights ({_first_line(error)})"
             raise ConfigError("model.pretrained", "true", reason, hint.format("them")) from error
     known = torchvision.models.get_model_weights(name)
     weights = getattr(known, "IMAGENET1K_V1", None) or known.DEFAULT
@@ -199,7 +200,7 @@ def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
         raise ConfigError(
             "model.pretrained",
             "true",
-            f"the weights cannot be fetched from {weights.url} ({_first_line(error)})",
+            f"the weights cannot be downloaded from {weights.url} ({_first_line(error)})",
             hint.format(weights.url.rpartition("/")[2]),
         ) from error
 
@@ -217,19 +218,19 @@ def _read(weights_file: str) -> Mapping[str, Tensor]:
             "pip install safetensors",
         ) from error  # fmt: skip
     except OSError as error:
-        fault = error.strerror or _first_line(error)
+        problem = error.strerror or _first_line(error)
         raise ConfigError(
-            "model.weights_file", weights_file, f"cannot be read ({fault})", "check the path"
+            "model.weights_file", weights_file, f"cannot be read ({problem})", "check the path"
         ) from error
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise _bad_file(weights_file, "is no file of tensors written by torch.save") from error
+        raise _bad_file(weights_file, "is not a file of tensors written by torch.save") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise _bad_file(weights_file, "holds no state dict, which maps names to tensors")
+        raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")
     return {_unwrapped(name): value for name, value in content.items()}
 
 
@@ -246,11 +247,11 @@ def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: st
         else:
             _load_body(model, state, last)
     except RuntimeError as error:
-        raise _bad_file(weights_file, f"does not fit the model: {_first_fault(error)}") from error
+        raise _bad_file(weights_file, f"does not fit the model: {_first_problem(error)}") from error
 
 
 def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
-    """Load the weights of a library's network, all but those of its last layer."""
+    """Load the weights of a library's network, except those of its last layer."""
     body: nn.Module = model.featurizer.body  # type: ignore[assignment]
     kept = {name: value for name, value in state.items() if not name.startswith(f"{last}.")}
     for name, own in body.state_dict().items():
@@ -262,12 +263,12 @@ def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
     body.load_state_dict(kept)
 
 
-def _bad_file(weights_file: str, fault: str) -> ConfigError:
+def _bad_file(weights_file: str, problem: str) -> ConfigError:
     return ConfigError(
         "model.weights_file",
         weights_file,
-        fault,
-        "pass the state dict of that network as its library has it, or of a model trained here",
+        problem,
+        "pass the state dict of that network in its library's format, or of a model trained here",
     )
 
 
@@ -275,8 +276,8 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _first_fault(error: Exception) -> str:
-    """Return the first fault that `load_state_dict` lists under its headline, cut to a line."""
+def _first_problem(error: Exception) -> str:
+    """Return the first error that `load_state_dict` lists, shortened to one line."""
     lines = [line.strip() for line in str(error).splitlines()]
-    fault = lines[1] if len(lines) > 1 else lines[0]
-    return fault if len(fault) <= 160 else f"{fault[:160]}…"
+    problem = lines[1] if len(lines) > 1 else lines[0]
+    return problem if len(problem) <= 160 else f"{problem[:160]}…"

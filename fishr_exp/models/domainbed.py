@@ -1,4 +1,4 @@
-"""DomainBed's choice of a network by the size of the images."""
+"""DomainBed's networks, selected by the size of the images."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def domainbed(
     Args:
         input_shape: Shape of one sample (C, H, W).
         num_classes: Number of classes.
-        pretrained: Of the ResNet-50, as the arguments that follow; see `backbone`.
-        weights_file: A state dict on disk, in place of torchvision's hub.
-        freeze_bn: Keep BatchNorm in evaluation mode always; its affine weights are trained.
+        pretrained: For the ResNet-50, like the following arguments; see `backbone`.
+        weights_file: A state dict on disk, instead of torchvision's hub.
+        freeze_bn: Always keep BatchNorm in evaluation mode; its affine weights are trained.
         dropout: Probability of dropping a feature before the classifier, in [0, 1).
 
     Raises:

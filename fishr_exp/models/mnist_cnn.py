@@ -15,7 +15,7 @@ _FEATURES = 128
 def mnist_cnn(*, input_shape: Sequence[int], num_classes: int) -> Model:
     """Build four 3×3 convolutions, each followed by ReLU and then GroupNorm, and average.
 
-    The normalisation comes after the ReLU, and it sees one sample at a time, so that the gradient
+    The normalization comes after the ReLU, and it sees one sample at a time, so that the gradient
     of a sample does not depend on the others of its minibatch.
 
     Args:

@@ -96,7 +96,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
             checkpoints.tidy()
         if step <= training.trainer.anneal_steps < training.step:
             log.warning(
-                "the selected step lies before trainer.anneal_steps=%d, as ERM's",
+                "the selected step lies before trainer.anneal_steps=%d, so gamma had not acted yet",
                 training.trainer.anneal_steps,
             )
         log.info("%s", _line(result))

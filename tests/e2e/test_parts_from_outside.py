@@ -255,3 +255,18 @@ def test_a_fault_of_a_users_part_is_the_users_traceback(
     assert "Traceback" in done.err
     assert "trainer.engine" not in done.err
     assert "trainer.scope" not in done.err
+
+
+def test_a_key_that_came_later_leaves_the_names_of_runs(own: Own, tmp_path: Path) -> None:
+    """`_neutral_` in a group's YAML says at which value older runs are the same runs."""
+    folder = tmp_path / "conf" / "trainer"
+    folder.mkdir(parents=True)
+    before = "_target_: mylab.logit_decay.LogitDecay\ngamma: 0.1\n"
+    (folder / "decay.yaml").write_text(before)
+    words = (f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "trainer=decay")
+    first = own(*words)
+    (folder / "decay.yaml").write_text(f"{before}l2: 0.0\n_neutral_: {{l2: 0}}\n")
+    again = own(*words)
+    assert again.folder == first.folder
+    assert "done already" in again.err
+    assert own(*words, "trainer.l2=0.5").folder != first.folder

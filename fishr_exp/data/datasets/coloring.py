@@ -1,4 +1,4 @@
-"""Digits coloured so that the colour predicts the label, by a rate that differs by domain."""
+"""Digits colored so that the color predicts the label, by a rate that differs by domain."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fishr_exp.core.seeding import generator
 from fishr_exp.data.datasets.tensors import TensorDomain
 
 
-def coloured_domain(
-    name: str, images: Tensor, digits: Tensor, *, colour_flip: float, label_noise: float, seed: int
+def colored_domain(
+    name: str, images: Tensor, digits: Tensor, *, color_flip: float, label_noise: float, seed: int
 ) -> TensorDomain:
     """Build a domain whose images are red or green, and whose labels say if a digit is under 5.
 
-    The label is 1 for digits 0 to 4 and is flipped with probability `label_noise`. The colour is
-    the label, noise and all, flipped with probability `colour_flip`; of the two channels only the
-    one whose index is the colour keeps the image.
+    The label is 1 for digits 0 to 4 and is flipped with probability `label_noise`. The color is
+    the label, noise and all, flipped with probability `color_flip`; of the two channels only the
+    one whose index is the color keeps the image.
 
     Args:
         name: The domain's name, which is also the name of its random streams.
-        images: Grey images [N, H, W].
+        images: Gray images [N, H, W].
         digits: What they show [N], 0 to 9.
-        colour_flip: In [0, 1]; the colour alone predicts the label with 1 − `colour_flip`.
+        color_flip: In [0, 1]; the color alone predicts the label with 1 − `color_flip`.
         label_noise: In [0, 1].
         seed: The seed of the dataset.
 
@@ -36,30 +36,30 @@ def coloured_domain(
         Arjovsky et al. 2019 (arXiv:1907.02893), section 5.2.
     """
     labels = noisy_labels(name, digits, label_noise=label_noise, seed=seed)  # [N]
-    colours = labels ^ _bernoulli(colour_flip, len(labels), seed, name, "colour")  # [N]
+    colors = labels ^ _bernoulli(color_flip, len(labels), seed, name, "colour")  # [N]; the name of a stream is fixed
     x = images.new_zeros(len(images), 2, *images.shape[1:])  # [N, 2, H, W]
-    x[torch.arange(len(images)), colours] = images
+    x[torch.arange(len(images)), colors] = images
     return TensorDomain(name, x, labels)
 
 
 def dealt_out(
     images: Tensor, digits: Tensor, flips: Mapping[str, float], *, label_noise: float, seed: int
 ) -> dict[str, TensorDomain]:
-    """Build a coloured domain for each of `flips`, by name; domain i takes every E-th original.
+    """Build a colored domain for each of `flips`, by name; domain i takes every E-th original.
 
     Args:
-        images: Grey images [N, H, W], in the order in which they are dealt out.
+        images: Gray images [N, H, W], in the order in which they are dealt out.
         digits: What they show [N], 0 to 9.
-        flips: For each of the E domains, the `colour_flip` of `coloured_domain`.
+        flips: For each of the E domains, the `color_flip` of `colored_domain`.
         label_noise: In [0, 1].
         seed: The seed of the dataset.
     """
     return {
-        name: coloured_domain(
+        name: colored_domain(
             name,
             images[i :: len(flips)],
             digits[i :: len(flips)],
-            colour_flip=flip,
+            color_flip=flip,
             label_noise=label_noise,
             seed=seed,
         )
@@ -67,12 +67,12 @@ def dealt_out(
     }
 
 
-def grey_domain(
+def gray_domain(
     name: str, images: Tensor, digits: Tensor, *, label_noise: float, seed: int
 ) -> TensorDomain:
-    """Build a domain whose two channels are the same, so that there is no colour to learn from.
+    """Build a domain whose two channels are the same, so that there is no color to learn from.
 
-    The arguments are those of `coloured_domain`; the label noise is drawn anew for each name.
+    The arguments are those of `colored_domain`; the label noise is drawn anew for each name.
     """
     labels = noisy_labels(name, digits, label_noise=label_noise, seed=seed)
     return TensorDomain(name, torch.stack([images, images], dim=1), labels)

@@ -1,4 +1,4 @@
-"""scikit-learn's 8×8 digits, coloured or rotated: 1,797 scans of handwriting, no download."""
+"""scikit-learn's 8×8 digits, colored or rotated: 1,797 scans of handwriting, no download."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from torch import Tensor
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.seeding import generator
-from fishr_exp.data.datasets import coloring as colouring
-from fishr_exp.data.datasets import rotation
+from fishr_exp.data.datasets import coloring, rotation
 
-_COLOUR_FLIPS = {"plus90": 0.1, "plus80": 0.2, "minus90": 0.9}
+_COLOR_FLIPS = {"plus90": 0.1, "plus80": 0.2, "minus90": 0.9}
 
 
 def colored_digits(*, seed: int, label_noise: float = 0.25) -> Domains:
     """Build Colored MNIST's construction on scikit-learn's digits.
 
     Each of the three domains has a third of the originals, drawn at random, so that no domain
-    shows an original of another. In `plus90` and `plus80` the colour agrees with the label with
+    shows an original of another. In `plus90` and `plus80` the color agrees with the label with
     probability 0.9 and 0.8, in `minus90` with 0.1.
 
     Args:
-        seed: Decides who lies in which domain, the label noise and the colours.
+        seed: Decides who lies in which domain, the label noise and the colors.
         label_noise: Probability that a label is flipped, in [0, 1].
 
     Returns:
@@ -38,7 +37,7 @@ def colored_digits(*, seed: int, label_noise: float = 0.25) -> Domains:
         Arjovsky et al. 2019 (arXiv:1907.02893), section 5.2, for the construction.
     """
     images, digits = _originals(seed)
-    by_name = colouring.dealt_out(images, digits, _COLOUR_FLIPS, label_noise=label_noise, seed=seed)
+    by_name = coloring.dealt_out(images, digits, _COLOR_FLIPS, label_noise=label_noise, seed=seed)
     return Domains("colored_digits", by_name, 2, (2, 8, 8))
 
 

@@ -1,6 +1,6 @@
-"""MNIST, coloured or rotated: the settings of IRM's script and of DomainBed.
+"""MNIST, colored or rotated: the settings of IRM's script and of DomainBed.
 
-The two coloured settings are different experiments: other sizes, other originals in a domain,
+The two colored settings are different experiments: other sizes, other originals in a domain,
 other domains held out. None of their figures can be compared.
 """
 
@@ -16,8 +16,7 @@ from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.seeding import generator
-from fishr_exp.data.datasets import coloring as colouring
-from fishr_exp.data.datasets import rotation
+from fishr_exp.data.datasets import coloring, rotation
 
 _SIZES = {True: 60_000, False: 10_000}  # images in the training and in the test file
 _IRM_TEST = 10_000  # the last images of the training file
@@ -37,7 +36,7 @@ def colored_mnist(*, root: str, download: bool, seed: int, label_noise: float = 
     Args:
         root: The folder that holds MNIST/raw.
         download: Fetch the files into `root` where they are missing.
-        seed: Decides the order, the label noise and the colours.
+        seed: Decides the order, the label noise and the colors.
         label_noise: Probability that a label is flipped, in [0, 1].
 
     Returns:
@@ -60,12 +59,12 @@ def colored_mnist_domainbed(
     """Build ColoredMNIST as in DomainBed, from MNIST's training and test files together.
 
     The 70,000 images are shuffled, and domain i takes every third from the i-th on. In `plus90`,
-    `plus80` and `minus90` the colour agrees with the label with probability 0.9, 0.8 and 0.1.
+    `plus80` and `minus90` the color agrees with the label with probability 0.9, 0.8 and 0.1.
 
     Args:
         root: The folder that holds MNIST/raw.
         download: Fetch the files into `root` where they are missing.
-        seed: Decides the order, the label noise and the colours.
+        seed: Decides the order, the label noise and the colors.
         label_noise: Probability that a label is flipped, in [0, 1].
 
     Returns:
@@ -78,7 +77,7 @@ def colored_mnist_domainbed(
         Gulrajani and Lopez-Paz 2021 (arXiv:2007.01434) and their code.
     """
     images, digits = _shuffled_70k(root, download, seed)
-    by_name = colouring.dealt_out(
+    by_name = coloring.dealt_out(
         images, digits, _DOMAINBED_FLIPS, label_noise=label_noise, seed=seed
     )
     return Domains("colored_mnist_domainbed", by_name, 2, (2, *images.shape[1:]))
@@ -118,18 +117,18 @@ def _irm_setup(
     small = images[:, ::2, ::2]
     first = len(small) - test
     order = torch.randperm(first, generator=generator(seed, "dataset", "originals"))
-    by_name = colouring.dealt_out(
+    by_name = coloring.dealt_out(
         small[order], digits[order], _IRM_FLIPS, label_noise=label_noise, seed=seed
     )
-    by_name["minus90"] = colouring.coloured_domain(
+    by_name["minus90"] = coloring.colored_domain(
         "minus90",
         small[first:],
         digits[first:],
-        colour_flip=_IRM_TEST_FLIP,
+        color_flip=_IRM_TEST_FLIP,
         label_noise=label_noise,
         seed=seed,
     )
-    by_name["gray"] = colouring.grey_domain(
+    by_name["gray"] = coloring.gray_domain(
         "gray", small[first:], digits[first:], label_noise=label_noise, seed=seed
     )
     return Domains("colored_mnist", by_name, 2, (2, *small.shape[1:]))

@@ -14,7 +14,7 @@ from fishr_exp.data.datasets.tensors import TensorDomain
 
 
 def rotate(images: Tensor, angle: float) -> Tensor:
-    """Turn grey images [N, H, W] (uint8 or float32) about their centres; corners become 0.
+    """Turn gray images [N, H, W] (uint8 or float32) about their centers; corners become 0.
 
     Pillow turns them one by one, as torchvision's `rotate` does for Pillow images and as DomainBed
     does: its result at the border of a digit differs from that of torchvision on tensors.
@@ -34,7 +34,7 @@ def dealt_out(images: Tensor, digits: Tensor, angles: Sequence[float]) -> dict[s
     """Build a domain for each of E angles, by name; domain i takes every E-th original.
 
     Args:
-        images: Grey images [N, H, W], in the order in which they are dealt out.
+        images: Gray images [N, H, W], in the order in which they are dealt out.
         digits: What they show [N].
         angles: Degrees, counter-clockwise.
 

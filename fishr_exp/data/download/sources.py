@@ -41,7 +41,7 @@ _BU = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
 _MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist")
 _FAIR_USE = "fair-use notice of the authors: non-commercial research and education only"
-_NO_LICENCE = "no licence was found"
+_NO_LICENCE = "no license was found"
 _TORCHVISION = "torchvision"
 _LARSKUE = "LarsKue/context-aware-domain-generalization, for DomainBed's archive"
 _DOMAIN_NET = {
@@ -69,7 +69,7 @@ SOURCES = {
         _NO_LICENCE,
         (File("PACS.zip", md5="fd5db817f7cdafeef3bfd525aaf9b42e",
               md5_source=_LARSKUE),),
-        by_hand="no licence was found, and the links that others fetched are reported dead; its "
+        by_hand="no license was found, and the links that others fetched are reported dead; its "
         "author's folder is https://drive.google.com/drive/folders/0B6x7gtvErXgfUU1WcGY5SzdwZVk"
         "?resourcekey=0-2fvpQY_QSyJf2uIECzqPuQ",
     ),
@@ -82,7 +82,7 @@ SOURCES = {
         _NO_LICENCE,
         (File("VLCS.tar.gz", md5="8870171eba660927d9668f4e515928e4",
               md5_source=_LARSKUE),),
-        by_hand="no licence was found, and the file sits behind a page; JiGen's authors keep a "
+        by_hand="no license was found, and the file sits behind a page; JiGen's authors keep a "
         "copy of smaller images at https://www.mediafire.com/file/7yv132lgn1v267r/vlcs.tar.gz/file",
     ),
     "office_home": Source(

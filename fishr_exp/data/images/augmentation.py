@@ -1,10 +1,10 @@
-"""DomainBed's augmentation: cut by the CPU as bytes, coloured where the batch will be used.
+"""DomainBed's augmentation: cut by the CPU as bytes, colored where the batch will be used.
 
 The CPU's part is compiled, see `compiled.py`; what PyTorch does here is a CUDA device's.
 
-    draw:     sizes -> box, flip, colours          one stream, a few numbers an image
+    draw:     sizes -> box, flip, colors          one stream, a few numbers an image
     cut:      image, box, flip -> uint8 [3, S, S]  where the image was read
-    finished: uint8 [n, 3, S, S] -> float32        on the device: colours, then ImageNet's scale
+    finished: uint8 [n, 3, S, S] -> float32        on the device: colors, then ImageNet's scale
 
 The chain is torchvision's `RandomResizedCrop(scale=(0.7, 1))`, `RandomHorizontalFlip`,
 `ColorJitter(0.3, 0.3, 0.3, 0.3)`, `RandomGrayscale(0.1)` on Pillow images, with the same
@@ -29,7 +29,7 @@ from fishr_exp.core.contracts import Minibatch
 
 AREA, RATIO = (0.7, 1.0), (3 / 4, 4 / 3)  # of a crop, as a share of the image; width over height
 STRENGTH = 0.3  # of brightness, contrast, saturation (factors 1 ± 0.3), hue (± 0.3 of a turn)
-GREY = 0.1  # probability
+GRAY = 0.1  # probability
 _ATTEMPTS = 10  # crops to draw before taking the middle
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
@@ -43,7 +43,7 @@ class Draws(NamedTuple):
 
     box: Tensor  # [n, 4], int64: top, left, height, width, in pixels
     flip: Tensor  # [n], bool
-    colours: Tensor  # [n, 9], float32: brightness, contrast, saturation, hue; their order; grey
+    colors: Tensor  # [n, 9], float32: brightness, contrast, saturation, hue; their order; gray
 
 
 def draw(sizes: Tensor, stream: torch.Generator) -> Draws:
@@ -65,8 +65,8 @@ def draw(sizes: Tensor, stream: torch.Generator) -> Draws:
     factors = uniform(1 - STRENGTH, 1 + STRENGTH, 4)
     factors[:, 3] -= 1  # of hue: a shift
     order = uniform(0, 1, 4).argsort(1)
-    grey = uniform(0, 1, 1) < GREY
-    return Draws(box, flip, torch.cat([factors, order, grey], 1).to(torch.float32))
+    gray = uniform(0, 1, 1) < GRAY
+    return Draws(box, flip, torch.cat([factors, order, gray], 1).to(torch.float32))
 
 
 def _boxes(sizes: Tensor, areas: Tensor, ratios: Tensor, places: Tensor) -> Tensor:
@@ -124,20 +124,20 @@ class Pixels(NamedTuple):
 
     x: Tensor  # [n, 3, S, S], uint8
     y: Tensor  # [n], int64
-    colours: Tensor | None = None  # [n, 9], `Draws.colours`; stays on the CPU
+    colors: Tensor | None = None  # [n, 9], `Draws.colors`; stays on the CPU
 
     def to(self, device: torch.device) -> Minibatch:
-        """Move to the device, and colour and scale there."""
+        """Move to the device, and color and scale there."""
         x, y = self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True)
-        return Minibatch(finished(x, self.colours), y)
+        return Minibatch(finished(x, self.colors), y)
 
 
-def finished(x: Tensor, colours: Tensor | None = None) -> Tensor:
-    """Colour images and scale them by ImageNet's mean and deviation.
+def finished(x: Tensor, colors: Tensor | None = None) -> Tensor:
+    """Color images and scale them by ImageNet's mean and deviation.
 
     Args:
         x: Images [n, 3, H, W], uint8.
-        colours: `Draws.colours` [n, 9], on the CPU; None: as they are.
+        colors: `Draws.colors` [n, 9], on the CPU; None: as they are.
 
     Returns:
         Images [n, 3, H, W], float32.
@@ -147,30 +147,30 @@ def finished(x: Tensor, colours: Tensor | None = None) -> Tensor:
 
         done = torch.from_numpy(np.empty(x.shape, np.float32))  # NumPy asks for huge pages: a
         # minibatch of fresh memory takes longer to map by small ones than to fill.
-        drawn = torch.empty(0, 9) if colours is None else colours
+        drawn = torch.empty(0, 9) if colors is None else colors
         given = (x.contiguous().numpy(), drawn.contiguous().numpy())
         finish(*given, *_ON_CPU, done.numpy())
         return done
     done = x.to(torch.float32)
-    if colours is not None:
-        jitter_(done, colours)
+    if colors is not None:
+        jitter_(done, colors)
     return done.mul_(_SCALE.to(x.device)).sub_(_OFFSET.to(x.device))
 
 
-def jitter_(x: Tensor, colours: Tensor) -> None:
-    """Change the colours of images [n, 3, H, W], whole levels 0..255 as floats, in place.
+def jitter_(x: Tensor, colors: Tensor) -> None:
+    """Change the colors of images [n, 3, H, W], whole levels 0..255 as floats, in place.
 
     Args:
         x: The images.
-        colours: `Draws.colours` [n, 9].
+        colors: `Draws.colors` [n, 9].
     """
-    drawn = colours.tolist()
-    factors = colours[:, :4].to(x.device, non_blocking=True).T.reshape(4, -1, 1, 1, 1)
+    drawn = colors.tolist()
+    factors = colors[:, :4].to(x.device, non_blocking=True).T.reshape(4, -1, 1, 1, 1)
     for stage in range(4):
         for kind, change_ in enumerate((brightness_, contrast_, saturation_, hue_)):
             rows = [i for i, own in enumerate(drawn) if own[4 + stage] == kind]
             _at_rows(change_, x, factors[kind], rows)
-    _at_rows(_grey_, x, factors[0], [i for i, own in enumerate(drawn) if own[8]])
+    _at_rows(_gray_, x, factors[0], [i for i, own in enumerate(drawn) if own[8]])
 
 
 def _at_rows(
@@ -183,7 +183,7 @@ def _at_rows(
         x[index] = change_(x[index], factor[index])
 
 
-def grey(x: Tensor) -> Tensor:
+def gray(x: Tensor) -> Tensor:
     """Return the luminance [n, 1, H, W] of images."""
     red, green, blue = x.split(1, 1)
     return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114).add_(0.5).floor_()
@@ -198,18 +198,18 @@ def contrast_(x: Tensor, factor: Tensor) -> Tensor:
     """Blend images with their mean luminance."""
     # Sums of whole levels are exact in float32 along a row, and in float64 over the image: they
     # do not depend on the number of threads.
-    rows = grey(x).sum(3, keepdim=True).to(torch.float64)  # [n, 1, H, 1]
+    rows = gray(x).sum(3, keepdim=True).to(torch.float64)  # [n, 1, H, 1]
     mean = rows.sum(2, keepdim=True).div_(x[0, 0].numel()).add_(0.5).floor_().to(x.dtype)
     return x.mul_(factor).add_(mean - mean * factor).clamp_(0, 255).floor_()
 
 
 def saturation_(x: Tensor, factor: Tensor) -> Tensor:
     """Blend images with their luminance."""
-    return torch.lerp(grey(x), x, factor, out=x).clamp_(0, 255).floor_()
+    return torch.lerp(gray(x), x, factor, out=x).clamp_(0, 255).floor_()
 
 
-def _grey_(x: Tensor, _: Tensor) -> Tensor:
-    return x.copy_(grey(x))
+def _gray_(x: Tensor, _: Tensor) -> Tensor:
+    return x.copy_(gray(x))
 
 
 def hue_(x: Tensor, shift: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""An image's way from pixels to floats on the CPU, compiled by Numba: resized, then coloured.
+"""An image's way from pixels to floats on the CPU, compiled by Numba: resized, then colored.
 
 One image at a time, so that it stays in the cache, and without the interpreter's lock, so that
 threads work side by side. Pillow and `augmentation.jitter_` are the references: resized bytes are
 Pillow's, bit for bit (rows before columns, as Pillow does all images up to version 12, and later
-ones all but very tall ones), and colours are those of `jitter_`, but for a level here and there
+ones all but very tall ones), and colors are those of `jitter_`, but for a level here and there
 where float32 rounds a product otherwise.
 
     resize: uint8 [h, w, 3], box, flip -> uint8 [3, H, W]
-    finish: uint8 [n, 3, H, W], colours -> float32 [n, 3, H, W]
+    finish: uint8 [n, 3, H, W], colors -> float32 [n, 3, H, W]
 """  # fmt: skip
 # mypy: disable-error-code="operator,return-value"
 # To mypy, NumPy's numbers of four bytes are no floats.
@@ -60,12 +60,12 @@ def _taps(start: int, length: int, size: int) -> tuple[np.ndarray, np.ndarray, n
     weights = np.zeros((size, 2 * int(np.ceil(support)) + 1), np.int32)
     exact = np.empty(weights.shape[1], np.float64)
     for x in range(size):
-        centre = (x + 0.5) * scale
-        low = max(int(centre - support + 0.5), 0)
-        first[x], count[x] = start + low, min(int(centre + support + 0.5), length) - low
+        center = (x + 0.5) * scale
+        low = max(int(center - support + 0.5), 0)
+        first[x], count[x] = start + low, min(int(center + support + 0.5), length) - low
         total = 0.0
         for t in range(count[x]):
-            exact[t] = max(0.0, 1 - abs((low + t - centre + 0.5) * inverse))
+            exact[t] = max(0.0, 1 - abs((low + t - center + 0.5) * inverse))
             total += exact[t]
         for t in range(count[x]):
             weights[x, t] = int(exact[t] / total * (1 << _BITS) + 0.5)
@@ -83,7 +83,7 @@ def _across(
 ) -> None:
     """Resize the rows of an image [h, w, 3] to whole levels in `wide` [3, h, W]."""
     size = wide.shape[2]
-    # In float64, which holds these sums exactly and multiplies faster, where nothing is vectorised.
+    # In float64, which holds these sums exactly and multiplies faster, where nothing is vectorized.
     shares = weights / float(1 << _BITS)
     line = np.empty(pixels.shape[1] * 3, np.float64)
     for y in range(len(pixels)):
@@ -171,10 +171,10 @@ def _channel(angle: float, chroma: float, base: float) -> float:
 
 @_compiled
 def _change(
-    r: np.ndarray, g: np.ndarray, b: np.ndarray, kind: int, colours: np.ndarray, mean: float
+    r: np.ndarray, g: np.ndarray, b: np.ndarray, kind: int, colors: np.ndarray, mean: float
 ) -> None:
     """Make one stage of the chain on a row of whole levels, [W] each."""
-    factor = colours[kind]
+    factor = colors[kind]
     if kind == 0:
         for x in range(len(r)):
             r[x] = np.floor(min(r[x] * factor, f32(255)))
@@ -189,10 +189,10 @@ def _change(
     elif kind == 2:
         rest = f32(1) - factor
         for x in range(len(r)):
-            grey = _luminance(r[x], g[x], b[x])
-            r[x] = np.floor(min(max(r[x] - (r[x] - grey) * rest, f32(0)), f32(255)))
-            g[x] = np.floor(min(max(g[x] - (g[x] - grey) * rest, f32(0)), f32(255)))
-            b[x] = np.floor(min(max(b[x] - (b[x] - grey) * rest, f32(0)), f32(255)))
+            gray = _luminance(r[x], g[x], b[x])
+            r[x] = np.floor(min(max(r[x] - (r[x] - gray) * rest, f32(0)), f32(255)))
+            g[x] = np.floor(min(max(g[x] - (g[x] - gray) * rest, f32(0)), f32(255)))
+            b[x] = np.floor(min(max(b[x] - (b[x] - gray) * rest, f32(0)), f32(255)))
     else:  # see `augmentation.hue_`
         turn = f32(6) * factor
         for x in range(len(r)):
@@ -207,16 +207,16 @@ def _change(
 
 
 @_compiled
-def _grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> None:
+def _gray(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> None:
     for x in range(len(r)):
-        grey = _luminance(r[x], g[x], b[x])
-        r[x] = grey
-        g[x] = grey
-        b[x] = grey
+        gray = _luminance(r[x], g[x], b[x])
+        r[x] = gray
+        g[x] = gray
+        b[x] = gray
 
 
 @numba.njit(**{**_OPTIONS, "fastmath": True})  # sums of whole levels are exact in any order
-def _sum_of_grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
+def _sum_of_gray(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
     total = f32(0)
     for x in range(len(r)):
         total += _luminance(r[x], g[x], b[x])
@@ -224,9 +224,9 @@ def _sum_of_grey(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
 
 
 @_compiled
-def _colour(image: np.ndarray, colours: np.ndarray) -> None:
-    """Change the colours of an image [3, H, W], uint8, in place, as `jitter_` does."""
-    order = colours[4:8]
+def _color(image: np.ndarray, colors: np.ndarray) -> None:
+    """Change the colors of an image [3, H, W], uint8, in place, as `jitter_` does."""
+    order = colors[4:8]
     contrast_at = 0  # of the four stages; it must have seen the whole image
     for stage in range(4):
         if order[stage] == 1:
@@ -239,16 +239,16 @@ def _colour(image: np.ndarray, colours: np.ndarray) -> None:
     for y in range(image.shape[1]):
         _copy(image[0, y], image[1, y], image[2, y], r, g, b)
         for stage in range(contrast_at):
-            _change(r, g, b, int(order[stage]), colours, f32(0))
-        total += _sum_of_grey(r, g, b)
+            _change(r, g, b, int(order[stage]), colors, f32(0))
+        total += _sum_of_gray(r, g, b)
         _copy(r, g, b, image[0, y], image[1, y], image[2, y])
     mean = f32(np.floor(total / (image.shape[1] * columns) + 0.5))
     for y in range(image.shape[1]):
         _copy(image[0, y], image[1, y], image[2, y], r, g, b)
         for stage in range(contrast_at, 4):
-            _change(r, g, b, int(order[stage]), colours, mean)
-        if colours[8]:
-            _grey(r, g, b)
+            _change(r, g, b, int(order[stage]), colors, mean)
+        if colors[8]:
+            _gray(r, g, b)
         _copy(r, g, b, image[0, y], image[1, y], image[2, y])
 
 
@@ -259,21 +259,21 @@ def _colour(image: np.ndarray, colours: np.ndarray) -> None:
     **_OPTIONS,
 )
 def finish(
-    images: np.ndarray, colours: np.ndarray, scale: np.ndarray, offset: np.ndarray, out: np.ndarray
+    images: np.ndarray, colors: np.ndarray, scale: np.ndarray, offset: np.ndarray, out: np.ndarray
 ) -> None:
-    """Colour images, unless `colours` is empty, and scale each channel: level · scale − offset.
+    """Color images, unless `colors` is empty, and scale each channel: level · scale − offset.
 
     Args:
         images: [n, 3, H, W], uint8.
-        colours: `Draws.colours` [n, 9], float32; or [0, 9].
+        colors: `Draws.colors` [n, 9], float32; or [0, 9].
         scale: [3], float32.
         offset: [3], float32.
         out: Where they are written [n, 3, H, W], float32.
     """
     for n in range(len(images)):
         image = images[n].copy()
-        if len(colours):
-            _colour(image, colours[n])
+        if len(colors):
+            _color(image, colors[n])
         for channel in range(3):
             for y in range(image.shape[1]):
                 row, to = image[channel, y], out[n, channel, y]

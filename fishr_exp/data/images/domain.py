@@ -40,7 +40,7 @@ class ImageDomain:
         labels: Of the images, int64 [N].
         image_size: Height and width of the images that are read, in pixels.
         augment: Whether a read with a generator augments: a random crop of 70 to 100 % of the
-            area, resized; a flip; brightness, contrast, saturation and hue by up to 0.3; grey in
+            area, resized; a flip; brightness, contrast, saturation and hue by up to 0.3; gray in
             1 of 10 images. See `augmentation.py`.
         validation: Which of the images make up the validation part, int64; None: drawn by
             `split`.
@@ -88,4 +88,4 @@ class ImageDomain:
             x, pictures, drawn.box.tolist(), drawn.flip.tolist(), strict=True
         ):
             cut(picture.pixels, picture.size, box, flip, place)
-        return Pixels(x, self._y[indices], drawn.colours)
+        return Pixels(x, self._y[indices], drawn.colors)

@@ -1,4 +1,4 @@
-"""Differentiates a scalar of some tensors in the forward pass, so that its graph is not kept."""
+"""Differentiates a scalar function in the forward pass, so that its graph is not kept."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch.autograd.function import once_differentiable
 def at_once(function: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Tensor]) -> Tensor:
     """Return `function(tensors)`, a scalar, with its gradient at the tensors instead of its graph.
 
-    Of whatever the function builds on its way, nothing stays in memory but the gradients, each of
-    the size of its tensor.
+    Only the gradients stay in memory, each of the size of its tensor.
 
     Args:
         function: Called once, with tensors of the same values.
-        tensors: Those that need a gradient get one; the result is differentiable in them, once.
+        tensors: Those that require a gradient get one; the result is differentiable once.
     """
     leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]

@@ -1,4 +1,4 @@
-"""Stand-ins for torch functions whose gradient torch cannot differentiate again."""
+"""Replacements for torch functions whose gradient torch cannot differentiate again."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ TWICE_DIFFERENTIABLE: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """While active, a model's functions are those whose gradient can be differentiated again.
+    """While active, functions are replaced by ones whose gradient can be differentiated again.
 
-    Normalizations among them: under `torch.func.vmap`, the second derivative of torch's layer norm
+    This includes normalizations: under `torch.func.vmap`, the second derivative of torch's layer norm
     and instance norm is wrong.
     """
 

@@ -1,4 +1,4 @@
-"""Normalization layers, taken apart into the normalization and the affine map behind it.
+"""Normalization layers, split into the normalization and the affine map after it.
 
 The affine parameters are then broadcast over the samples like any bare parameter.
 """
@@ -22,7 +22,7 @@ def uses_batch_statistics(args: Sequence[Any], kwargs: Mapping[str, Any]) -> boo
 
 
 Give = Callable[[Tensor, tuple[int, ...]], Tensor]
-"""Maps a parameter, and the shape that it has to be broadcast to, to what stands in for it."""
+"""Maps a parameter, and the shape that it has to be broadcast to, to its replacement."""
 
 
 def _layer_norm(
@@ -33,7 +33,7 @@ def _layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    del cudnn_enable  # of `torch.layer_norm` alone
+    del cudnn_enable  # only `torch.layer_norm` has it
     rows = x.reshape(-1, math.prod(normalized_shape))
     return standardize(rows, eps).view(x.shape), weight, bias
 
@@ -97,13 +97,13 @@ NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) -> Tensor:
-    """Do what a normalization of torch does, in two steps.
+    """Compute a normalization of torch in two steps.
 
     Args:
         function: One of `NORMALIZATIONS`.
         args: Its arguments by position.
         kwargs: Its arguments by name.
-        give: Maps weight and bias to what is broadcast in their place.
+        give: Maps weight and bias to their replacements, which are broadcast.
     """
     if "input" in kwargs:
         args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
@@ -111,7 +111,7 @@ def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) 
     by_channel = NORMALIZATIONS[function] is not _layer_norm
 
     def given(parameter: Tensor) -> Tensor:
-        if by_channel:  # one entry a channel, the second dimension
+        if by_channel:  # one entry per channel, the second dimension
             given = give(parameter, (len(normal), normal.shape[1]))
             return given.reshape(*given.shape, *(1,) * (normal.ndim - 2))
         return give(parameter, tuple(normal.shape))
@@ -120,5 +120,5 @@ def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) 
         return normal if bias is None else normal + given(bias)
     if bias is None:
         return normal * given(weight)
-    # Not `addcmul`, whose gradient multiplies by 1, and keeps the product.
+    # Not `addcmul`: its gradient multiplies by 1, and keeps the product.
     return normal * given(weight).to(normal.dtype) + given(bias).to(normal.dtype)

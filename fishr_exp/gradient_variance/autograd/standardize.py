@@ -22,7 +22,7 @@ def standardize(x: Tensor, eps: float) -> Tensor:
         eps: Added to the variance.
 
     Returns:
-        [R, M], in float32 at least under autocast, as torch's normalizations do.
+        [R, M], at least in float32 under autocast, as torch's normalizations do.
     """
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     y, _, _ = _Standardize.apply(wide, eps)

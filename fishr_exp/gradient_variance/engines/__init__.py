@@ -1,1 +1,1 @@
-"""Ways to get gradient variances: by rule, by torch.func, by BackPACK."""
+"""The engines: rules per layer (native), torch.func (its fallback), and BackPACK."""

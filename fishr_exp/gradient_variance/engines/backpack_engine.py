@@ -1,7 +1,7 @@
 """The reference engine: per-sample gradients by BackPACK (Dangel et al. 2020).
 
-The only file that knows BackPACK. It works on a twin of the model that shares parameters and
-buffers, so that the user's modules never carry BackPACK's hooks, and nothing outlives the call.
+The only file that uses BackPACK. It works on a copy of the model that shares its parameters and
+buffers, so that the user's modules never have BackPACK's hooks, and nothing remains after the call.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def moments_by_backpack(
         Logits [N, C], losses [N], and the moments by parameter name.
 
     Raises:
-        UnsupportedError: If BackPACK cannot do a module, or the model uses a parameter in a way
-            that BackPACK does not see. Exceptions of the model and the loss pass through.
+        UnsupportedError: If BackPACK does not support a module, or the model uses a parameter in a
+            way that BackPACK does not see. Exceptions of the model and the loss pass through.
 
     Source: Dangel, Kunstner, Hennig 2020, "BackPACK: Packing more into backprop", `BatchGrad`.
     """
@@ -46,19 +46,19 @@ def moments_by_backpack(
     from backpack.context import CTX
     from backpack.extensions import BatchGrad
 
-    twin, handles = _twin(model), len(CTX.hook_handles)
+    copied, handles = _copy_modules(model), len(CTX.hook_handles)
     features: list[Tensor] = []
-    _refuse_batch_statistics(twin, parameters)
-    for module in _owners(twin, parameters):
-        # BackPACK's hooks fire only if gradients at the modules' inputs are asked for, too.
+    _refuse_batch_statistics(copied, parameters)
+    for module in _owners(copied, parameters):
+        # BackPACK's hooks only fire if gradients of the modules' inputs are requested too.
         module.register_forward_pre_hook(lambda _, args: features.extend(args))
         extend(module)
     wanted = list(parameters.values())
     try:
-        logits = twin(inputs)
+        logits = copied(inputs)
         losses = losses_of_samples(loss, logits, targets, len(inputs))
         at = wanted + [x for x in features if isinstance(x, Tensor) and x.requires_grad]
-        # Of BackPACK's hooks, here and in the backward pass of whoever called us.
+        # From BackPACK's hooks, here and in the caller's backward pass.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         with backpack(BatchGrad()):
             totals = torch.autograd.grad(
@@ -69,14 +69,14 @@ def moments_by_backpack(
             for (name, parameter), total in zip(parameters.items(), totals, strict=False)
         }
     except (AttributeError, RuntimeError, ValueError) as error:
-        if not _is_of_backpack(error):
+        if not _is_from_backpack(error):
             raise
         raise UnsupportedError(
-            f"engine='backpack': BackPACK cannot do this model ({error}); engine='native' can"
+            f"engine='backpack': BackPACK does not support this model ({error}); use engine='native'"
         ) from error
     finally:
-        features.clear()  # they lead to the graph, which leads to the hooks that hold them
-        _forget(twin, wanted, handles)
+        features.clear()  # they refer to the graph, which refers to the hooks that hold them
+        _forget(copied, wanted, handles)
     if not create_graph:
         gradients = {name: g.detach() for name, g in gradients.items()}
     return (
@@ -86,30 +86,30 @@ def moments_by_backpack(
     )
 
 
-def _is_of_backpack(error: Exception) -> bool:
-    """Whether `error` is BackPACK's, not the model's, the loss's, or for lack of memory."""
+def _is_from_backpack(error: Exception) -> bool:
+    """Whether `error` is from BackPACK, and not from the model, the loss, or lack of memory."""
     if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
-        return "BackwardHookFunction" in str(error)  # a result with a hook was changed in place
+        return "BackwardHookFunction" in str(error)  # an output with a hook was changed in place
     modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
     return any(module.split(".")[0] == "backpack" for module in modules)
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """Copy the modules of `model`, but none of its parameters and buffers."""
+def _copy_modules(model: nn.Module) -> nn.Module:
+    """Copy the modules of `model`, but not its parameters and buffers."""
     shared = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    for module in twin.modules():
-        if getattr(module, "inplace", False):  # which BackPACK's hooks do not stand
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    for module in copied.modules():
+        if getattr(module, "inplace", False):  # BackPACK's hooks do not support it
             module.inplace = False  # type: ignore[assignment]
-    return twin
+    return copied
 
 
-def _forget(twin: nn.Module, parameters: Sequence[nn.Parameter], handles: int) -> None:
-    """Take away what BackPACK leaves on modules, on parameters and in its global list of hooks."""
+def _forget(copied: nn.Module, parameters: Sequence[nn.Parameter], handles: int) -> None:
+    """Remove what BackPACK leaves on modules, on parameters and in its global list of hooks."""
     from backpack import memory_cleanup
     from backpack.context import CTX
 
-    for module in twin.modules():
+    for module in copied.modules():
         memory_cleanup(module)
     for parameter in parameters:
         if hasattr(parameter, "grad_batch"):
@@ -127,10 +127,10 @@ def _owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterato
             yield module
 
 
-def _refuse_batch_statistics(twin: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Let BatchNorm in training mode fail if it runs as, or after, a selected module."""
+def _refuse_batch_statistics(copied: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Make BatchNorm in training mode fail if it is, or runs after, a selected module."""
     started: list[nn.Module] = []
-    for module in _owners(twin, parameters):
+    for module in _owners(copied, parameters):
         module.register_forward_pre_hook(lambda module, _: started.append(module))
 
     def refuse(module: nn.Module, _: object) -> None:
@@ -141,19 +141,19 @@ def _refuse_batch_statistics(twin: nn.Module, parameters: Mapping[str, nn.Parame
                 "mode"
             )
 
-    for module in twin.modules():
+    for module in copied.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.register_forward_pre_hook(refuse)
 
 
 def _collect(name: str, parameter: nn.Parameter, total: Tensor | None, count: int) -> Tensor:
-    """Return the gradients [N, *shape] that BackPACK left, which must add up to the total."""
+    """Return BackPACK's gradients [N, *shape], whose sum must be the total."""
     if total is None:
         return parameter.new_zeros(count, *parameter.shape)
     gradients = getattr(parameter, "grad_batch", None)
     if gradients is None:
         raise UnsupportedError(
-            f"engine='backpack': BackPACK has no rule for the module of {name}; engine='native' has"
+            f"engine='backpack': BackPACK has no rule for the module of {name}; use engine='native'"
         )
     missed = len(gradients) != count or bool(
         (gradients.sum(0) - total).abs().max() > 1e-3 * total.abs().max()
@@ -161,6 +161,6 @@ def _collect(name: str, parameter: nn.Parameter, total: Tensor | None, count: in
     if missed:
         raise UnsupportedError(
             f"engine='backpack': BackPACK does not see every use of {name} "
-            "(a module used twice, a function called by hand); engine='native' does"
+            "(a module used twice, a function called directly); use engine='native'"
         )
     return gradients

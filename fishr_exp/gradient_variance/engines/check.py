@@ -1,4 +1,4 @@
-"""Compares the per-sample gradients that the rules give with autograd, now and then."""
+"""Periodic comparison of the rules' per-sample gradients with autograd."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LATER_IN_HALF_PRECISION = Tolerance(0.5, 0.1)
 
 @dataclass
 class _Checked:
-    """What is known of a model's uses of its parameters."""
+    """What is known about a model's uses of its parameters."""
 
     calls: int = 0
     failed: frozenset[str] = frozenset()  # names of parameters
@@ -51,11 +51,11 @@ def failing_the_check(
     losses: Tensor,
     limit: int,
 ) -> frozenset[str]:
-    """Return the names of parameters whose rules give, or once gave, wrong gradients.
+    """Return the names of parameters whose rules give, or have given, wrong gradients.
 
-    A rule takes the first dimension for the samples', in the batch's order. Where it is another one
-    of the same size (windows, positions), or the model works on its samples in another order,
-    nothing but the result shows it. Checked at calls 1, 2, 4, 8, ... with the same model,
+    A rule assumes that the first dimension is the sample, in the order of the batch. If it is another
+    one of the same size (windows, positions), or the model reorders its samples, only the result
+    shows it. Checked at calls 1, 2, 4, 8, ... with the same model,
     parameters and shapes: a model may change over time, and the mean cost per call goes to zero.
     """
     known = _checked.setdefault(model, {})
@@ -80,7 +80,7 @@ def _wrong(
     limit: int,
     tolerance: Tolerance,
 ) -> frozenset[str]:
-    """Parameters whose gradients, added up with random weights, are not those of the losses."""
+    """Parameters whose randomly weighted sum of gradients differs from autograd's."""
     names = list(terms)
     if not names:
         return frozenset()

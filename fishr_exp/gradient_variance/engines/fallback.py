@@ -1,4 +1,4 @@
-"""Per-sample gradients of anything, by running each sample on its own. Exact, and slow."""
+"""Per-sample gradients of any model, by running each sample separately: exact, but slow."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def gradients_one_by_one(
 ) -> dict[str, Tensor]:
     """Per-sample gradients [N, *shape] by parameter, from a second forward pass.
 
-    By `torch.func`, all samples side by side; where that cannot do the model, in a loop.
+    By `torch.func`, vectorized over samples; if it does not support the model, in a loop.
 
     Args:
         model: The model.
         inputs: [N, ...].
         targets: [N].
-        parameters: Those to differentiate by.
+        parameters: Parameters to differentiate with respect to.
         loss: Maps logits [1, C] and targets [1] to losses [1].
         losses: [N], from the forward pass over the whole batch, to compare with.
         create_graph: Whether the gradients are differentiable.
@@ -44,8 +44,8 @@ def gradients_one_by_one(
         UnsupportedError: If a sample's loss on its own is not its loss in the batch, or the model
             needs the statistics of a batch.
     """
-    with _SingleSamples(), sdpa_kernel(SDPBackend.MATH):  # the latter is out of any mode's sight
-        found = _side_by_side(model, inputs, targets, parameters, loss)
+    with _SingleSamples(), sdpa_kernel(SDPBackend.MATH):  # modes do not see the fused kernels
+        found = _vectorized(model, inputs, targets, parameters, loss)
         if found is None:
             found = _in_a_loop(model, inputs, targets, parameters, loss, create_graph)
     gradients, alone = found
@@ -68,12 +68,12 @@ class _SingleSamples(TwiceDifferentiable):
             raise UnsupportedError(
                 "BatchNorm in training mode, and a selected parameter without a rule: its "
                 "per-sample gradients need each sample on its own, which has no batch statistics; "
-                "put BatchNorm into evaluation mode, or choose another scope"
+                "put BatchNorm into evaluation mode, or choose a different scope"
             )
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def _side_by_side(
+def _vectorized(
     model: nn.Module,
     inputs: Tensor,
     targets: Tensor,
@@ -91,7 +91,7 @@ def _side_by_side(
         with torch.enable_grad():
             return each(dict(parameters), inputs, targets)
     except RuntimeError as error:  # if it is the model's own, the loop raises it again
-        _log.info("torch.func cannot do this model (%s); each sample runs on its own", error)
+        _log.info("torch.func does not support this model (%s); each sample is run separately", error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Our engine: one forward pass, one gradient at the outputs of all layers, then each its rule."""
+"""The native engine: one forward pass, one gradient at all layers' outputs, one rule per layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Finish = Callable[[str, Moments], Tensor]  # of a parameter's name and moments
 
 _log = logging.getLogger(__name__)
 _reported: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
-"""By model: parameters that the log has named."""
+"""By model: parameters that were already logged."""
 
 
 def native_statistics(
@@ -44,12 +44,12 @@ def native_statistics(
     """Statistics of the per-sample gradients of `parameters`; see `gradient_variance`.
 
     Returns:
-        Logits [N, C], losses [N], and what `finish` makes of the moments, by parameter name; if
-        it makes scalars of them, no moments are kept.
+        Logits [N, C], losses [N], and the results of `finish` by parameter name; if these are
+        scalars, no moments are kept.
 
     Raises:
-        UnsupportedError: If samples are coupled, the loss is not one per sample, or the covariance
-            of a convolution is asked for.
+        UnsupportedError: If samples are coupled, the loss is not per sample, or the covariance of a
+            convolution is requested.
     """
     count = len(inputs)
     recorder = Recorder(parameters.values(), count, allow_batch_statistics)
@@ -57,7 +57,7 @@ def native_statistics(
         logits = model(inputs)
     losses = losses_of_samples(loss, logits, targets, count)
     plans, slow = _plan(recorder.uses, parameters, count)
-    slow |= _used_unseen(plans, parameters, losses, slow)
+    slow |= _used_unrecorded(plans, parameters, losses, slow)
     finished: dict[str, Tensor] = {}
 
     def finish_terms(name: str, terms: Sequence[Term]) -> None:
@@ -70,10 +70,10 @@ def native_statistics(
     with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(create_graph):
         terms = _terms(plans, logits, losses, targets, loss, create_graph)
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
-        if not recorder.met_batch_statistics:  # with which no sample's gradient stands alone
+        if not recorder.met_batch_statistics:  # these couple the samples' gradients
             slow |= failing_the_check(model, plans, terms, parameters, losses, memory_limit)
         plans.clear()
-        recorder.uses.clear()  # which hold the layers' results
+        recorder.uses.clear()  # they hold the layers' outputs
         for name in reversed([name for name in parameters if name not in slow]):
             if name in terms:
                 finish_terms(name, terms.pop(name))  # frees them
@@ -91,7 +91,7 @@ def native_statistics(
 
 
 def _scalar_of_terms(of: Callable[[Sequence[Term]], Tensor], terms: Sequence[Term]) -> Tensor:
-    """A scalar of terms, with its gradient at what the terms are made of, and no other graph."""
+    """A scalar function of terms, with its gradient at their inputs instead of its graph."""
     counts = [len(term.inputs) for term in terms]
 
     def of_inputs(inputs: Sequence[Tensor]) -> Tensor:
@@ -102,11 +102,11 @@ def _scalar_of_terms(of: Callable[[Sequence[Term]], Tensor], terms: Sequence[Ter
 
 
 def _report(model: nn.Module, names: set[str]) -> None:
-    """Name parameters without a rule once for each model."""
+    """Log the parameters without a rule, once per model."""
     new = names - _reported.setdefault(model, set())
     if new:
         _reported[model] |= new
-        _log.info("no rule holds for %s: exact by torch.func, and slow", ", ".join(sorted(new)))
+        _log.info("no rule applies to %s: computed by torch.func, which is exact but slow", ", ".join(sorted(new)))
 
 
 def _zero_moments(parameter: Tensor, domains: int, covariance: bool) -> Moments:
@@ -118,7 +118,7 @@ def _zero_moments(parameter: Tensor, domains: int, covariance: bool) -> Moments:
 def _plan(
     uses: Iterable[Use], parameters: Mapping[str, nn.Parameter], count: int
 ) -> tuple[list[Plan], set[str]]:
-    """Find the rule of each use, and the parameters that have a use without one."""
+    """Find the rule for each use, and the parameters that have a use without one."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     plans: list[Plan] = []
     slow: set[str] = set()
@@ -132,21 +132,21 @@ def _plan(
     return plans, slow
 
 
-def _used_unseen(
+def _used_unrecorded(
     plans: Iterable[Plan],
     parameters: Mapping[str, nn.Parameter],
     losses: Tensor,
     slow: set[str],
 ) -> set[str]:
-    """Parameters without any use in sight that the losses depend on all the same."""
+    """Parameters without a recorded use on which the losses nevertheless depend."""
     seen = {name for _, ruled in plans for name, _ in ruled} | slow
-    unseen = [name for name in parameters if name not in seen]
-    if not unseen:
+    unrecorded = [name for name in parameters if name not in seen]
+    if not unrecorded:
         return set()
     grads = torch.autograd.grad(
-        losses.sum(), [parameters[name] for name in unseen], retain_graph=True, allow_unused=True
+        losses.sum(), [parameters[name] for name in unrecorded], retain_graph=True, allow_unused=True
     )
-    return {name for name, grad in zip(unseen, grads, strict=True) if grad is not None}
+    return {name for name, grad in zip(unrecorded, grads, strict=True) if grad is not None}
 
 
 def _terms(
@@ -157,7 +157,7 @@ def _terms(
     loss: Loss,
     create_graph: bool,
 ) -> dict[str, list[Term]]:
-    """Terms of each parameter, one a use."""
+    """Terms of each parameter, one per use."""
     uses = [use for use, _ in plans]
     terms: dict[str, list[Term]] = {}
     in_closed_form = getattr(loss, "gradient_at_logits", None)

@@ -1,10 +1,10 @@
-"""Watches a forward pass for every use of the selected parameters.
+"""Records every use of the selected parameters in a forward pass.
 
-A use is a torch function that takes a selected parameter and returns a tensor with a graph. Seen
-at this level, a module called twice, a weight that two modules share and a parameter given to a
-function by hand are all the same, and nothing that a module does to a result later (in-place
-activations, residual additions, branches) matters: the gradient edge of the result is taken at
-once.
+A use is a call of a torch function that takes a selected parameter and returns a tensor with a
+graph. At this level, a module called twice, a weight shared by two modules and a parameter passed to
+a function directly are all the same, and later operations on an output (in-place activations,
+residual additions, branches) do not matter: the gradient edge of the output is recorded
+immediately.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ELEMENTWISE = frozenset(
 
 
 def give_copies(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Give each of shape[0] samples its own copy of `parameter`, which has none of that size."""
+    """Give each of shape[0] samples its own copy of `parameter`."""
     aligned = (1,) * (len(shape) - parameter.ndim) + tuple(parameter.shape)
     return parameter.reshape(aligned).expand(shape[0], *aligned[1:])
 
@@ -45,7 +45,7 @@ class Recorder(TorchFunctionMode):
         parameters: The selected parameters.
         count: N, the number of samples in the forward pass.
         allow_batch_statistics: Whether BatchNorm may be in training mode; `met_batch_statistics`
-            says whether it was, between a use and the loss.
+            is set if it was, between a use and the loss.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():  # inside a custom autograd function, for one
             return func(*args, **kwargs)
-        if func is F.multi_head_attention_forward and self._sees_inside(args, kwargs):
+        if func is F.multi_head_attention_forward and self._can_open(args, kwargs):
             return self._attention(args, kwargs)
         used = any(id(value) in self.selected for value in flatten((*args, *kwargs.values())))
-        if self.uses:  # only what lies between a use and the loss is differentiated twice
+        if self.uses:  # only what is between a use and the loss is differentiated twice
             func = TWICE_DIFFERENTIABLE.get(func, func)
         if func is F.batch_norm:
             self._meet_batch_statistics(used, args, kwargs)
         if func in NORMALIZATIONS and (used or self.uses) and not self._in_attention:
-            return normalize(func, args, kwargs, self._stand_in)
+            return normalize(func, args, kwargs, self._replacement)
         if not used:
             return func(*args, **kwargs)
         if getattr(func, "__name__", "") in ELEMENTWISE:
@@ -98,24 +98,24 @@ class Recorder(TorchFunctionMode):
         shape = _shape_of_result(func, args)
         if self._in_attention or not shape or shape[0] != self.count:
             return args
-        return tuple(self._stand_in(a, shape) if id(a) in self.selected else a for a in args)
+        return tuple(self._replacement(a, shape) if id(a) in self.selected else a for a in args)
 
-    def _stand_in(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _replacement(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
         if id(parameter) not in self.selected:
             return parameter
         if shape[0] != self.count or (parameter.ndim == len(shape) and len(parameter) != 1):
-            self._record(self._stand_in, (parameter,), {}, parameter)  # a use without a rule
+            self._record(self._replacement, (parameter,), {}, parameter)  # a use without a rule
             return parameter
         copies = give_copies(parameter, shape)
         self._record(give_copies, (parameter, shape), {}, copies)
         return copies
 
-    def _sees_inside(self, args: tuple[Any, ...], kwargs: Any) -> bool:
+    def _can_open(self, args: tuple[Any, ...], kwargs: Any) -> bool:
         query = args[0] if args else kwargs["query"]
         return query.ndim == 3 and query.shape[1] == self.count and not self._in_attention
 
     def _attention(self, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Run attention with its projections in sight; it has the positions before the samples."""
+        """Run attention such that its projections are recorded; its positions come before its samples."""
         self._in_attention = True
         try:
             with self:
@@ -131,15 +131,15 @@ class Recorder(TorchFunctionMode):
             raise UnsupportedError(
                 "BatchNorm in training mode between the selected parameters and the loss: its "
                 "batch statistics couple the samples, so that none has a gradient of its own; put "
-                "it into evaluation mode, choose a scope behind it, or ask for "
-                "batch_statistics=constant, which takes the batch's statistics for constants"
+                "it into evaluation mode, choose a scope after it, or pass "
+                "batch_statistics=constant, which treats the batch's statistics as constants"
             )
 
 
 def _root(output: Tensor) -> Tensor:
     """Return the tensor whose gradient edge survives an in-place change of `output`.
 
-    A change of a view goes by way of its base, past the view's own edge.
+    An in-place change of a view goes through its base, not through the view's own edge.
     """
     base = output._base
     if base is None or base.grad_fn is None or base.numel() != output.numel():
@@ -157,13 +157,13 @@ def _shape_of_result(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
     try:
         return tuple(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
     except RuntimeError:
-        return ()  # the function itself will say what is wrong
+        return ()  # the function itself will report the error
 
 
 def _opened(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Copy a function of `torch.nn.functional` that does not ask the mode before it starts.
+    """Copy a function of `torch.nn.functional` such that modes see the functions that it calls.
 
-    The mode sees such a function as a whole; the copy lets it see the functions inside.
+    A mode sees the original only as a whole.
     """
     assert isinstance(function, FunctionType)
     names = {**function.__globals__, "has_torch_function": lambda _: False}

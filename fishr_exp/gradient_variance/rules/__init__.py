@@ -1,1 +1,1 @@
-"""The rules, one file for each kind of layer."""
+"""The rules, one file per kind of layer."""

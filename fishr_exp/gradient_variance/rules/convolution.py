@@ -1,4 +1,4 @@
-"""Rules of convolutions, transposed ones included."""
+"""Rules for convolutions, including transposed ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..terms.single import Single
 from ..terms.uses import Direct, MakeTerm, Outer, Use
 
 MANY_POSITIONS = 32
-"""On a CPU, the library's kernels win from so many positions on; below, a plain matrix product."""
+"""From this many positions on, the library's kernels are faster on a CPU than a matrix product."""
 
 _backward = torch.ops.aten.convolution_backward
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """Settings of one call, each with a number for every dimension of an image."""
+    """Settings of one call, each with one number per spatial dimension."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -47,7 +47,7 @@ class _Settings:
 def convolution(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
     """Convolution over one to three dimensions, of any stride, padding, dilation and groups.
 
-    Padding modes other than zeros are a padding of their own before the convolution.
+    Padding modes other than zeros are separate padding operations before the convolution.
     """
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     x, weight, bias, stride, padding, dilation, groups = use.bind(*names)
@@ -104,8 +104,8 @@ def _terms(
 def _by_kernels(delta: Tensor, x: Tensor, like: Tensor, settings: _Settings) -> Single:
     """One sample at a time, by the kernels that differentiate a convolution.
 
-    The gradient at the weight is linear in delta and in x; what pulls back through it is a
-    convolution of x, and the gradient at the input of one, with the gradient for a weight.
+    The gradient at the weight is linear in delta and in x; its backward pass is a convolution of x,
+    and the input gradient of a convolution, both with the incoming gradient as the weight.
     """
 
     def gradient(delta: Tensor, x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _each(value: int | Sequence[int] | None, default: int, dims: int) -> tuple[i
 
 
 def _padded(x: Tensor, padding: str, kernel: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """Pad as `padding="same"` or `"valid"` does; a side more at the end where it is uneven."""
+    """Pad as `padding="same"` or `"valid"` does; an odd total adds one more at the end."""
     if padding == "valid":
         return x
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

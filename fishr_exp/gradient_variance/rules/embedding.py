@@ -1,4 +1,4 @@
-"""Rule of embedding tables."""
+"""Rule for embedding tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..terms.uses import MakeTerm, Outer, Use
 
 
 def embedding(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """y_t = W[index_t]: dW = sum_t onehot(index_t) dy_t^T, where the index is not for padding."""
+    """y_t = W[index_t]: dW = sum_t onehot(index_t) dy_t^T, where the index is not the padding index."""
     names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
     index, weight, padding, _, _, by_frequency = use.bind(*names)
     if len(index) != count or by_frequency:
@@ -27,8 +27,8 @@ def _factors(
     index: Tensor, delta: Tensor, *, rows: int, padding: int | None
 ) -> tuple[Tensor, Tensor]:
     index = index.flatten(1).unsqueeze(2)  # [n, T, 1]
-    chosen = index == torch.arange(rows, device=index.device)  # [n, T, V]
+    selected = index == torch.arange(rows, device=index.device)  # [n, T, V]
     if padding is not None:
-        chosen = chosen & (index != padding)
+        selected = selected & (index != padding)
     right = delta.reshape(len(delta), 1, -1, delta.shape[-1])  # [n, 1, T, E]
-    return chosen.to(delta.dtype).unsqueeze(1), right
+    return selected.to(delta.dtype).unsqueeze(1), right

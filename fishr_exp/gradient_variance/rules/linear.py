@@ -1,4 +1,4 @@
-"""Rules of matrix products: `linear`, and `matmul` with a parameter on the right."""
+"""Rules for matrix products: `linear`, and `matmul` with a parameter on the right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which torch function has which rule."""
+"""The rule for each torch function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .linear import linear, matmul
 
 
 def _copied(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """A parameter that the recorder gave each sample its own copy of."""
+    """A parameter of which the recorder gave each sample its own copy."""
     parameter, _ = use.args
 
     def of_copy(delta: Tensor) -> Direct:

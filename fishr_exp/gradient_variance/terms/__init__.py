@@ -1,1 +1,1 @@
-"""How the use of a parameter becomes moments of its per-sample gradients."""
+"""From the uses of a parameter to the moments of its per-sample gradients."""

@@ -1,4 +1,4 @@
-"""Samples in the order of their class within each domain, for statistics within classes."""
+"""Samples grouped by class and domain, for statistics within classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Grouping(NamedTuple):
-    """Groups of samples, one for each class and domain, and one of those left over, if any."""
+    """Groups of samples, one per class and domain, and one of the remaining samples, if any."""
 
     order: Tensor  # [N], the samples group by group
     sizes: tuple[int, ...]  # of the groups
@@ -20,7 +20,7 @@ class Grouping(NamedTuple):
 def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
     """Group samples by class, and within a class by domain.
 
-    Classes with fewer than two samples in any domain have no variance there, and are left over.
+    Classes with fewer than two samples in any domain have no variance there; their samples form the last group.
 
     Args:
         targets: [N], int64.
@@ -34,18 +34,18 @@ def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
         if min(len(group) for group in own) >= 2:
             groups += own
             classes.append(int(c))
-    left_over = torch.ones_like(targets, dtype=torch.bool)
+    remaining = torch.ones_like(targets, dtype=torch.bool)
     for group in groups:
-        left_over[group] = False
-    if left_over.any():
-        groups.append(left_over.nonzero().squeeze(1))
+        remaining[group] = False
+    if remaining.any():
+        groups.append(remaining.nonzero().squeeze(1))
     return Grouping(torch.cat(groups), tuple(len(g) for g in groups), tuple(classes))
 
 
 def by_class(name: str, value: Tensor, classes: Sequence[int], domains: int) -> dict[str, Tensor]:
-    """Take a parameter's value [groups, ...] apart into `name[class]`, [D, ...] each.
+    """Split a parameter's value [groups, ...] into `name[class]`, [D, ...] each.
 
-    Without classes, zeros under its own name.
+    Without classes, return zeros under its own name.
     """
     if not classes:
         return {name: 0 * value[:1].expand(domains, *value.shape[1:])}

@@ -1,4 +1,4 @@
-"""Moments over all ranks: each rank holds a part of every domain's minibatch."""
+"""Moments over all processes, each with a shard of every domain's minibatch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .moments import Moments
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Sum over the ranks. Its gradient is that of what all ranks compute from it, added up."""
+    """Sum over the processes. Its gradient is the sum over all processes' uses of the result."""
     return _Sum.apply(tensor)
 
 
@@ -34,18 +34,18 @@ class _Sum(torch.autograd.Function):
 def over_all_ranks(
     sizes: Sequence[int], device: torch.device
 ) -> tuple[Callable[[Moments], Moments], tuple[int, ...]]:
-    """Return what merges the moments of all ranks, with gradients, and the sizes over all ranks.
+    """Return a differentiable function that merges all processes' moments, and the total sizes.
 
     n = sum_r n_r; mean = sum_r n_r mean_r / n;
     variance = sum_r n_r (variance_r + (mean_r - mean)^2) / n.
 
-    Every rank must merge the same parameters in the same order. The gradient of what every rank
-    computes from the result is the gradient of the sum over ranks of it; data-parallel training
-    averages gradients over ranks, which makes that right.
+    Every process must merge the same parameters in the same order. The gradient of a function of the
+    result is the gradient of that function's sum over the processes; data-parallel training averages
+    gradients over the processes, which corrects this.
 
     Args:
-        sizes: This rank's D sizes.
-        device: Where the moments lie.
+        sizes: The D sizes of this process.
+        device: The device of the moments.
     """
     own = torch.tensor(sizes, device=device, dtype=torch.float64)
     total = own.clone()

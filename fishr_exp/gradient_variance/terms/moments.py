@@ -19,7 +19,7 @@ class Moments(NamedTuple):
     """Moments of the per-sample gradients of one parameter."""
 
     mean: Tensor  # [D, *shape of the parameter]
-    variance: Tensor  # [D, *shape of the parameter], or [D, P, P]; centred, divided by n
+    variance: Tensor  # [D, *shape of the parameter], or [D, P, P]; centered, divided by n
 
 
 def moments_of_terms(
@@ -35,15 +35,15 @@ def moments_of_terms(
         terms: At least one.
         shape: Of the parameter.
         sizes: The D sizes.
-        limit: Most entries of a temporary tensor.
-        covariance: Whether the whole covariance is wanted; keeps all per-sample gradients.
+        limit: Maximum number of entries of a temporary tensor.
+        covariance: Whether to compute the whole covariance; keeps all per-sample gradients.
 
     Raises:
-        UnsupportedError: If the covariance of a convolution is wanted.
+        UnsupportedError: If the covariance of a convolution is requested.
     """
     singles = [term for term in terms if isinstance(term, Single)]
     if singles and covariance:
-        raise UnsupportedError("statistic='covariance': not for convolutions; choose another scope")
+        raise UnsupportedError("statistic='covariance': not supported for convolutions; choose a different scope")
     if singles:
         return Moments(*single_moments(singles, sizes, limit))
     direct = [term.gradients for term in terms if isinstance(term, Direct)]
@@ -61,7 +61,7 @@ def moments_of_terms(
 def moments_of_gradients(
     gradients: Tensor, sizes: Sequence[int], covariance: bool = False
 ) -> Moments:
-    """Moments of per-sample gradients [N, *shape] that are at hand."""
+    """Moments of given per-sample gradients [N, *shape]."""
     means, variances = [], []
     for domain in gradients.split(list(sizes)):
         mean = domain.mean(0)
@@ -76,13 +76,13 @@ def moments_of_gradients(
 
 
 def weighted_sum(term: Term, weights: Tensor, shape: torch.Size, limit: int) -> Tensor:
-    """Sum over the samples of weight times gradient, without gradients of its own.
+    """Sum over the samples of weight times gradient; not differentiable.
 
     Args:
         term: Of N samples.
         weights: [N].
         shape: Of the parameter.
-        limit: Most entries of a temporary tensor.
+        limit: Maximum number of entries of a temporary tensor.
 
     Returns:
         [*shape].
@@ -91,7 +91,7 @@ def weighted_sum(term: Term, weights: Tensor, shape: torch.Size, limit: int) -> 
         return torch.tensordot(weights.to(term.gradients.dtype), term.gradients, 1)
     if isinstance(term, Single):
         over = weights.to(term.delta.dtype).reshape(-1, *(1,) * (term.delta.ndim - 1))
-        return term.gradient(over * term.delta, term.x)  # linear in delta, and adds samples up
+        return term.gradient(over * term.delta, term.x)  # linear in delta, and sums over samples
 
     left, right = term.factors(*(tensor[:1] for tensor in term.tensors))
     step = max(1, limit // max(1, left.numel(), right.numel()))  # samples at a time
@@ -105,7 +105,7 @@ def weighted_sum(term: Term, weights: Tensor, shape: torch.Size, limit: int) -> 
 
 
 def _joined(outers: Sequence[Outer]) -> Outer:
-    """Several uses of one parameter as one: they add up as positions do."""
+    """Several uses of one parameter as one: they are summed like positions."""
     if len(outers) == 1:
         return outers[0]
     counts = [len(outer.tensors) for outer in outers]

@@ -3,7 +3,7 @@
 A layer that applies its weight at T positions of a sample has the per-sample gradient
 g_i = left_i^T right_i, with left_i [T, R] the loss gradients at its outputs and right_i [T, K] its
 inputs. Its mean and variance over the samples need each g_i only once, a block at a time; the
-gradient of those moments is known too: dg_i = 2/n dvariance * (g_i - mean) + dmean / n.
+gradient of these moments has a closed form: dg_i = 2/n dvariance * (g_i - mean) + dmean / n.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Factors = Callable[..., tuple[Tensor, Tensor]]
 """Maps tensors [b, ...] of b samples to left [b, G, T, R] and right [b, G, T, K], G groups."""
 
 CACHE_BLOCK = 2**18
-"""Per-sample gradient entries worked on at a time on a CPU: what its second-level cache holds."""
+"""Per-sample gradient entries worked on at a time on a CPU: they fit into its second-level cache."""
 
 FEW_ROWS = 8
-"""With T = 1 and no more rows than these, building every g_i costs less than matrix products."""
+"""With T = 1 and at most this many rows, building every g_i is cheaper than matrix products."""
 
 
 def outer_moments(
@@ -34,10 +34,10 @@ def outer_moments(
     """Mean and variance, within each domain, of the per-sample gradients left^T right.
 
     Args:
-        factors: Makes left and right; differentiable; treats samples independently.
+        factors: Computes left and right; differentiable; treats samples independently.
         sizes: The D sizes.
-        limit: Most entries that a temporary tensor may have (one sample may exceed it).
-        *tensors: [N, ...] each, what `factors` takes.
+        limit: Maximum number of entries of a temporary tensor (one sample may exceed it).
+        *tensors: Arguments of `factors`, [N, ...] each.
 
     Returns:
         Mean and biased variance, [D, G, R, K] each; differentiable in `tensors`, once.
@@ -55,7 +55,7 @@ class _OuterMoments(torch.autograd.Function):
             len(sizes), left[1], left[3], right[3], dtype=_dtype(tensors)
         )  # [D, G, R, K]
         variance = torch.empty_like(mean)
-        ctx.exact_rows = []  # of each domain; None where all are
+        ctx.exact_rows = []  # per domain; None if all rows are exact
         for d, domain in enumerate(zip(*(t.split(sizes) for t in tensors), strict=True)):
             if not _prefers_products(factors, domain):
                 mean[d], variance[d] = _moments(factors, limit, domain)
@@ -136,8 +136,8 @@ def _pull_back_products(
 def _moments(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Mean and variance [G, R, K] over the samples of one domain.
 
-    From sums of deviations from the mean of the first samples, so that a mean much larger than the
-    deviation costs no digits.
+    Computed from deviations from the mean of the first samples, so that no digits are lost if the
+    mean is much larger than the deviations.
     """
     (_, groups, _, rows_all), (*_, columns) = _shapes(factors, domain)
     around = domain[0].new_empty(groups, rows_all, columns, dtype=_dtype(domain))
@@ -165,7 +165,7 @@ def _pull_back(
     shift: Tensor | None,
     out: list[Tensor | None],
 ) -> None:
-    """Write the gradients at the tensors of one domain, building each g_i anew.
+    """Write the gradients at the tensors of one domain, recomputing each g_i.
 
     dg_i = scale * (g_i - mean) + shift.
     """
@@ -202,7 +202,7 @@ def _finish(
     grads: tuple[Tensor | None, ...],
     out: list[Tensor | None],
 ) -> None:
-    """Pull the gradients at the factors back to the tensors, and write them."""
+    """Propagate the gradients at the factors to the tensors, and write them."""
     pairs = [(f, g) for f, g in zip(factors, grads, strict=True) if f.requires_grad]
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     parts = torch.autograd.grad([f for f, _ in pairs], wanted, [g for _, g in pairs])
@@ -214,9 +214,9 @@ def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     return next(t.dtype for t in tensors if t.is_floating_point())
 
 
-# Many tiny matrix products are slower than one multiplication: T = 1 goes its own way. And a
-# product that is thin in its columns is several times slower than its transpose, which is thin in
-# its rows: hence positions come first.
+# Many tiny matrix products are slower than one multiplication, so T = 1 is a special case. And a
+# product with few columns is several times slower than its transpose with few rows, so positions
+# come first.
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def _add_sum(total: Tensor, values: Tensor) -> None:
 
 
 def _add_sum_of_squares(total: Tensor, values: Tensor) -> None:
-    """Uses `values` up."""
+    """Overwrites `values`."""
     if len(values) == 1:
         total.addcmul_(values[0], values[0])
     else:
@@ -266,9 +266,9 @@ def _add_at_right(total: Tensor, grad: Tensor, left: Tensor) -> None:
 
 
 def _chunks(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> Iterator[slice]:
-    """Cut a domain's samples into chunks whose factors keep the limit.
+    """Split a domain's samples into chunks whose factors stay within the limit.
 
-    With T = 1 the factors are as large as the gradients, and as much worth keeping in the cache.
+    With T = 1 the factors are as large as the gradients, so they should fit into the cache too.
     """
     left, right = _shapes(factors, domain)
     if right[2] == 1 and domain[0].device.type == "cpu":
@@ -277,13 +277,13 @@ def _chunks(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> Iterato
 
 
 def _blocks(left: Tensor, right: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
-    """Cut a chunk into blocks of samples and rows whose gradients keep the limit, or the cache."""
+    """Split a chunk into blocks of samples and rows whose gradients fit the limit, or the cache."""
     if left.device.type == "cpu":
         limit = min(limit, CACHE_BLOCK)
     n, groups, _, rows = left.shape
     row = groups * right.shape[3]
     length = max(1, min(n, limit // (row * rows)))
-    for block in _slices(rows, limit // row // length):  # outside, to keep its sums in the cache
+    for block in _slices(rows, limit // row // length):  # outer loop, so that its sums stay in the cache
         for group in _slices(n, length):
             yield group, block
 

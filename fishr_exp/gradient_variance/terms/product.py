@@ -2,7 +2,7 @@
 
 With g_i = left_i right_i^T of vectors, mean_i g_i^2 = (left^2)^T (right^2) / n: two matrix products
 give mean and second moment, and no per-sample gradient is ever built. Their difference is the
-variance, and loses digits where the mean is large; rows where it does are left to the caller.
+variance, which loses digits if the mean is large; such rows are left to the caller.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 2**20  # entries of a factor worked on at a time: squares that stay in the cache
+BLOCK = 2**20  # entries of a factor processed at a time, so that their squares stay in the cache
 SMALLEST_SHARE = 0.01
-"""Of the second moment: a variance below that share of it has lost two digits or more."""
+"""A variance below this fraction of the second moment has lost at least two digits."""
 
 
 def moments_by_products(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,8 +42,8 @@ def pull_back_products(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients at left and right, given dg_i = scale * g_i + constant with g_i = left right^T.
 
-    dleft_i = left_i * (scale right_i^2) + constant right_i, and dright_i likewise; None where the
-    factor needs no gradient.
+    dleft_i = left_i * (scale right_i^2) + constant right_i, and dright_i analogously; None if
+    the factor needs no gradient.
 
     Args:
         left: [n, R].

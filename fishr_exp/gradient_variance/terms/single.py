@@ -1,7 +1,7 @@
 """Moments of per-sample gradients that are built one sample at a time, without keeping them.
 
-On a CPU the library's own convolution kernels, called for one sample, beat any product of unfolded
-inputs: they need no unfolding, and the sample's gradient stays in the cache.
+On a CPU the library's own convolution kernels, called for one sample, are faster than a product of
+unfolded inputs: they need no unfolding, and the sample's gradient stays in the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 KEPT_SHARE = 3
-"""Gradients are kept if they take at most so many times the memory of their layer's tensors."""
+"""Gradients are kept if they need at most this many times the memory of their layer's tensors."""
 
 
 class Single(NamedTuple):
@@ -24,15 +24,15 @@ class Single(NamedTuple):
     x: Tensor  # [N, ...], the input
     gradient: Callable[[Tensor, Tensor], Tensor]  # of delta [1, ...] and x [1, ...]
     pull_back: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
-    """Of the gradient's gradient, delta and x, the gradients at delta and, if asked, at x."""
+    """Maps the gradient's gradient, delta and x to the gradients at delta and, if requested, at x."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the gradient is made of."""
+        """The tensors that the gradient is computed from."""
         return self.delta, self.x
 
     def of(self, inputs: Sequence[Tensor]) -> Single:
-        """The same term of other inputs."""
+        """Return the same term with other inputs."""
         delta, x = inputs
         return self._replace(delta=delta, x=x)
 
@@ -40,14 +40,14 @@ class Single(NamedTuple):
 def single_moments(
     terms: Sequence[Single], sizes: Sequence[int], limit: int
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance, within each domain, of the per-sample gradients added up over `terms`.
+    """Mean and variance, within each domain, of the per-sample gradients, summed over `terms`.
 
     Args:
         terms: The uses of one parameter.
         sizes: The D sizes.
-        limit: Most entries of a temporary tensor. Within it, gradients that are not much larger
-            than the layer's own input and output are kept for the way back; the others are built
-            anew.
+        limit: Maximum number of entries of a temporary tensor. Within it, gradients that are not
+            much larger than the layer's input and output are kept for the backward pass; the others
+            are recomputed.
 
     Returns:
         Mean and biased variance, [D, *shape of the parameter] each; differentiable once.
@@ -71,7 +71,7 @@ class _SingleMoments(torch.autograd.Function):
         ctx.kept, ctx.offsets = {}, {}  # g_i minus the first of its domain, by sample; their mean
         limit = min(limit, KEPT_SHARE * sum(t.numel() for t in tensors))
         for d, n in enumerate(sizes):
-            # Sums of deviations from the first sample keep their digits where the mean is large.
+            # Sums of deviations from the first sample lose no digits if the mean is large.
             first = _gradient(kernels, tensors, start)
             if d == 0:
                 mean = first.new_empty(len(sizes), *first.shape)

@@ -1,4 +1,4 @@
-"""Uses of parameters in a forward pass, and the per-sample gradients that they give."""
+"""Uses of parameters in a forward pass, and the resulting per-sample gradients."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Use:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: Tensor  # the result; later in-place code may have changed its data
-    edge: GradientEdge  # where the gradient at the result arrives, whatever happens to it later
+    output: Tensor  # later in-place operations may have changed its data
+    edge: GradientEdge  # where the gradient at the output arrives, also after in-place changes
     positions_first: bool = False  # [T, N, ...] or [T * N, ...], as attention works inside
 
     def bind(self, *names: str) -> list[Any]:
-        """Return the arguments of these names, in the order of the function's signature.
+        """Return the arguments with these names, which are in the order of the signature.
 
-        None stands for those that were not given.
+        Those that were not given are None.
         """
         given = list(self.args) + [None] * len(names)
         return [self.kwargs.get(name, given[i]) for i, name in enumerate(names)]
@@ -39,7 +39,7 @@ class Use:
         return {known[id(value)] for value in values if id(value) in known}
 
     def samples_first(self, x: Tensor, count: int) -> Tensor:
-        """Bring an argument or a gradient into the layout [N, ...], in float32 at least."""
+        """Convert an argument or a gradient to the layout [N, ...], at least in float32."""
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()
         if self.positions_first:
@@ -48,33 +48,33 @@ class Use:
 
 
 class Direct(NamedTuple):
-    """A per-sample gradient small enough to be kept."""
+    """A per-sample gradient that is small enough to be stored."""
 
     gradients: Tensor  # [N, *shape of the parameter]
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the gradient is made of."""
+        """The tensors that the gradient is computed from."""
         return (self.gradients,)
 
     def of(self, inputs: Sequence[Tensor]) -> Direct:
-        """The same term of other inputs."""
+        """Return the same term with other inputs."""
         return Direct(*inputs)
 
 
 class Outer(NamedTuple):
-    """A per-sample gradient that is a product of two factors, and is never kept."""
+    """A per-sample gradient that is a product of two factors, and is never stored."""
 
     factors: Factors
     tensors: tuple[Tensor, ...]  # [N, ...] each
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the gradient is made of."""
+        """The tensors that the gradient is computed from."""
         return self.tensors
 
     def of(self, inputs: Sequence[Tensor]) -> Outer:
-        """The same term of other inputs."""
+        """Return the same term with other inputs."""
         return Outer(self.factors, tuple(inputs))
 
 
@@ -85,12 +85,12 @@ MakeTerm = Callable[[Tensor], Term]
 Rule = Callable[[Use, int], "list[tuple[Any, MakeTerm]] | None"]
 """Maps a use, and the number of samples N, to the arguments that have a rule, each with its term.
 
-None if the rule does not hold for this call, for instance because the first dimension is not N.
+None if the rule does not apply to this call, for example because the first dimension is not N.
 """
 
 
 Plan = tuple[Use, list[tuple[str, MakeTerm]]]
-"""A use, and the names of its parameters that have a rule, each with what makes its term."""
+"""A use, and the names of its parameters that have a rule, each with the function for its term."""
 
 
 def flatten(values: Any) -> Iterator[Any]:

@@ -55,8 +55,8 @@ PRESCRIBED: dict[str, Any] = {
 _NOTES = (
     "Accuracy in % at the last step, mean ± population standard deviation over seeds; one seed"
     " has no deviation.",
-    "train: mean over the two training domains; test: the domain with the colour reversed"
-    " (minus90); gray: the same digits without colour.",
+    "train: mean over the two training domains; test: the domain with the color reversed"
+    " (minus90); gray: the same digits without color.",
 )
 
 
