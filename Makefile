@@ -43,7 +43,7 @@ test: $(READY)  ## all tests that need no long run, server or GPU
 test-slow: $(READY)  ## the long ones too: servers, slow references, GPU where there is one
 	$(BIN)/python -m pytest -m ''
 
-check: $(READY)  ## ruff (lint and format), types, and who may import whom
+check: $(READY)  ## ruff (lint and format), types, and the import layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,23 +1,23 @@
-"""Images a second: DomainBed's way to read training minibatches, and ours; and who waits for whom.
+"""Images per second: DomainBed's way to read training minibatches, and ours; and how long steps wait.
 
-- `domainbed`: torchvision's `ImageFolder` with DomainBed's chain, a DataLoader a domain.
+- `domainbed`: torchvision's `ImageFolder` with DomainBed's chain, one DataLoader per domain.
 - `files`: our domains, every image decoded at every read.
 - `cache`: our domains, decoded once.
 
-All give float32 minibatches of each domain in turn, from the same images in random order, by the
-same number of workers for each domain: processes for `domainbed` (which has 8, for many cores),
-threads for ours. Each contender is a process of its own, with its workers stopped while another's
-turn is, round after round; each first reads as many batches as its workers hold ahead, which are
-not timed. `times` is the median over the rounds of the ratio to `domainbed` in the same round; the
-bar is 10 for `cache` at 224. `CPU ms` is processor time of an image in all processes, which hardly
-depends on what else the machine does. Memory is what process and workers hold (Pss) at the end,
-less what the process held before the loaders were made, without the pages of mapped files, which
-the system may take back; those are given beside.
+All yield float32 minibatches of each domain in turn, from the same images in random order, with
+the same number of workers per domain: processes for `domainbed` (DomainBed itself uses 8, for many
+cores), threads for ours. Each contender has its own process. They take turns, round after round,
+and the workers of the others are stopped meanwhile. Each first reads as many batches as its workers
+prefetch, which are not timed. `times` is the median over the rounds of the ratio to `domainbed` in
+the same round; the bar is 10 for `cache` at 224. `CPU ms` is the processor time per image in all
+processes, which hardly depends on other load. Memory is what process and workers hold (Pss) at the
+end, minus what the process held before the loaders were made, without the pages of mapped files,
+which the system may reclaim; `mapped` shows those.
 
-The second table is of ERM steps of a ResNet-18 in bfloat16 with channels_last, the fastest here and
-so the hardest to feed, with `cache`: the share of a step that waits for its batch (bar: under 3 %),
-and how much longer a step takes than on a batch that is there already. Batches that lay ready when
-the clock began are not counted. A loader's thread and the step's share these cores.
+The second table is about ERM steps of a ResNet-18 in bfloat16 with channels_last, the fastest here
+and so the hardest to feed, with `cache`: the share of a step that waits for its batch (bar: under
+3 %), and how much longer a step takes than on a batch that is already in memory. Batches that were
+ready when the timing began are not counted. The loader's threads and the step share these cores.
 """
 
 from __future__ import annotations

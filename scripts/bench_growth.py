@@ -1,9 +1,9 @@
 """How time and memory of a step grow with samples, domains and parameters.
 
 The step is that of `bench_step.py`, on a small convolutional network: three 3×3 convolutions of
-w, 2w and 2w filters, each followed by ReLU and GroupNorm, on images of 1×28×28. One of samples of
-each domain, number of domains, and w varies; the others stay at 16, 3 and 32. Times are medians;
-peaks are measured as there, all sizes one after the other in one process for each contender.
+w, 2w and 2w filters, each followed by ReLU and GroupNorm, on images of 1×28×28. One of
+samples per domain, number of domains, and w varies; the others stay at 16, 3 and 32. Times are
+medians; peaks are measured as there, all sizes one after another in one process per contender.
 """
 
 from __future__ import annotations

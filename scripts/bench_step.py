@@ -1,31 +1,31 @@
 """Time and memory of a training step: ERM beside Fishr, by engine and scope, on the same batch.
 
-What is timed is the step that training makes: objective, backward pass and Adam's update, on
-inputs and labels drawn at random, which cost what real ones do.
+A step of training is timed: objective, backward pass and Adam's update, on random inputs and
+labels, which cost the same as real ones.
 
-Time: the contenders make one step each, round after round, in a new random order every round, so
-that whatever slows the machine slows all alike. `ratio` divides the medians; `paired` is the
-median over the rounds of the ratio to the ERM step of the same round, and the bars judge it.
-`erm again` is a second ERM: how far from 1 it is, the machine adds by itself. Contenders over all
-parameters are slow, and their bars wide: they take part in every fifth round, and those whose
-first step took more than 20 times ERM's in every fifteenth. `steps` says how many were timed.
+Time: in every round each contender makes one step, in a new random order, so that other load on
+the machine affects all of them equally. `ratio` divides the medians. `paired` is the median over
+the rounds of the ratio to the ERM step of the same round; the bars refer to it. `erm again` is a
+second ERM: its difference from 1 is noise. Contenders over all parameters are slow and their bars
+wide: they take part in every fifth round, and those whose first step took more than 20 times
+ERM's in every fifteenth. `steps` is the number of timed steps.
 
-Our engine is `native`. BackPACK over all parameters runs in up to four ways, and `native faster`
-says how many times as long as native it takes:
+Our engine is `native`. BackPACK over all parameters runs in up to four ways; `native faster` is
+its time divided by that of native:
 
-- `backpack`: as it comes, which is what `engine=backpack` runs. It keeps all per-sample gradients,
+- `backpack`: with its defaults, as `engine=backpack` runs it. It keeps all per-sample gradients,
   and BackPACK chooses how to differentiate convolutions.
 - `backpack fast`: the same with BackPACK's mode `weight_jac_t_save_memory`.
-- `backpack squares`: by hand with BackPACK's extension `SumGradSquared`, one domain after the
-  other, which gives the same penalty. No per-sample gradients of linear layers are kept.
+- `backpack squares`: our code with BackPACK's extension `SumGradSquared`, one domain after
+  another, which gives the same penalty. No per-sample gradients of linear layers are kept.
 - `backpack fast squares`: both.
 
-The bar is against BackPACK as it comes. Its convolutions as they come slow down faster than the
-batch grows: with 64 samples of each domain a step of the CNN takes minutes. There they are left
-out, and `cnn_minibatch` compares all four on a batch that they can do.
+The bar refers to BackPACK with its defaults. Its default convolutions slow down faster than the
+batch grows: with 64 samples of each domain a step of the CNN takes minutes. They are left out
+there, and `cnn_minibatch` compares all four on a smaller batch.
 
-Memory: each contender alone in a process of its own; the peak resident set of three steps, less
-what was resident before them (libraries, weights, batch). On CUDA, of allocated memory.
+Memory: each contender runs alone in its own process; the peak resident set of three steps, minus
+what was resident before them (libraries, weights, batch). On CUDA, allocated memory.
 
 With `--precision bf16` the objective is computed under autocast, with `--channels-last` on that
 layout. With `--compile` the featurizers

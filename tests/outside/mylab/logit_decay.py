@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fishr_exp.trainers import ForwardPass, Penalized
+from fishr_exp.trainers import ForwardPass, Penalized, domain_means
 
 
 class LogitDecay(Penalized):
     """The mean risk plus gamma times the mean squared logit."""
 
     def penalty(self, forward: ForwardPass) -> Tensor:
-        """Mean of the squared logits."""
-        return forward.logits.square().mean()
+        """Mean over the domains, of the samples of all processes."""
+        squares = forward.logits.square().mean(1)  # [N]
+        return domain_means(forward.batch.by_domain(squares)).mean()

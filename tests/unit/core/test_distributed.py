@@ -11,7 +11,7 @@ import torch
 from torch import multiprocessing
 
 from fishr_exp.core import distributed
-from fishr_exp.core.contracts import Batch, Minibatch, Model, Trainer
+from fishr_exp.core.contracts import Batch, Facts, Minibatch, Model, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.minibatches import share
 from fishr_exp.gradient_variance import per_sample_losses
@@ -46,17 +46,21 @@ def _method(overrides: list[str]) -> Trainer:
 
     with initialize_config_dir(str(TRAINERS.parent), version_base="1.3"):
         config = compose("config", [*overrides, "sweep_name=test"])
-        return arguments(config, {"dataset": "", "model": "", "trainer": ""}).trainer()
+        make = arguments(config, {"dataset": "", "model": "", "trainer": ""}).trainer
+    return make(loss=per_sample_losses)
 
 
 def _steps(method: Trainer, model: Model, batch: Batch) -> list[torch.Tensor]:
-    """Return the logs and gradients of each step."""
-    players = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.0))
+    """Return the logs and weights of each step."""
+    torch.manual_seed(0)  # it may make networks
+    model = method.prepare(model, Facts(("a", "b"), 3, 4, 20_000)).double()
+    method.double()
+    players = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.01))
     found: list[torch.Tensor] = []
     for step in STEPS:
         logs = optimizer_step(method, model, players, batch, step)
         found += [logs[name] for name in sorted(logs)]
-        found += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found += [p.detach().clone() for of in (model, method) for p in of.parameters()]
     return found
 
 
@@ -68,6 +72,7 @@ def _rank(rank: int, folder: str, methods: dict[str, Trainer]) -> None:
     for overrides, method in methods.items():
         model, minibatches = _problem()
         found[overrides] = _steps(method, model, Batch.join(minibatches[rank]))
+    model, minibatches = _problem()
     counts = _count(model, minibatches[rank][:1])
     found["counts"] = [counts.confusion, counts.loss]
     try:

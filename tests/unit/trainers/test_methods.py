@@ -11,8 +11,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fishr_exp.configuration.binding import arguments, conf_dir
-from fishr_exp.core.contracts import Batch, Minibatch, Model
-from fishr_exp.training.step import make_players, optimizer_step
+from fishr_exp.core.contracts import Batch, Facts, Minibatch, Model, Trainer
+from fishr_exp.gradient_variance import per_sample_losses
+from fishr_exp.training.step import Player, make_players, optimizer_step
 
 CHOICES = {"dataset": "", "model": "", "trainer": ""}
 METHODS = sorted(path.stem for path in (conf_dir() / "trainer").glob("*.yaml"))
@@ -44,38 +45,57 @@ def batch(*sizes: int, seed: int = 1) -> Batch:
     )
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_objective_is_finite_and_reaches_every_parameter(name: str) -> None:
-    network, method = model(), maker(name)()
-    objective = method.objective(network, batch(6, 7, 5), step=10_000)
-    assert {"risk", "objective"} <= set(objective.logs)
-    objective.total.backward()
-    for parameter in network.parameters():
-        assert parameter.grad is not None
-        assert torch.isfinite(parameter.grad).all()
-        assert parameter.grad.abs().sum() > 0
+def ready(name: str, **changes) -> tuple[Trainer, Model, dict[str, Player]]:
+    """A trainer with its networks, its model, and its players, as a run has them."""
+    method, network = maker(name)(loss=per_sample_losses, **changes), model()
+    network = method.prepare(network, Facts(("a", "b", "c"), 3, 4, 20_000)).double()
+    method.double()
+    return (
+        method,
+        network,
+        make_players(method, network, functools.partial(torch.optim.SGD, lr=1e-3)),
+    )
+
+
+def state(*modules: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for module in modules for p in module.parameters()]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_updates_the_model_and_frees_the_graph(name: str) -> None:
-    network, method = model(), maker(name)()
-    before = copy.deepcopy(network.state_dict())
-    players = make_players(method, network, functools.partial(torch.optim.SGD, lr=1e-3))
-    logs = optimizer_step(method, network, players, batch(6, 7), step=10_000)
-    assert not any(value.requires_grad for value in logs.values())
-    assert all(not torch.equal(before[k], v) for k, v in network.state_dict().items())
+def test_steps_update_every_parameter_and_free_the_graph(name: str) -> None:
+    """A method whose players move in turn has moved them all after a few steps."""
+    method, network, players = ready(name)
+    before, seen = state(network, method), set()
+    for step in range(12):
+        logs = optimizer_step(method, network, players, batch(6, 7, 5, seed=step), 10_000 + step)
+        assert not any(value.requires_grad for value in logs.values())
+        assert all(torch.isfinite(value).all() for value in logs.values())
+        seen |= set(logs)
+    assert {"risk", "objective"} <= seen
+    for old, new in zip(before, state(network, method), strict=True):
+        assert torch.isfinite(new).all()
+        assert not torch.equal(old, new)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_state_goes_through_a_checkpoint(name: str) -> None:
-    network, method = model(), maker(name)()
+    """From a copy of the state, the next steps are the same, before and after the penalty acts."""
+    one, other = ready(name), ready(name)
     for step in range(3):
-        method.objective(network, batch(6, 7, seed=step), step=step)
-    other = maker(name)()
-    other.load_state_dict(copy.deepcopy(method.state_dict()))
+        optimizer_step(*one, batch(6, 7, 5, seed=step), step)
+    for left, right in zip(one[:2], other[:2], strict=True):
+        right.load_state_dict(copy.deepcopy(left.state_dict()))
+    for player, source in zip(other[2].values(), one[2].values(), strict=True):
+        player.optimizer.load_state_dict(copy.deepcopy(source.optimizer.state_dict()))
     for step in (3, 10_000):
-        totals = [m.objective(network, batch(6, 7, seed=step), step).total for m in (method, other)]
-        assert torch.equal(*totals)
+        torch.manual_seed(step)  # the draws of a method
+        first = optimizer_step(*one, batch(6, 7, 5, seed=step), step)
+        torch.manual_seed(step)
+        second = optimizer_step(*other, batch(6, 7, 5, seed=step), step)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    for left, right in zip(state(*one[:2]), state(*other[:2]), strict=True):
+        assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize("name", METHODS)
