@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -87,8 +89,17 @@ def _overrides() -> dict[str, str]:
     return {key.lstrip("+"): value for key, equals, value in typed if equals}
 
 
+def _folders() -> Iterator[Path]:
+    """The folders of the configuration: the package's, and the one of `--config-dir`."""
+    yield conf_dir()
+    words = [part for word in sys.argv[1:] for part in word.split("=", 1)]
+    for flag, value in itertools.pairwise(words):
+        if flag in ("--config-dir", "-cd"):
+            yield Path(value)
+
+
 def _no_option(group: str, name: str) -> ConfigError:
-    known = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    known = sorted({path.stem for of in _folders() for path in (of / group).glob("*.yaml")})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {group}={near[0]}?" if near else ""
     return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", hint)

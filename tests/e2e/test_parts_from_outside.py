@@ -270,3 +270,10 @@ def test_a_key_that_came_later_leaves_the_names_of_runs(own: Own, tmp_path: Path
     assert again.folder == first.folder
     assert "done already" in again.err
     assert own(*words, "trainer.l2=0.5").folder != first.folder
+
+
+def test_a_typo_lists_the_options_of_the_users_own_folder_too(fishr_exp: Command) -> None:
+    done = fishr_exp(f"--config-dir={OUTSIDE / 'conf'}", "trainer=adversery")
+    assert done.status == 2
+    assert "choose from adversary, erm, fishr" in done.err
+    assert "did you mean trainer=adversary?" in done.err

@@ -51,8 +51,8 @@ class Ema(Averaging):
         self.count += 1
         for mean, weight in zip(self.mean.parameters(), model.parameters(), strict=True):
             mean.lerp_(weight, 1 - decay)
-        for mean, value in zip(self.mean.buffers(), model.buffers(), strict=True):
-            mean.copy_(value)
+        for kept, current in zip(self.mean.buffers(), model.buffers(), strict=True):
+            kept.copy_(current)
 
     def averaged(self, model: Model) -> Model:
         """The average, once there is one."""
