@@ -1,4 +1,4 @@
-"""The command `fishr-data`: what datasets there are, get one, is a copy sound, decode it once."""
+"""The command `fishr-data`: list, download, check and cache image datasets."""
 
 from __future__ import annotations
 
@@ -28,51 +28,55 @@ if TYPE_CHECKING:
 _IMAGES = "fishr_exp.data.datasets.image_folder.image_folder"
 _SPAWRIOUS = "fishr_exp.data.datasets.spawrious.spawrious"
 _LISTS = "fishr_exp.data.datasets.path_lists.path_lists"
-_NAMED = 5  # files of a kind to name
+_NAMED = 5  # maximum number of files in a message
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 1 where the data are not sound, 2 for a mistake."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, 1 for problems in the data, 2 for a configuration error."""
     parser = argparse.ArgumentParser(
-        prog="fishr-data", description="Get image datasets, and look at them before training."
+        prog="fishr-data", description="Download image datasets, and check them before training."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the datasets that have a configuration")
     get = commands.add_parser(
         "download",
-        help="get a dataset: fetch, compare checksums, unpack",
-        description="Fetch the archives of a dataset into DIR, or take those that lie there, and"
-        " unpack them into a folder of DIR. A broken transfer is taken up where it broke, by the"
-        f" same command. {UNTESTED.capitalize()}. Where a license or a page stands in the way, it"
-        " says where to get the files by hand.",
+        help="download a dataset: fetch, compare checksums, unpack",
+        description="Fetch the archives of a dataset into DIR, or use those that are there, and"
+        " unpack them into a folder of DIR. The same command resumes an interrupted transfer."
+        f" {UNTESTED.capitalize()}. If a license or a web page prevents a download, the command"
+        " prints where to download the files manually.",
     )
     get.add_argument("dataset", help=", ".join(SOURCES))
-    get.add_argument("folder", metavar="DIR", help="of the archives, and of the dataset's folder")
+    get.add_argument("folder", metavar="DIR", help="for the archives and the dataset's folder")
     get.add_argument(
         "--mirror", action="append", default=[], metavar="URL",
-        help="look for URL/NAME of each archive first; may be given several times",
+        help="try URL/NAME for each archive first; may be given several times",
     )  # fmt: skip
     check = commands.add_parser(
         "check",
         help="count, read and compare all images of a dataset",
-        description="Read every image. Exit status 1 for images that cannot be read, for files that"
-        " two domains share, and for counts that are not those of the dataset.",
+        description="Read every image. Exit status 1 for images that cannot be read, for files in"
+        " two domains, and for counts that differ from those of the dataset.",
     )
     prepare = commands.add_parser(
         "prepare",
         help="decode all images of a dataset once, into a cache",
-        description="Write the cache that dataset.cache names, or outputs/cache, or compare every"
-        " byte of one that is there, and write it anew where it is damaged.",
+        description="Write the cache to dataset.cache, or to outputs/cache; if it exists, compare"
+        " every byte, and write damaged files again.",
     )
     for command in (check, prepare):
         command.add_argument("dataset", help="an option of the group dataset: pacs, vlcs, ...")
         command.add_argument("root", help="the folder of its domains")
         command.add_argument(
-            "overrides", nargs="*", default=[], metavar="dataset.KEY=VALUE", help="as for fishr-exp"
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="dataset.KEY=VALUE",
+            help="overrides, as for fishr-exp",
         )
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("fishr_exp").setLevel(logging.INFO)  # which files were passed over, e.g.
+    logging.getLogger("fishr_exp").setLevel(logging.INFO)  # such as the number of ignored files
     try:
         if options.command == "list":
             sys.stdout.write(_list())
@@ -93,20 +97,24 @@ def _list() -> str:
     rows = []
     for path in sorted((conf_dir() / "dataset").glob("*.yaml")):
         known = KNOWN.get(path.stem)
-        says = next(line for line in path.read_text().splitlines() if not line.startswith("# @"))
+        description = next(
+            line for line in path.read_text().splitlines() if not line.startswith("# @")
+        )
         images = (known.images or "?") if known else ""
         classes = known.classes if known else ""
-        rows.append([path.stem, classes, images, _got(path.stem), says.lstrip("# ")])
+        rows.append(
+            [path.stem, classes, images, _availability(path.stem), description.lstrip("# ")]
+        )
     table = tabulate(rows, ["dataset", "classes", "images", "download", "what"], stralign="left")
     return f"{table}\n\nfishr-data download: {UNTESTED}\n"
 
 
-def _got(dataset: str) -> str:
-    """Say how to get a dataset."""
+def _availability(dataset: str) -> str:
+    """Return how a dataset can be downloaded."""
     source = next((one for one in SOURCES.values() if dataset in one.datasets), None)
     if source is None:
         return ""
-    return "by hand" if source.by_hand else "untested"
+    return "manual" if source.by_hand else "untested"
 
 
 def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
@@ -119,7 +127,7 @@ def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
     try:
         target = download(dataset, Path(folder).expanduser(), mirrors, say)
     except KeyboardInterrupt:
-        sys.stderr.write("fishr-data: stopped; the same command goes on\n")
+        sys.stderr.write("fishr-data: stopped; the same command resumes\n")
         return 130
     name = find(dataset)[1].datasets[0]
     if name in KNOWN:
@@ -140,15 +148,15 @@ def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
     known = KNOWN.get(dataset)
     wrong = []
     if known and (classes := len(next(iter(images.values())))) != known.classes:
-        wrong.append(f"{known.title} has {known.classes} classes, and here are {classes}")
+        wrong.append(f"{known.title} has {known.classes} classes, but {classes} were found")
     if known and known.images not in (None, len(found)):
-        wrong.append(f"{known.title} has {known.images} images, and here are {len(found)}")
+        wrong.append(f"{known.title} has {known.images} images, but {len(found)} were found")
     wrong += [f"{one.path}: cannot be read ({one.fault})" for one in bad[:_NAMED]]
     wrong += _more(bad, "that cannot be read")
     wrong += [f"two domains share an image: {_paths(group)}" for group in leaks[:_NAMED]]
     wrong += _more(leaks, "that domains share")
-    told = [f"{one.path}: {one.size[0]}x{one.size[1]} pixels" for one in odd[:_NAMED]]
-    for line in (*wrong, *told):
+    notes = [f"{one.path}: {one.size[0]}x{one.size[1]} pixels" for one in odd[:_NAMED]]
+    for line in (*wrong, *notes):
         sys.stdout.write(f"{line}\n")
     return int(bool(wrong))
 
@@ -162,14 +170,16 @@ def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
     domains, rows = build(), []
     for name, domain in domains.by_name.items():
         if not isinstance(domain.pictures, Cached):
-            raise ConfigError("dataset.cache", "null", "names no folder", "pass dataset.cache=DIR")
-        path, anew = domain.pictures.path, not domain.pictures.sound()
-        if anew:
+            raise ConfigError(
+                "dataset.cache", "null", "does not name a folder", "pass dataset.cache=DIR"
+            )
+        path, damaged = domain.pictures.path, not domain.pictures.is_intact()
+        if damaged:
             path.unlink(missing_ok=True)
-        size, skipped = 0 if anew else path.stat().st_size, domains.skipped.get(name, 0)
+        size, skipped = 0 if damaged else path.stat().st_size, domains.skipped.get(name, 0)
         rows.append([name, len(domain), skipped, size / 2**20, path])
     if any(not row[3] for row in rows):
-        sys.stderr.write("fishr-data: a file was damaged, and is made anew\n")
+        sys.stderr.write("fishr-data: a file was damaged, and is written again\n")
         return _prepare(dataset, root, overrides)
     headers = ["domain", "images", "skipped", "MiB", "file"]
     sys.stdout.write(f"{tabulate(rows, headers, floatfmt='.1f')}\n")
@@ -178,7 +188,7 @@ def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
 
 
 def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
-    """List the images of a dataset, by what its builder lists them with."""
+    """List the images of a dataset with the function that its builder uses."""
     from fishr_exp.data.datasets.image_folder import find_images, image_folder
     from fishr_exp.data.datasets.spawrious import find_spawrious
 
@@ -195,16 +205,19 @@ def _builder(
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         plain = hydra.compose("config", [f"dataset={dataset}"]).dataset
         if plain._target_ not in builders:
-            reason, hint = "is no dataset of image files", "choose image_folder, pacs, vlcs, ..."
+            reason, hint = "is not a dataset of image files", "choose image_folder, pacs, vlcs, ..."
             if plain._target_ == _LISTS:
-                reason, hint = "has lists in place of folders", "fishr-data prepare reads them all"
+                reason, hint = (
+                    "has lists instead of folders",
+                    "use fishr-data prepare, which reads them all",
+                )
             raise ConfigError("dataset", dataset, reason, hint)
-        for word in overrides:
-            key, _, value = word.lstrip("+").partition("=")
+        for override in overrides:
+            key, _, value = override.lstrip("+").partition("=")
             if key.startswith("dataset.") and key.split(".")[1] not in plain:
                 raise unknown_key(key, value, [name for name in plain if name[0] != "_"])
         node = hydra.compose("config", [f"dataset={dataset}", *overrides]).dataset
-    node.root = root  # a word would need quotes, and those in it a backslash
+    node.root = root  # an override would need quotes and escapes
     if missing := sorted(OmegaConf.missing_keys(node)):
         raise ConfigError(missing[0], "???", "must be given", f"add {missing[0]}=VALUE")
     build = part(OmegaConf.to_container(node), "dataset")
@@ -213,12 +226,14 @@ def _builder(
 
 
 def _table(images: Images, bad: list[Found], odd: list[Found], twice: list[list[Found]]) -> str:
-    again = [one for group in twice for one in group[1:]]  # the first of equal files is the image
+    repeated = [
+        one for group in twice for one in group[1:]
+    ]  # the first of equal files is the image
     rows = []
     for domain, classes in images.items():
         counts = {name: len(paths) for name, paths in classes.items()}
         least = min(counts, key=lambda name: counts[name])
-        lost = [sum(one.domain == domain for one in kind) for kind in (bad, again, odd)]
+        lost = [sum(one.domain == domain for one in kind) for kind in (bad, repeated, odd)]
         rows.append(
             [domain, sum(counts.values()), len(counts), f"{least} ({counts[least]})", *lost]
         )
@@ -232,8 +247,8 @@ def _paths(group: Sequence[Found]) -> str:
     return ", ".join(one.path for one in group[:_NAMED])
 
 
-def _more(kind: Sequence[object], words: str) -> list[str]:
-    return [f"and {len(kind) - _NAMED} more {words}"] if len(kind) > _NAMED else []
+def _more(found: Sequence[object], what: str) -> list[str]:
+    return [f"and {len(found) - _NAMED} more {what}"] if len(found) > _NAMED else []
 
 
 if __name__ == "__main__":

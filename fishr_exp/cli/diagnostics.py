@@ -1,4 +1,4 @@
-"""`fishr-diagnostics`: draws what a run with `diagnostics=true` has recorded."""
+"""`fishr-diagnostics`: draws the diagnostics of a run with `diagnostics=true`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fishr_exp.core.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for a mistake in what was asked."""
+    """Run the command; return its exit status, 2 for a configuration error."""
     parser = argparse.ArgumentParser(
         prog="fishr-diagnostics",
         description="Draw the norms and distances of the domains' gradient variances, the share of"
         " the penalty in the objective, and the cosine between the gradients of risk and penalty,"
         " over the steps of a run that was started with diagnostics=true.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
     options = parser.parse_args(arguments)
     try:
         for folder in options.runs:
@@ -39,13 +39,13 @@ def _draw(folder: Path) -> list[Path]:
         records = parse_records(folder / RECORDS)
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError("RUN", folder, f"is no run's folder ({error})", "give one") from error
+        raise ConfigError("RUN", folder, f"is not a run folder ({error})", "pass one") from error
     if not any("diagnostics" in record for record in records):
         raise ConfigError(
             "RUN",
             folder,
-            "has recorded no diagnostics",
-            "start it with diagnostics=true, anew with resume=false if it is done",
+            "has no recorded diagnostics",
+            "run it with diagnostics=true, and with resume=false if it is done",
         )
     trainer = config.get("trainer") or {}
     try:
@@ -54,7 +54,7 @@ def _draw(folder: Path) -> list[Path]:
         )
     except OSError as error:
         reason = f"this folder cannot be written ({error.strerror or error})"
-        raise ConfigError("RUN", folder, reason, "choose a copy of it") from error
+        raise ConfigError("RUN", folder, reason, "use a copy of it") from error
 
 
 if __name__ == "__main__":

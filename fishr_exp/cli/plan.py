@@ -91,7 +91,7 @@ def _estimate(jobs: Sequence[Job]) -> str:
                 _time(max(seconds)),
             ]
         )
-    headers = ["dataset", "model", "trainer", "to do", "steps", "a step", "evaluation", "a run"]
+    headers = ["dataset", "model", "trainer", "to do", "steps", "per step", "evaluation", "per run"]
     table = tabulate(rows, headers, disable_numparse=True, stralign="left")
     threads = torch.get_num_threads()
     place = _existing(jobs[0].folder)
@@ -99,8 +99,8 @@ def _estimate(jobs: Sequence[Job]) -> str:
     return (
         f"\n{table}\n\nTo do: about {_time(total)} on this machine ({device}), one run after"
         f" another, and {_size(size)} of disk; {_size(shutil.disk_usage(place).free)} are free.\n"
-        "Measured in a few steps and one evaluation of one run a line, the one with the largest"
-        " minibatches and gamma; early stopping makes it less. MLflow's database is not counted.\n"
+        "Measured in a few steps and one evaluation of one run per line, the one with the largest"
+        " minibatches and gamma; early stopping shortens it. MLflow's database is not counted.\n"
     )
 
 

@@ -24,11 +24,11 @@ SELECTIONS = ("training", "oracle", "leave_one_out")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for a mistake in what was asked."""
+    """Run the command; return its exit status, 2 for a configuration error."""
     options = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without ± still shows the rest
+            stream.reconfigure(errors="replace")  # for terminals without ±
     try:
         _check(options)
         if options.protocol is None:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"fishr-table: {error}\n")
         return 2
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; the files are written.
+        # The reader, such as `head`, has closed the pipe; the files are written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
@@ -52,12 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         " and over the steps. With --protocol, the tables of a benchmark, with a verdict against"
         " the published figures.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with run folders in it")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that contains run folders")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where table.md, table.tex, table.csv and the figures go, or"
+        help="where table.md, table.tex, table.csv and the figures are written, or"
         " PROTOCOL[-SELECTION].md and so on (default: DIR/table)",
     )
     parser.add_argument(
@@ -69,13 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol",
         choices=PROTOCOLS,
-        help="domainbed: a table for each dataset, and the averages; reads the results.jsonl files"
-        " of DomainBed, too. colored_mnist: the table of the IRM setup",
+        help="domainbed: one table per dataset, and the averages; also reads results.jsonl files"
+        " of DomainBed. colored_mnist: the table of the IRM setup",
     )
     parser.add_argument(
         "--selection",
         choices=SELECTIONS,
-        help="how domainbed chooses hyperparameters and checkpoint (default: training)",
+        help="how domainbed selects hyperparameters and checkpoint (default: training)",
     )
     parser.add_argument(
         "--published",
@@ -94,7 +94,10 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse options that would have no effect."""
     if options.selection and options.protocol != "domainbed":
         raise ConfigError(
-            "--selection", options.selection, "only domainbed selects", "add --protocol domainbed"
+            "--selection",
+            options.selection,
+            "only domainbed has a selection",
+            "add --protocol domainbed",
         )
     if options.published and options.protocol != "domainbed":
         reason = "only domainbed adds rows; colored_mnist shows published figures anyway"
@@ -114,8 +117,8 @@ def _make_table(folder: Path, out: Path, printed: str) -> None:
         raise ConfigError(
             "DIR",
             folder,
-            f"no run under it is done ({_count(runs)})",
-            "start runs with fishr-exp, or give the folder that holds them",
+            f"it contains no completed run ({_count(runs)})",
+            "start runs with fishr-exp, or pass the folder that contains them",
         )
     tables = build_tables(runs.done)
     sheets = [table_sheet(table) for table in tables]
@@ -137,7 +140,7 @@ def _make_comparison(options: argparse.Namespace) -> None:
         if options.protocol == "domainbed"
         else _colored_mnist(options, runs)
     )
-    stem = "-".join(word for word in (options.protocol, tables[0].selection) if word)
+    stem = "-".join(part for part in (options.protocol, tables[0].selection) if part)
     out = options.out or options.folder / "table"
     sheets = [comparison_sheet(table) for table in tables]
     cells = [sheet for sheet in map(cells_sheet, tables) if sheet.rows]
@@ -160,8 +163,8 @@ def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison
         raise ConfigError(
             "DIR",
             options.folder,
-            f"no run under it has records of evaluations ({_count(runs)}{first})",
-            "give the folder that holds the run folders of a sweep, or of DomainBed's",
+            f"it contains no run with records of evaluations ({_count(runs)}{first})",
+            "pass the folder that contains the run folders of a sweep, or of DomainBed's",
         )
     selection = options.selection or SELECTIONS[0]
     return build_domainbed_tables(found.runs, selection, options.published), report
@@ -175,9 +178,9 @@ def _colored_mnist(options: argparse.Namespace, runs: Runs) -> tuple[list[Compar
         raise ConfigError(
             "DIR",
             options.folder,
-            "no run under it is done on dataset=colored_mnist with observer=last_step"
+            "it contains no completed run on dataset=colored_mnist with observer=last_step"
             f" ({_count(runs)})",
-            "start some with fishr-exp experiment=colored_mnist_fishr, or give another folder",
+            "start some with fishr-exp experiment=colored_mnist_fishr, or pass another folder",
         )
     report = _report(runs)
     if others:
@@ -195,7 +198,7 @@ def _read(folder: Path) -> Runs:
             "DIR",
             folder,
             f"this folder cannot be read ({error.strerror})",
-            "give the folder that holds the run folders, such as outputs/runs",
+            "pass the folder that contains the run folders, such as outputs/runs",
         ) from error
 
 
@@ -206,9 +209,9 @@ def _say(
 
     sys.stdout.write(FORMATS[printed](sheets))
     sys.stdout.flush()
-    # What is said about a table goes elsewhere when the table may be read by a program.
-    said = sys.stdout if printed == "text" else sys.stderr
-    said.write("\n".join(["", *report, "Wrote:", *files]) + "\n")
+    # If a program may read the table, the report about it goes to stderr.
+    stream = sys.stdout if printed == "text" else sys.stderr
+    stream.write("\n".join(["", *report, "Wrote:", *files]) + "\n")
 
 
 def _write(
@@ -218,7 +221,7 @@ def _write(
     figures: Sequence[Table] = (),
     formats: Sequence[str] = tuple(SUFFIXES),
 ) -> list[str]:
-    """Write the files and return their names, one a line."""
+    """Write the files and return their names, one per line."""
     from fishr_exp.reports.sheets.sheet import FORMATS
     from fishr_exp.runs.files import write_atomically
 
@@ -237,7 +240,7 @@ def _write(
             "--out",
             out,
             f"this folder cannot be written ({error.strerror or error})",
-            "give another folder with --out",
+            "pass another folder with --out",
         ) from error
     return [f"  {file}" for file in files]
 
@@ -245,8 +248,8 @@ def _write(
 def _figure_name(table: Table, number: int, of: int) -> str:
     if of == 1:
         return "figure"
-    words = re.sub(r"[^\w-]+", "-", "-".join([table.dataset, *table.test_domains]))
-    return f"figure-{number}-{words}"
+    name = re.sub(r"[^\w-]+", "-", "-".join([table.dataset, *table.test_domains]))
+    return f"figure-{number}-{name}"
 
 
 def _count(runs: Runs) -> str:
@@ -268,7 +271,7 @@ def _about_figures(tables: Sequence[Table]) -> list[str]:
     from fishr_exp.reports.figures.gamma import varies_gamma
 
     return [
-        f"Gamma does not vary in {table.title}: its figure shows one point a row."
+        f"Gamma does not vary in {table.title}: its figure shows one point per row."
         for table in tables
         if not varies_gamma(table)
     ]

@@ -48,7 +48,9 @@ class Domains:
     by_name: Mapping[str, Domain]
     num_classes: int
     input_shape: tuple[int, ...]  # of one sample, channels first
-    skipped: Mapping[str, int] = field(default_factory=dict)  # domain -> number of unreadable samples
+    skipped: Mapping[str, int] = field(
+        default_factory=dict
+    )  # domain -> number of unreadable samples
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ class Trainer(nn.Module):
     """A method: what is minimized at each step, and which parameters are updated.
 
     A method is one subclass with `objective`. Everything else that the loop and the tools need
-    is defined here with a default. It does not know the optimizer, device or configuration. Its modules and
-    buffers move to the device, are checked for NaN, and are saved with the run; state that is
-    neither belongs in `get_extra_state`.
+    is defined here with a default. It does not know the optimizer, device or configuration. Its
+    modules and buffers move to the device, are checked for NaN, and are saved with the run; state
+    that is neither belongs in `get_extra_state`.
 
     Args:
         loss: Per-sample loss.
@@ -171,7 +173,7 @@ class Trainer(nn.Module):
             facts: Facts of the run.
 
         Returns:
-            The model that is trained and evaluated: `model` itself, or one that predicts differently.
+            The model to train and evaluate: `model` itself, or one that predicts differently.
         """
         del facts
         return model

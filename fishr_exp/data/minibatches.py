@@ -1,4 +1,4 @@
-"""Minibatches of one domain: endless for training, once through for evaluation."""
+"""Minibatches of one domain: an endless stream for training, one pass for evaluation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fishr_exp.core.seeding import generator
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.images.domain import ImageDomain
 
-Asked = tuple[Tensor, torch.Generator | None]
-"""Arguments of `Domain.read`: which samples, and the stream of their augmentation."""
+Request = tuple[Tensor, torch.Generator | None]
+"""Arguments of `Domain.read`: indices of the samples, and the stream of their augmentation."""
 
 _MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
-_AHEAD = 2  # minibatches that each thread has ready, as PyTorch's processes
+_AHEAD = 2  # minibatches prefetched by each thread, as by PyTorch's workers
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # processes that read for our loaders
@@ -34,31 +34,30 @@ _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # processes that read for ou
 class Minibatches(Dataset[Minibatch]):
     """The endless stream of minibatches of a domain's training part.
 
-    Minibatch k is a function of the seed, the domain's name and k alone: not of what was read
-    before, nor of the number of workers, nor of the other domains. So the step counter is all that
-    a checkpoint must keep. Each pass over the part has its own order, and leaves out what does not
-    fill a last minibatch.
+    Minibatch k depends only on the seed, the domain's name and k: not on what was read before, on
+    the number of workers, or on the other domains. So a checkpoint only needs the step counter.
+    Each pass over the part has its own order, and leaves out an incomplete last minibatch.
 
-    Several ranks read the minibatches of one process, each its share of every one. Only the draws
-    of an augmentation are others: each rank draws its own.
+    Several processes read the same minibatches as one process, each its shard of every minibatch.
+    Only the augmentation differs: each process has its own draws.
 
     Args:
-        domain: Where the samples are read.
+        domain: The domain to read from.
         indices: The training part [N], int64.
-        batch_size: Samples a minibatch, >= 2; None for the whole part at every step, in the order
+        batch_size: Samples per minibatch, >= 2; None: the whole part at every step, in the order
             of `indices`.
         seed: The run's seed.
-        part: Which rank reads, of how many.
+        shard: Rank and number of the processes that read.
 
     Attributes:
         per_pass: Minibatches in a pass over the part.
         constant: Whether every minibatch is the same, the whole part of a domain in memory. It is
-            read once then, and its tensors are the same objects at every step, so that a copy on
-            another device can be kept. Treat them as read-only.
+            then read once, and its tensors are the same objects at every step, so that a copy on
+            another device can be reused. Treat them as read-only.
 
     Raises:
-        ConfigError: If a minibatch would have fewer than two samples a rank, or more than the part
-            has.
+        ConfigError: If a minibatch would have fewer than two samples per process, or more than
+            the part has.
     """
 
     def __init__(
@@ -67,30 +66,30 @@ class Minibatches(Dataset[Minibatch]):
         indices: Tensor,
         batch_size: int | None,
         seed: int,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
-        _check_sizes(domain.name, len(indices), batch_size, part[1])
+        _check_sizes(domain.name, len(indices), batch_size, shard[1])
         self.domain = domain
         self.indices = indices
         self.batch_size = batch_size
         self.seed = seed
-        self.rank = part[0]
-        self.share = share(batch_size or len(indices), *part)
+        self.rank = shard[0]
+        self.shard = shard_of(batch_size or len(indices), *shard)
         self.per_pass = 1 if batch_size is None else len(indices) // batch_size
         self.constant = batch_size is None and isinstance(domain, TensorDomain)
-        self._whole = domain.read(indices[self.share]) if self.constant else None
+        self._whole = domain.read(indices[self.shard]) if self.constant else None
         self._pass = -1
         self._order = indices
 
     def __getitem__(self, k: int) -> Minibatch:
         """Return minibatch `k`, counted from the first step of the run."""
-        return self.domain.read(*self.asked(k)) if self._whole is None else self._whole
+        return self.domain.read(*self.request(k)) if self._whole is None else self._whole
 
-    def asked(self, k: int) -> Asked:
-        """Return what makes up minibatch `k`."""
+    def request(self, k: int) -> Request:
+        """Return the request for minibatch `k`."""
         own = (self.rank,) if self.rank else ()
         augment = generator(self.seed, "augment", self.domain.name, k, *own)
-        return self._indices_of(k)[self.share], augment
+        return self._indices_of(k)[self.shard], augment
 
     def _indices_of(self, k: int) -> Tensor:
         if self.batch_size is None:
@@ -104,22 +103,24 @@ class Minibatches(Dataset[Minibatch]):
         return self._order[start : start + self.batch_size]
 
 
-def share(samples: int, rank: int, ranks: int) -> slice:
-    """Return a rank's samples of a minibatch: contiguous, an even number for all but the last.
+def shard_of(samples: int, rank: int, world_size: int) -> slice:
+    """Return the slice of a minibatch for one process: of even length for all but the last rank.
 
-    Even, so that a rank's samples at even places are those at even places of the whole.
+    With even lengths, samples at even positions of a shard are at even positions of the minibatch.
     """
     pairs = samples // 2
-    start = 2 * (pairs * rank // ranks)
-    return slice(start, samples if rank == ranks - 1 else 2 * (pairs * (rank + 1) // ranks))
+    start = 2 * (pairs * rank // world_size)
+    return slice(
+        start, samples if rank == world_size - 1 else 2 * (pairs * (rank + 1) // world_size)
+    )
 
 
-def _check_sizes(name: str, samples: int, batch_size: int | None, shares: int) -> None:
+def _check_sizes(name: str, samples: int, batch_size: int | None, shards: int) -> None:
     if batch_size is not None and batch_size < _MIN_SAMPLES:
         raise ConfigError(
             "batch_size",
             batch_size,
-            "a variance needs at least 2 samples of each domain",
+            "a variance needs at least 2 samples per domain",
             "choose 2 or more, or null for the whole domain",
         )
     if samples < _MIN_SAMPLES:
@@ -137,13 +138,13 @@ def _check_sizes(name: str, samples: int, batch_size: int | None, shares: int) -
             f"domain {name} has {samples} training samples",
             f"choose at most {samples}, or null for the whole domain",
         )
-    if (batch_size or samples) < _MIN_SAMPLES * shares:
+    if (batch_size or samples) < _MIN_SAMPLES * shards:
         raise ConfigError(
             "batch_size",
             batch_size,
-            f"{shares} ranks share the {batch_size or samples} samples of domain {name}, and a "
-            "variance needs at least 2 on each",
-            f"choose {_MIN_SAMPLES * shares} or more, or start fewer ranks",
+            f"{shards} processes share the {batch_size or samples} samples of domain {name}, and a "
+            "variance needs at least 2 in each",
+            f"choose {_MIN_SAMPLES * shards} or more, or start fewer processes",
         )
 
 
@@ -155,20 +156,20 @@ def loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterable[Minibatch]:
-    """Return the minibatches `start`, …, `stop` − 1, in this order, read ahead.
+    """Return the minibatches `start`, …, `stop` − 1, in this order, with prefetching.
 
-    Its position is the step counter: a loader from step k goes on exactly where another stopped.
+    Its position is the step counter: a loader from step k continues exactly where another stopped.
 
     Args:
         minibatches: The stream.
         start: The first step.
         stop: The step after the last.
-        num_workers: Who reads ahead: threads for images, which are decoded and augmented without
-            the interpreter's lock, and processes for other domains; 0 reads when asked. The
-            minibatches are the same for any number. Constant minibatches are there already.
+        num_workers: Number of workers that prefetch: threads for images, which are decoded and
+            augmented without the interpreter lock, and processes for other domains; 0: no
+            prefetching. The minibatches do not depend on it. Constant minibatches need no worker.
         pin_memory: For a copy to a CUDA device: put the minibatches into page-locked memory, and
-            leave images as bytes, which `.to(device)` colors and scales there. Without effect on
-            constant minibatches, for it would copy them at every step.
+            leave images as bytes, which `.to(device)` converts there. Has no effect on constant
+            minibatches, since it would copy them at every step.
     """
     if minibatches.constant:
         num_workers, pin_memory = 0, False
@@ -182,20 +183,21 @@ def chunks(
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
-    part: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterable[Minibatch]:
-    """Return the samples at `indices` for evaluation: in order, read ahead, nothing augmented.
+    """Return the samples at `indices` for evaluation: in order, prefetched, not augmented.
 
     Args:
-        domain: Where the samples are read.
+        domain: The domain to read from.
         indices: The part [N], int64; with N = 0 there is no chunk.
-        size: Samples a chunk; the last may have fewer.
-        num_workers: As of `loader`.
-        pin_memory: As of `loader`.
-        part: Which rank reads, of how many; the ranks take the chunks in turn.
+        size: Samples per chunk; the last may have fewer.
+        num_workers: See `loader`.
+        pin_memory: See `loader`.
+        shard: Rank and number of the processes that read; chunk k is read by
+            process k modulo their number.
     """
     dataset = _Chunks(domain, indices, size)
-    rank, step = part
+    rank, step = shard
     return _ahead(dataset, range(rank, len(dataset), step), num_workers, pin_memory)
 
 
@@ -208,9 +210,9 @@ class _Chunks(Dataset[Minibatch]):
         return len(self.parts)
 
     def __getitem__(self, k: int) -> Minibatch:
-        return self.domain.read(*self.asked(k))
+        return self.domain.read(*self.request(k))
 
-    def asked(self, k: int) -> Asked:
+    def request(self, k: int) -> Request:
         return self.parts[k], None
 
 
@@ -220,25 +222,25 @@ def _ahead(
     if isinstance(dataset.domain, ImageDomain):
         return _Threads(dataset, dataset.domain, items, num_workers, pin_memory)
     if num_workers:
-        _end_workers_at_exit()
+        _kill_workers_at_exit()
     return _Processes(
         _Guarded(dataset),
         batch_size=None,
         sampler=items,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_the_run,
-        # Its own stream, as a loader draws a seed for its workers: the global one is not touched.
+        collate_fn=_unchanged,
+        worker_init_fn=_ignore_signals,
+        # A loader draws a seed for its workers: from its own stream, not from the global one.
         generator=torch.Generator(),
     )
 
 
 @functools.cache
-def _end_workers_at_exit() -> None:
-    """Kill what is left of our workers when the process ends, which would wait for them forever.
+def _kill_workers_at_exit() -> None:
+    """Kill our remaining workers at exit; otherwise the process would wait for them forever.
 
-    Python ends them by SIGTERM, which they ignore. Other children of a host program stay.
+    Python sends them SIGTERM, which they ignore. Other child processes are not affected.
     """
     atexit.register(_kill_workers)
 
@@ -249,19 +251,19 @@ def _kill_workers() -> None:
             process.kill()
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Let a worker outlive a Ctrl-C, which all processes of a terminal get: the run's step ends."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals in a worker: Ctrl-C reaches all processes, but the run finishes its step."""
     del worker
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(item: Any) -> Any:  # the samples of a minibatch are together already
+def _unchanged(item: Any) -> Any:  # the samples of a minibatch are already in one tensor
     return item
 
 
 class _Guarded(Dataset[Any]):
-    """Hand an expected error of a worker back as a value, for PyTorch would rewrite its message."""
+    """Return an expected error of a worker as a value, since PyTorch would rewrite its message."""
 
     def __init__(self, dataset: Minibatches | _Chunks) -> None:
         self.dataset = dataset
@@ -276,7 +278,7 @@ class _Guarded(Dataset[Any]):
 
 
 class _Processes(DataLoader[Minibatch]):
-    """A loader that raises the errors that its workers handed back."""
+    """A loader that raises the errors that its workers return."""
 
     def __iter__(self) -> Iterator[Minibatch]:  # type: ignore[override]
         items = super().__iter__()
@@ -288,7 +290,7 @@ class _Processes(DataLoader[Minibatch]):
 
 
 class _Threads:
-    """Minibatches of images, read by threads: nothing is sent between processes."""
+    """Minibatches of images, read by threads: no data is sent between processes."""
 
     def __init__(
         self,
@@ -303,13 +305,13 @@ class _Threads:
 
     def __iter__(self) -> Iterator[Minibatch]:
         if not self.num_workers:
-            yield from (self._read(*self.dataset.asked(k)) for k in self.items)
+            yield from (self._read(*self.dataset.request(k)) for k in self.items)
             return
         pool = ThreadPoolExecutor(self.num_workers, "images")
         ahead: deque[Future[Minibatch]] = deque()
         try:
             for k in self.items:
-                ahead.append(pool.submit(self._read, *self.dataset.asked(k)))
+                ahead.append(pool.submit(self._read, *self.dataset.request(k)))
                 if len(ahead) > _AHEAD * self.num_workers:
                     yield ahead.popleft().result()
             while ahead:

@@ -13,7 +13,7 @@ from fishr_exp.core.seeding import generator
 
 
 class Split(NamedTuple):
-    """Indices into a domain, ascending in each part; together they are all, and each once."""
+    """Indices into a domain, ascending in each part; every index is in exactly one part."""
 
     train: Tensor  # [N - floor(fraction * N)], int64
     validation: Tensor  # [floor(fraction * N)], int64
@@ -22,9 +22,9 @@ class Split(NamedTuple):
 def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
     """Split a domain at random, by a stream that depends on `seed` and the domain's name only.
 
-    So every method and every gamma sees the same split, and another domain changes nothing here.
+    So every method and every gamma sees the same split, and other domains do not affect it.
 
-    A domain with an attribute `validation`, the indices of that part, is split as it says.
+    A domain with an attribute `validation` (the indices of that part) is split accordingly.
 
     Args:
         domain: The domain.
@@ -35,9 +35,7 @@ def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
         ConfigError: If `holdout_fraction` is outside [0, 1).
     """
     if not 0 <= holdout_fraction < 1:
-        raise ConfigError(
-            "holdout_fraction", holdout_fraction, "a fraction in [0, 1) of each domain is allowed"
-        )
+        raise ConfigError("holdout_fraction", holdout_fraction, "must be a fraction in [0, 1)")
     given = getattr(domain, "validation", None)
     if given is not None:
         kept = torch.ones(len(domain), dtype=torch.bool)
@@ -45,5 +43,5 @@ def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
         return Split(kept.nonzero()[:, 0], given.sort().values)
     count = int(holdout_fraction * len(domain))
     order = torch.randperm(len(domain), generator=generator(seed, "split", domain.name))
-    # Ascending parts keep reads in the order of storage; minibatches are shuffled on their own.
+    # Ascending parts are read in the order of storage; minibatches are shuffled separately.
     return Split(order[count:].sort().values, order[:count].sort().values)

@@ -7,9 +7,9 @@ It imports torch and no other part of this project, so it can be used in any tra
     loss = risk + gamma * penalty(variance.variances)
     loss.backward()
 
-Shapes in all files of this package: D domains, n samples of one domain, N samples of all domains, C classes,
-P entries of a parameter, T positions at which a layer uses its parameter on one sample (pixels,
-tokens), R and K rows and columns of a parameter seen as a matrix.
+Shapes in all files of this package: D domains, n samples of one domain, N samples of all domains,
+C classes, P entries of a parameter, T positions at which a layer uses its parameter on one sample
+(pixels, tokens), R and K rows and columns of a parameter as a matrix.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ def divisor(entries: int, domains: int, over_parameters: str, over_domains: str)
 def squared_distance(v: Tensor) -> Tensor:
     """Squared distance of the v_e to their mean, over all domains: sum_e ||v_e - mean_e v_e||^2.
 
-    This is the penalty of one parameter with `over_domains="sum"`; `gradient_variance` accepts it as
-    `reduce`, and its sum over the parameters is the penalty.
+    This is the penalty of one parameter with `over_domains="sum"`, and its sum over the parameters
+    is the penalty. `gradient_variance` accepts this function as `reduce`.
 
     Args:
         v: [D, ...].

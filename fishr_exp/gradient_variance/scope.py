@@ -22,8 +22,8 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
         scope: `"all"`, one pattern, or several.
 
     Returns:
-        Parameters by full name, in the model's order; a shared parameter appears once, under the first
-        of its selected names. Frozen parameters have no gradient and are left out.
+        Parameters by full name, in the model's order; a shared parameter appears once, under the
+        first of its selected names. Frozen parameters have no gradient and are left out.
 
     Raises:
         UnsupportedError: If a pattern selects no trainable parameter.

@@ -65,8 +65,9 @@ def gradient_variance(
             the uncentered variance; `"mean"` is mean_i g_i; `"covariance"` is the whole
             matrix for each parameter, [D, P, P], which keeps all g_i, and is not for convolutions.
         unbiased: Divide variance or covariance by n - 1 instead of n.
-        within_classes: Compute the statistic within each class that has two samples in every domain;
-            the results are named `parameter[class]`. Without such a class: zeros named `parameter`.
+        within_classes: Compute the statistic within each class that has two samples in every
+            domain; the results are named `parameter[class]`. Without such a class: zeros named
+            `parameter`.
         batch_statistics: What to do if BatchNorm in training mode couples the samples between
             the selected parameters and the loss. `"constant"` uses as g_i the part of the
             gradient of the summed loss that passes through sample i's own activations.
@@ -85,10 +86,10 @@ def gradient_variance(
         contribute to the loss has variance 0.
 
     Raises:
-        UnsupportedError: If a size is below 2, the sizes do not sum to N, the scope selects nothing,
-            an argument is unknown or out of range, the loss is not per sample, or the engine does
-            not support the model. It is a `ValueError`. Exceptions of `model`, `loss` and
-            `reduce` pass through unchanged.
+        UnsupportedError: If a size is below 2, the sizes do not sum to N, the scope selects
+            nothing, an argument is unknown or out of range, the loss is not per sample, or the
+            engine does not support the model. It is a `ValueError`. Exceptions of `model`, `loss`
+            and `reduce` pass through unchanged.
 
     Limits:
         Engine `"native"` assumes that the first dimension of a layer's output is the sample, in the
@@ -107,7 +108,9 @@ def gradient_variance(
     sizes = _checked_sizes(sizes, len(inputs))
     _check_choices(engine, statistic, batch_statistics)
     if all_ranks and (within_classes or statistic == "covariance"):
-        raise UnsupportedError("all_ranks: not supported with within_classes or statistic='covariance'")
+        raise UnsupportedError(
+            "all_ranks: not supported with within_classes or statistic='covariance'"
+        )
     options = _Options(
         select_parameters(model, scope), engine, loss, create_graph, statistic, unbiased,
         batch_statistics, memory_limit, all_ranks, reduce,
@@ -139,7 +142,7 @@ def _compute(
     options: _Options,
     groups: Grouping | None,
 ) -> GradientVariance:
-    """Compute the statistic by the engine; `groups` holds the samples by class, if they are grouped."""
+    """Compute the statistic by the engine; `groups` are the samples by class, if given."""
     if groups:
         inputs, targets = inputs[groups.order], targets[groups.order]
     counts, merge = groups.sizes if groups else sizes, None
@@ -241,7 +244,5 @@ def _checked_sizes(sizes: Sequence[int], count: int) -> tuple[int, ...]:
                 f"sizes[{domain}]={n}: a variance needs at least 2 samples per domain"
             )
     if not sizes or sum(sizes) != count:
-        raise UnsupportedError(
-            f"sizes={sizes} sum to {sum(sizes)}, but there are {count} inputs"
-        )
+        raise UnsupportedError(f"sizes={sizes} sum to {sum(sizes)}, but there are {count} inputs")
     return sizes

@@ -19,7 +19,12 @@ from fishr_exp.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")
-_WRAPPERS = ("state_dict", "state_dict_ema", "model", "model_ema")  # keys under which programs store weights
+_WRAPPERS = (
+    "state_dict",
+    "state_dict_ema",
+    "model",
+    "model_ema",
+)  # keys under which programs store weights
 _PREFIXES = ("module.", "_orig_mod.")  # of a network that was saved while wrapped
 _BODY = "featurizer.body."
 
@@ -127,7 +132,9 @@ def _of_torchvision(name: str, channels: int) -> tuple[nn.Module, str, int]:
         _replace_first_convolution(body, channels)
     linear = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)]
     if not linear or linear[-1][1].out_features != 1000:
-        raise ConfigError("model.name", name, "does not end in a linear layer", "choose another network")
+        raise ConfigError(
+            "model.name", name, "does not end in a linear layer", "choose another network"
+        )
     last, layer = linear[-1]
     _set_module(body, last, nn.Identity())
     return body, last, layer.in_features

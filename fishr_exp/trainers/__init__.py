@@ -1,4 +1,4 @@
-"""One small file a method, and the terms that methods share."""
+"""One small file per method, and the terms that methods share."""
 
 from fishr_exp.trainers._terms import (
     ForwardPass,

@@ -139,7 +139,10 @@ class Fishr(Trainer):
             key = "within_classes" if within_classes else "statistic"
             value = within_classes or statistic
             raise ConfigError(
-                f"trainer.{key}", value, "is not supported with several processes", "start one process"
+                f"trainer.{key}",
+                value,
+                "is not supported with several processes",
+                "start one process",
             )
         self.gamma: float = gamma
         self.convention = convention

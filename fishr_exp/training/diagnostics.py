@@ -108,7 +108,9 @@ def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     parts = [
         torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
     ]
-    return distributed.total(torch.cat([part.flatten() for part in parts])) / distributed.world_size()
+    return (
+        distributed.total(torch.cat([part.flatten() for part in parts])) / distributed.world_size()
+    )
 
 
 def _cosine(a: Tensor, b: Tensor) -> float | None:

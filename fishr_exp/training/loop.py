@@ -175,7 +175,9 @@ def fit(
             initial=training.step,
             desc=title,
             unit="step",
-            disable=None if distributed.is_first() else True,  # None: no bar where there is no terminal
+            disable=None
+            if distributed.is_first()
+            else True,  # None: no bar where there is no terminal
             leave=False,
             dynamic_ncols=True,
         ) as bar,

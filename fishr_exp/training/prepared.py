@@ -81,7 +81,7 @@ class Prepared:
                 self.arguments.evaluation_batch_size,
                 num_workers=self.arguments.num_workers,
                 pin_memory=self.device.type == "cuda",
-                part=(distributed.rank(), distributed.world_size()),
+                shard=(distributed.rank(), distributed.world_size()),
             )
             return signals.interrupting(chunk)
 

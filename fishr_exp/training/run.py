@@ -192,7 +192,9 @@ def _start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: C
         training.load_state_dict(reached)
         distributed.from_first(lambda: _check_best(prepared, checkpoints))
         log.info("continuing %s after step %d", run_folder.path, training.step)
-    if (not reached or len(reached["random"]) != distributed.world_size()) and not distributed.is_first():
+    if (
+        not reached or len(reached["random"]) != distributed.world_size()
+    ) and not distributed.is_first():
         # From here on, let each process draw its own dropout.
         seed = prepared.arguments.seed
         seeding.seed_global_streams(seed, "training", distributed.rank(), training.step)
@@ -210,7 +212,9 @@ def _open(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     try:
         run_folder.checkpoints.mkdir(exist_ok=True)
-        run_folder.write_environment(environment(name, torch.get_num_threads(), distributed.world_size()))
+        run_folder.write_environment(
+            environment(name, torch.get_num_threads(), distributed.world_size())
+        )
         # What was logged is not yet evaluated: the record of that step is still to come.
         run_folder.keep_until(reached["step"] - bool(reached["logged"]) if reached else 0)
     except OSError as error:

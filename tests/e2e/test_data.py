@@ -56,8 +56,8 @@ def test_each_fault_is_named(check, images: Path) -> None:
 def test_counts_are_compared_with_the_known_ones(check, images: Path) -> None:
     status, out, _ = check("dataset.domains=[photo,sketch]", dataset="pacs")
     assert status == 1
-    assert "PACS has 7 classes, and here are 2" in out
-    assert "PACS has 9991 images, and here are 24" in out
+    assert "PACS has 7 classes, but 2 were found" in out
+    assert "PACS has 9991 images, but 24 were found" in out
 
 
 def test_pacs_is_sound(check, shared_data: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_codec_that_is_not_in_the_name(check, shared_data: Path) -> None:
     ("dataset", "said"),
     [
         ("pac", "dataset=pac: no such option; choose from"),
-        ("colored_digits", "dataset=colored_digits: is no dataset of image files"),
+        ("colored_digits", "dataset=colored_digits: is not a dataset of image files"),
         ("vlcs", "has no folder Caltech101, LabelMe, SUN09, VOC2007; it has cartoon, photo"),
     ],
 )
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line(check, dataset: str, said: str) -> None:
             "known are root, name, ",
         ),
         (("check", "image_folder", "dataset.clas_map={a:[b]}"), "did you mean dataset.class_map?"),
-        (("check", "path_lists"), "has lists in place of folders; fishr-data prepare reads them"),
+        (("check", "path_lists"), "has lists instead of folders; use fishr-data prepare"),
         (("prepare", "path_lists"), "dataset.lists=???: must be given; add dataset.lists=VALUE"),
     ],
 )
@@ -129,14 +129,14 @@ def test_overrides_are_not_asked_for(capsys) -> None:
 def test_files_that_are_passed_over_are_told(check, images: Path, caplog) -> None:
     (images / "photo" / "cat" / "notes.txt").touch()
     assert check()[0] == 0
-    assert "passed over 1 file, hidden or by name no image" in caplog.text
+    assert "ignored 1 file that" in caplog.text
 
 
 def test_the_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert data_cli.main(["list"]) == 0
     out = capsys.readouterr().out
     (row,) = [line for line in out.splitlines() if line.startswith("pacs ")]
-    assert row.split()[1:5] == ["7", "9991", "by", "hand"]
+    assert row.split()[1:5] == ["7", "9991", "manual"]
     assert "colored_digits" in out
     (row,) = [line for line in out.splitlines() if line.startswith("terra_incognita ")]
     assert row.split()[3] == "untested"
@@ -203,7 +203,7 @@ def test_a_cache_is_prepared_and_mended(capsys, images: Path, tmp_path: Path) ->
 def test_nothing_is_prepared_without_a_folder(capsys, images: Path) -> None:
     status, out, err = prepare(capsys, images, "dataset.cache=null")
     assert (status, out) == (2, "")
-    assert "dataset.cache=null: names no folder" in err
+    assert "dataset.cache=null: does not name a folder" in err
 
 
 def test_a_run_with_a_cache_is_the_run_without(fishr_exp: Command, images: Path) -> None:

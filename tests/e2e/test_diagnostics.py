@@ -73,7 +73,7 @@ def test_a_run_without_any_is_refused(
     fishr_exp: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fishr_exp().folder
-    for place, said in ((folder, "diagnostics=true"), (tmp_path / "no", "no run's folder")):
+    for place, said in ((folder, "diagnostics=true"), (tmp_path / "no", "is not a run folder")):
         assert diagnostics_cli.main([str(place)]) == 2
         assert said in (err := capsys.readouterr().err)
         assert len(err.splitlines()) == 1

@@ -146,7 +146,7 @@ def test_a_root_without_images(fishr_exp: Command, images: Path) -> None:
     for image in images.rglob("*.png"):
         image.unlink()
     outcome = fishr_exp(*FOLDER, f"dataset.root={images}")
-    assert_one_line(outcome, [f"dataset.root={images}: holds no images", "domain/class/image"])
+    assert_one_line(outcome, [f"dataset.root={images}: contains no images", "domain/class/image"])
 
 
 def test_domains_with_other_classes(fishr_exp: Command, images: Path) -> None:

@@ -117,14 +117,15 @@ def flat(record: dict[str, Any]) -> dict[str, float]:
     """What MLflow shall hold of a record."""
     names = (
         "epoch", "learning_rate", "seconds_per_step", "seconds_waiting_per_step", "train_accuracy",
-        "validation_accuracy",
+        "validation_accuracy", "train_loss", "validation_loss",
     )  # fmt: skip
-    accuracies = {
-        f"accuracy/{domain}/{part}": value
-        for domain, parts in record["accuracy"].items()
+    by_domain = {
+        f"{metric}/{domain}/{part}": value
+        for metric in ("accuracy", "loss")
+        for domain, parts in record[metric].items()
         for part, value in parts.items()
     }
-    return {**{name: record[name] for name in names}, **record["losses"], **accuracies}
+    return {**{name: record[name] for name in names}, **record["losses"], **by_domain}
 
 
 def assert_complete(uri: str, run: Any, folder: Path) -> None:
@@ -136,7 +137,7 @@ def assert_complete(uri: str, run: Any, folder: Path) -> None:
             line = (record["step"], int(1000 * record["time"]), value)
             expected.setdefault(name, []).append(line)
     assert len(expected["risk"]) == len(there.records()) > 0
-    of_result = {name for name in run.data.metrics if name.startswith(("test_acc", "selected/"))}
+    of_result = {name for name in run.data.metrics if name.startswith(("test_", "selected/"))}
     assert set(run.data.metrics) == {*expected, *of_result}
     for name, lines in expected.items():
         history = client.get_metric_history(run.info.run_id, name)

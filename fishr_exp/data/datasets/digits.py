@@ -19,45 +19,47 @@ _COLOR_FLIPS = {"plus90": 0.1, "plus80": 0.2, "minus90": 0.9}
 def colored_digits(*, seed: int, label_noise: float = 0.25) -> Domains:
     """Build Colored MNIST's construction on scikit-learn's digits.
 
-    Each of the three domains has a third of the originals, drawn at random, so that no domain
-    shows an original of another. In `plus90` and `plus80` the color agrees with the label with
+    Each of the three domains has a random third of the originals, so that no original is in two
+    domains. In `plus90` and `plus80` the color agrees with the label with
     probability 0.9 and 0.8, in `minus90` with 0.1.
 
     Args:
-        seed: Decides who lies in which domain, the label noise and the colors.
+        seed: Determines the domain of each original, the label noise and the colors.
         label_noise: Probability that a label is flipped, in [0, 1].
 
     Returns:
         Three domains of 599 images [2, 8, 8] in [0, 1], two classes.
 
     Raises:
-        ConfigError: If `label_noise` is no probability.
+        ConfigError: If `label_noise` is not a probability.
 
     Source:
         Arjovsky et al. 2019 (arXiv:1907.02893), section 5.2, for the construction.
     """
     images, digits = _originals(seed)
-    by_name = coloring.dealt_out(images, digits, _COLOR_FLIPS, label_noise=label_noise, seed=seed)
+    by_name = coloring.colored_domains(
+        images, digits, _COLOR_FLIPS, label_noise=label_noise, seed=seed
+    )
     return Domains("colored_digits", by_name, 2, (2, 8, 8))
 
 
 def rotated_digits(*, seed: int, angles: Sequence[float]) -> Domains:
-    """Build a domain for each angle, of scikit-learn's digits turned by that angle.
+    """Build a domain for each angle, of scikit-learn's digits rotated by that angle.
 
-    The originals are dealt out at random, so that no domain shows an original of another.
+    The originals are distributed at random, so that no original is in two domains.
 
     Args:
-        seed: Decides which originals lie in which domain.
+        seed: Determines the domain of each original.
         angles: Degrees, counter-clockwise; a domain's name is its angle.
 
     Returns:
         Domains of 1,797 / `len(angles)` images [1, 8, 8] in [0, 1], ten classes.
 
     Raises:
-        ConfigError: If there is no angle, or one comes twice.
+        ConfigError: If there is no angle, or one is repeated.
     """
     images, digits = _originals(seed)
-    by_name = rotation.dealt_out(images, digits, angles)
+    by_name = rotation.rotated_domains(images, digits, angles)
     return Domains("rotated_digits", by_name, 10, (1, 8, 8))
 
 

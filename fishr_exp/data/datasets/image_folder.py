@@ -14,7 +14,7 @@ from fishr_exp.data.images.listed import Images, by_class, empty_domain, listed_
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_NAMED = 5  # classes that a message lists, before it only counts them
+_NAMED = 5  # maximum number of names in a message; the rest are counted
 
 
 def image_folder(
@@ -31,35 +31,36 @@ def image_folder(
 ) -> Domains:
     """Build a domain of each folder under `root`; the folders in it are its classes.
 
-    Domains, classes and files are in the order of their names. Images lie at any depth under their
-    class; hidden files, and files that by their names are no images, are passed over. Images are
-    turned as their EXIF data say, as RGB, scaled by ImageNet's mean and deviation. They are decoded
-    at every read, or once, with a cache; what is read is the same to the last bit.
+    Domains, classes and files are in the order of their names. Images may be at any depth under
+    their class; hidden files, and files without the extension of an image, are ignored. Images are
+    rotated by their EXIF orientation, converted to RGB, and scaled by ImageNet's mean and standard
+    deviation. They are decoded at every read, or only once with a cache; the result is identical.
 
     Args:
         root: The folder of the domains.
         name: The name of the dataset.
         image_size: Height and width of the images as the model sees them, in pixels.
-        augment: Augment the training minibatches, by DomainBed's chain (see `ImageDomain`).
+        augment: Augment the training minibatches as DomainBed does (see `ImageDomain`).
         domains: The folders that are domains, in this order; None: all.
-        class_map: For each class, in the order of the labels, the folders that hold it, where
-            domains call it by different names; None: classes are folders of the same names.
-        on_bad_image: What becomes of an image that cannot be read: `error` ends the run when it
-            meets one, `skip` reads all images at the start and leaves the bad ones out. A cache
-            reads all images once, and then ends the run or leaves them out.
-        cache: The folder that holds decoded images, one file a domain, or where they are written
-            first; None: none are.
+        class_map: For each class, in the order of the labels, the folders that contain it, for
+            domains with different names for it; None: folders are classes of the same name.
+        on_bad_image: How to handle an image that cannot be read: `error` stops the run when it
+            reads one, `skip` reads all images at the start and leaves the bad ones out. With a
+            cache, all images are read once, before the run is stopped or the bad ones are left
+            out.
+        cache: The folder of the cache of decoded images, one file per domain, which is created if
+            missing; None: no cache.
         stored_size: Images of more than `stored_size` × `stored_size` pixels are shrunk to this
-            square when they are decoded, which bounds the cache; None: none are. With
-            `image_size`, evaluation stays the same. Training crops keep the distribution that
-            they have in the original image, but their details are those of the shrunk one, which
+            square when they are decoded, which limits the size of the cache; None: no image is. If
+            it equals `image_size`, evaluation does not change. Training crops have the same
+            distribution as in the original image, but at the resolution of the shrunk one, which
             departs from DomainBed.
 
     Returns:
         Domains of images [3, image_size, image_size].
 
     Raises:
-        ConfigError: If an argument is not as it must be, or `find_images` finds none.
+        ConfigError: If an argument is invalid, or `find_images` fails.
     """
     images = find_images(root=root, domains=domains, class_map=class_map)
     return listed_domains(
@@ -84,20 +85,20 @@ def find_images(
     """List the images of all domains and classes; the arguments are those of `image_folder`.
 
     Raises:
-        ConfigError: If `root` does not exist, lacks a domain, holds fewer than two, one without
-            images, or domains whose classes differ.
+        ConfigError: If `root` does not exist, lacks a domain, or contains fewer than two domains,
+            a domain without images, or domains with different classes.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        reason = "is no folder" if folder.exists() else "does not exist"
-        raise ConfigError("dataset.root", root, reason, "pass the folder that holds the domains")
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise ConfigError("dataset.root", root, reason, "pass the folder that contains the domains")
     try:
         there = {path.name: path for path in _folders(folder)}
         if missing := [domain for domain in domains or () if domain not in there]:
             raise ConfigError(
                 "dataset.root", root, f"has no folder {', '.join(missing)}; it has "
                 f"{', '.join(list(there)[:_NAMED]) or 'none'}",
-                "pass the folder that holds the domains, or their names as dataset.domains",
+                "pass the folder that contains the domains, or their names as dataset.domains",
             )  # fmt: skip
         files = {
             domain: {c.name: _files(c) for c in _folders(there[domain])}
@@ -114,10 +115,10 @@ def find_images(
         domain: {name: [path for path in paths if _is_image(path)] for name, paths in of.items()}
         for domain, of in files.items()
     }
-    passed_over = _count(files) - _count(images)
-    if passed_over:
-        files_said = "1 file" if passed_over == 1 else f"{passed_over} files"
-        _log.info("%s: passed over %s, hidden or by name no image", folder, files_said)
+    ignored = _count(files) - _count(images)
+    if ignored:
+        files_said = "1 file" if ignored == 1 else f"{ignored} files"
+        _log.info("%s: ignored %s that are hidden or are not images by name", folder, files_said)
     if class_map is not None:
         images = {domain: _mapped(domain, of, class_map) for domain, of in images.items()}
     _check(root, images)
@@ -127,21 +128,21 @@ def find_images(
 def _mapped(
     domain: str, folders: Mapping[str, list[str]], class_map: Mapping[str, Sequence[str]]
 ) -> dict[str, list[str]]:
-    """Put the folders of a domain together to classes; a class may have none here."""
+    """Merge the folders of a domain into classes; a class may have no folder in this domain."""
     known = [folder for folders in class_map.values() for folder in folders]
     if twice := [folder for folder, count in Counter(known).items() if count > 1]:
         classes = [name for name, own in class_map.items() if twice[0] in own]
         raise ConfigError(
             "dataset.class_map",
             f"{{{', '.join(class_map)}}}",
-            f"names the folder {twice[0]} for {' and '.join(dict.fromkeys(classes))}",
-            "name it once",
+            f"lists the folder {twice[0]} for {' and '.join(dict.fromkeys(classes))}",
+            "list it once",
         )
     if unknown := [folder for folder in folders if folder not in known]:
         raise ConfigError(
             "dataset.class_map",
             f"{{{', '.join(class_map)}}}",
-            f"names no class for the folders {', '.join(unknown[:_NAMED])} of domain {domain}",
+            f"has no class for the folders {', '.join(unknown[:_NAMED])} of domain {domain}",
             "add each to the folders of its class, as in {car: [auto, vehicle]}",
         )
     return {
@@ -160,7 +161,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Return the files at any depth under a folder, in order, but none of hidden folders."""
+    """Return the files at any depth under a folder, in order, except in hidden folders."""
     found = []
     for inner, folders, files in os.walk(folder, onerror=_reraise, followlinks=True):
         folders[:] = [name for name in folders if not _hidden(name)]
@@ -168,7 +169,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _reraise(error: OSError) -> None:  # os.walk would pass over what it cannot list
+def _reraise(error: OSError) -> None:  # os.walk would ignore folders that it cannot list
     raise error
 
 
@@ -190,7 +191,7 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
         raise ConfigError(
             "dataset.root",
             root,
-            "holds no images at domain/class/image",
+            "contains no images at domain/class/image",
             f"image files end in {', '.join(_SUFFIXES)}",
         )
     first, *others = images
@@ -198,16 +199,16 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
         raise ConfigError(
             "dataset.root",
             root,
-            f"holds one domain, {first}, and at least 2 are needed",
-            "pass the folder that holds the folders of the domains",
+            f"contains one domain, {first}, and at least 2 are needed",
+            "pass the folder that contains the folders of the domains",
         )
     if none := [domain for domain, classes in images.items() if not classes]:
         kept = [domain for domain in images if domain not in none]
         raise ConfigError(
             "dataset.root",
             root,
-            f"the folder {none[0]} holds no folders of classes",
-            f"if it is no domain, leave it out: dataset.domains=[{', '.join(kept)}]",
+            f"the folder {none[0]} contains no class folders",
+            f"if it is not a domain, exclude it: dataset.domains=[{', '.join(kept)}]",
         )
     for other in others:
         if images[other].keys() != images[first].keys():
@@ -216,7 +217,7 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
                 root,
                 f"the classes of domain {other} differ from those of domain {first}: "
                 f"{_difference(other, images[other], first, images[first])}",
-                "give the folders the same names in all domains, or say which belong together: "
+                "use the same folder names in all domains, or map them to classes: "
                 "dataset.class_map={car: [auto, vehicle], ...}",
             )
     for domain, classes in images.items():
@@ -225,10 +226,10 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
 
 
 def _difference(one: str, ones: Iterable[str], other: str, others: Iterable[str]) -> str:
-    alone = ((one, sorted(set(ones) - set(others))), (other, sorted(set(others) - set(ones))))
+    only = ((one, sorted(set(ones) - set(others))), (other, sorted(set(others) - set(ones))))
     return ", ".join(
         f"only {domain} has {' '.join(names[:_NAMED])}"
         + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        for domain, names in alone
+        for domain, names in only
         if names
     )

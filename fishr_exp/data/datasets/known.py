@@ -1,4 +1,4 @@
-"""What is known of the image benchmarks, to compare a copy on disk with."""
+"""Known facts about the image benchmarks, to compare a copy on disk with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Known(NamedTuple):
-    """A dataset: its classes, and how many images it has; None where no source was found."""
+    """The numbers of classes and images of a dataset; None if no source was found."""
 
     classes: int
     images: int | None
@@ -23,5 +23,5 @@ KNOWN = {
     "domain_net": Known(345, 586575, "DomainNet", f"Peng et al. 2019; {_GULRAJANI}"),
     "sviro": Known(7, None, "SVIRO", "Dias Da Cruz et al. 2020; DomainBed's code"),
     "spawrious": Known(4, 50688, "a variant of Spawrious",
-                       "Lynch et al. 2023; DomainBed's code, with 3168 images a folder"),
+                       "Lynch et al. 2023; DomainBed's code, with 3168 images per folder"),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """MNIST, colored or rotated: the settings of IRM's script and of DomainBed.
 
-The two colored settings are different experiments: other sizes, other originals in a domain,
-other domains held out. None of their figures can be compared.
+The two colored settings are different experiments, with different image sizes, originals per domain
+and test domains. Their results cannot be compared.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def colored_mnist(*, root: str, download: bool, seed: int, label_noise: float = 
     """Build Colored MNIST as in the IRM setup, from MNIST's training file alone.
 
     Its first 50,000 images are shuffled; those at even positions are `plus80`, those at odd
-    positions `plus90`. Its last 10,000 are `minus90`, and once more `gray`, with both channels
-    kept and with label noise of its own, so that the labels of the two differ. Images are reduced
+    positions `plus90`. Its last 10,000 are `minus90`, and also `gray`, with both channels
+    kept and with its own label noise, so that the labels of the two differ. Images are reduced
     to 14×14 by taking every second pixel.
 
     Args:
-        root: The folder that holds MNIST/raw.
-        download: Fetch the files into `root` where they are missing.
-        seed: Decides the order, the label noise and the colors.
+        root: The folder that contains MNIST/raw.
+        download: Download missing files into `root`.
+        seed: Determines the order, the label noise and the colors.
         label_noise: Probability that a label is flipped, in [0, 1].
 
     Returns:
         Domains of 25,000, 25,000, 10,000 and 10,000 images [2, 14, 14] in [0, 1], two classes.
 
     Raises:
-        ConfigError: If the files are missing or damaged, or `label_noise` is no probability.
+        ConfigError: If the files are missing or damaged, or `label_noise` is not a probability.
 
     Source:
         Arjovsky et al. 2019 (arXiv:1907.02893), section 5.2, and their script; Ramé et al. 2022
@@ -62,22 +62,22 @@ def colored_mnist_domainbed(
     `plus80` and `minus90` the color agrees with the label with probability 0.9, 0.8 and 0.1.
 
     Args:
-        root: The folder that holds MNIST/raw.
-        download: Fetch the files into `root` where they are missing.
-        seed: Decides the order, the label noise and the colors.
+        root: The folder that contains MNIST/raw.
+        download: Download missing files into `root`.
+        seed: Determines the order, the label noise and the colors.
         label_noise: Probability that a label is flipped, in [0, 1].
 
     Returns:
         Three domains of about 23,333 images [2, 28, 28] in [0, 1], two classes.
 
     Raises:
-        ConfigError: If the files are missing or damaged, or `label_noise` is no probability.
+        ConfigError: If the files are missing or damaged, or `label_noise` is not a probability.
 
     Source:
         Gulrajani and Lopez-Paz 2021 (arXiv:2007.01434) and their code.
     """
     images, digits = _shuffled_70k(root, download, seed)
-    by_name = coloring.dealt_out(
+    by_name = coloring.colored_domains(
         images, digits, _DOMAINBED_FLIPS, label_noise=label_noise, seed=seed
     )
     return Domains("colored_mnist_domainbed", by_name, 2, (2, *images.shape[1:]))
@@ -87,26 +87,26 @@ def rotated_mnist(*, root: str, download: bool, seed: int, angles: Sequence[floa
     """Build RotatedMNIST as in DomainBed, from MNIST's training and test files together.
 
     The 70,000 images are shuffled, domain i takes every E-th from the i-th on, E being the number
-    of angles, and turns them.
+    of angles, and rotates them.
 
     Args:
-        root: The folder that holds MNIST/raw.
-        download: Fetch the files into `root` where they are missing.
-        seed: Decides the order.
+        root: The folder that contains MNIST/raw.
+        download: Download missing files into `root`.
+        seed: Determines the order.
         angles: Degrees, counter-clockwise; a domain's name is its angle.
 
     Returns:
         Domains of 70,000 / E images [1, 28, 28] in [0, 1], ten classes.
 
     Raises:
-        ConfigError: If the files are missing or damaged, there is no angle, or one comes twice.
+        ConfigError: If the files are missing or damaged, there is no angle, or one is repeated.
 
     Source:
         Ghifary et al. 2015 (arXiv:1508.07680) for the idea; Gulrajani and Lopez-Paz 2021
         (arXiv:2007.01434) and their code for this form.
     """
     images, digits = _shuffled_70k(root, download, seed)
-    by_name = rotation.dealt_out(images, digits, angles)
+    by_name = rotation.rotated_domains(images, digits, angles)
     return Domains("rotated_mnist", by_name, 10, (1, *images.shape[1:]))
 
 
@@ -117,7 +117,7 @@ def _irm_setup(
     small = images[:, ::2, ::2]
     first = len(small) - test
     order = torch.randperm(first, generator=generator(seed, "dataset", "originals"))
-    by_name = coloring.dealt_out(
+    by_name = coloring.colored_domains(
         small[order], digits[order], _IRM_FLIPS, label_noise=label_noise, seed=seed
     )
     by_name["minus90"] = coloring.colored_domain(
@@ -151,7 +151,7 @@ def _read(root: str, *, train: bool, download: bool) -> tuple[Tensor, Tensor]:
         raise _cannot_read(root, download, fault) from error
     images, digits, expected = len(mnist.data), len(mnist.targets), _SIZES[train]
     if (images, digits) != (expected, expected):
-        raise _damaged(root, f"{images} images and {digits} labels in place of {expected}")
+        raise _damaged(root, f"{images} images and {digits} labels instead of {expected}")
     return mnist.data, mnist.targets
 
 
@@ -160,15 +160,15 @@ def _cannot_read(root: str, download: bool, fault: str) -> ConfigError:
         return ConfigError(
             "dataset.root",
             root,
-            "holds no MNIST/raw with MNIST's four files, unpacked",
-            "pass dataset.download=true, or the folder that holds them",
+            "does not contain MNIST/raw with MNIST's four unpacked files",
+            "pass dataset.download=true, or the folder that contains them",
         )
     if download:
         return ConfigError(
             "dataset.download",
             "true",
-            f"MNIST cannot be fetched into {root}, or read there ({fault})",
-            "check the network and the folder, or pass a dataset.root that holds MNIST/raw",
+            f"MNIST cannot be downloaded to {root}, or read there ({fault})",
+            "check the network and the folder, or pass a dataset.root that contains MNIST/raw",
         )
     return _damaged(root, fault)
 
@@ -178,5 +178,5 @@ def _damaged(root: str, fault: str) -> ConfigError:
         "dataset.root",
         root,
         f"its MNIST/raw is damaged ({fault})",
-        "fetch the files anew with dataset.download=true into an empty folder",
+        "download the files again with dataset.download=true into an empty folder",
     )

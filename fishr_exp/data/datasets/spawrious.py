@@ -1,4 +1,4 @@
-"""Spawrious: four breeds of dogs, each before backgrounds that go with it in training only."""
+"""Spawrious: four breeds of dogs with backgrounds that predict the breed only in training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fishr_exp.data.images.listed import Images, by_class, listed_domains
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
 TEST, GROUPS = "Test", ("SC_group_1", "SC_group_2")
-_SHARES = (0.97, 0.87)  # of a class before its own background, in the two training domains
+_SHARES = (0.97, 0.87)  # of a class with its own background, in the two training domains
 
 
 class _Variant(NamedTuple):
@@ -61,32 +61,32 @@ def spawrious(
 ) -> Domains:
     """Build the domains Test, SC_group_1 and SC_group_2 of a variant, as DomainBed does.
 
-    One-to-one: in the training domains 97 and 87 % of a class are before its own background, the
-    others before one that all classes share; in the test domain each is before another one's.
+    One-to-one: in the training domains, 97 and 87 % of a class have its own background, and the
+    rest one that all classes share; in the test domain each class has that of another class.
     Many-to-many: two classes share two backgrounds, which they exchange between the training
-    domains; the test domain has those of the other two classes.
+    domains; in the test domain they have those of the other two classes.
 
     Args:
         root: The folder of 0/location/class/image and, for one-to-one, 1/location/class/image.
         variant: o2o_easy, o2o_medium, o2o_hard, m2m_easy, m2m_medium or m2m_hard.
         image_size: Height and width of the images as the model sees them, in pixels.
-        augment: Augment the training minibatches, by DomainBed's chain (see `ImageDomain`).
-        on_bad_image: As of `image_folder`.
-        cache: As of `image_folder`.
-        stored_size: As of `image_folder`.
+        augment: Augment the training minibatches as DomainBed does (see `ImageDomain`).
+        on_bad_image: See `image_folder`.
+        cache: See `image_folder`.
+        stored_size: See `image_folder`.
 
     Returns:
-        Domains of images [3, image_size, image_size], four classes; of the whole dataset 25,344
-        for the test and 12,672 in each of the others.
+        Domains of images [3, image_size, image_size], four classes; the whole dataset has 25,344
+        images in the test domain and 12,672 in each of the others.
 
     Raises:
-        ConfigError: If an argument is not as it must be, or `find_spawrious` finds no images.
+        ConfigError: If an argument is invalid, or `find_spawrious` fails.
 
     Source:
-        Lynch et al. 2023 (arXiv:2303.05470); DomainBed's code. Departs: where only a part of a
-        folder is taken, it is the first images by name, there as the disk lists them; the
-        augmentation crops, there it does not; domains are split by our stream (`split`), by which
-        the test domain is split, too.
+        Lynch et al. 2023 (arXiv:2303.05470); DomainBed's code. Departs: if only a part of a
+        folder is used, it is the first images by name, not in the order of the file system; the
+        augmentation crops, which theirs does not; domains, the test domain included, are split by
+        our own stream (`split`).
     """
     images = find_spawrious(root=root, variant=variant)
     return listed_domains(
@@ -106,7 +106,7 @@ def find_spawrious(*, root: str, variant: str) -> Images:
     """List the images of all domains and classes; the arguments are those of `spawrious`.
 
     Raises:
-        ConfigError: If there is no such variant, or a folder is missing or empty.
+        ConfigError: If the variant is unknown, or a folder is missing or empty.
     """
     if variant not in _VARIANTS:
         raise ConfigError("dataset.variant", variant, f"choose from {', '.join(_VARIANTS)}")
@@ -124,8 +124,8 @@ def _one_to_one(root: Path, of: _Variant) -> dict[str, dict[str, list[str]]]:
         for half, (group, share) in enumerate(zip(GROUPS, _SHARES, strict=True)):
             own = _listed(root / str(half) / of.train[k] / name)
             rest = _listed(root / str(half) / of.filler / name)
-            # Shares, not counts: of a whole folder, 3168 images, they are DomainBed's counts, and
-            # of a smaller copy the mixture stays.
+            # Fractions, not counts: for a complete folder of 3168 images they give DomainBed's
+            # counts, and a smaller copy has the same mixture.
             images[group][name] = _first(own, share) + rest[: len(rest) - int(share * len(rest))]
     return images
 
@@ -152,6 +152,6 @@ def _listed(folder: Path) -> list[str]:
         place = os.path.join(*folder.parts[-3:])
         raise ConfigError(
             "dataset.root", folder.parents[2], f"has no images at {place}",
-            "pass the folder that holds 0/location/class/image, which fishr-data download makes",
+            "pass the folder that contains 0/location/class/image; fishr-data download creates it",
         )  # fmt: skip
     return paths

@@ -1,4 +1,4 @@
-"""A domain that lies in memory."""
+"""A domain in memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class TensorDomain:
 
     Args:
         name: The domain's name.
-        x: Images [N, C, H, W]; uint8 in 0..255, read as float32 in [0, 1], or float32, read as
-            they are.
+        x: Images [N, C, H, W]; uint8 in 0..255, read as float32 in [0, 1], or float32, read
+            unchanged.
         y: Labels [N], int64.
     """
 
@@ -31,10 +31,10 @@ class TensorDomain:
         return len(self._y)
 
     def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:  # noqa: ARG002
-        """Read the samples at `indices` ([n], int64); nothing is augmented here.
+        """Read the samples at `indices` ([n], int64); never augmented.
 
-        The whole domain in order is read without a copy where it is float32, so treat what is
-        read as read-only.
+        If they are the whole domain in order, float32 data is not copied, so treat the result as
+        read-only.
         """
         x, y = self._x, self._y
         whole = len(indices) == len(self) and torch.equal(indices, self._all)

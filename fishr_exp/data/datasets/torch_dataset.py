@@ -18,9 +18,9 @@ class DatasetDomain:
 
     Args:
         name: The domain's name.
-        dataset: Its samples; x a tensor of a fixed shape, y a class from 0 on.
-        augmented: The same samples, augmented, for training minibatches; None: as they are. What
-            it draws from PyTorch's global stream is a function of the run's seed and the step.
+        dataset: Its samples (x, y): x is a tensor of a fixed shape, y a class, from 0.
+        augmented: The same samples, augmented, for training minibatches; None: not augmented. Its
+            draws from PyTorch's global stream depend only on the run's seed and the step.
     """
 
     def __init__(
@@ -48,13 +48,14 @@ def domains_of(
     num_classes: int,
     augmented: Mapping[str, Dataset[Any]] | None = None,
 ) -> Domains:
-    """Make domains of datasets, for a function that a `dataset._target_` names.
+    """Turn datasets into domains, for use in a function that is a `dataset._target_`.
 
     Args:
-        name: The name of the whole.
+        name: The name of the whole dataset.
         datasets: The samples of each domain, in order.
         num_classes: Number of classes.
-        augmented: Of domains that are augmented in training, the samples of `DatasetDomain`.
+        augmented: Augmented samples of the domains that are augmented in training; see
+            `DatasetDomain`.
     """
     more = augmented or {}
     by_name = {key: DatasetDomain(key, own, more.get(key)) for key, own in datasets.items()}
@@ -64,7 +65,7 @@ def domains_of(
 
 @contextlib.contextmanager
 def _global_draws_from(stream: torch.Generator) -> Iterator[None]:
-    """Seed the CPU's global stream from `stream` for a while, for transforms draw from there."""
+    """Seed the CPU's global stream from `stream` in the block, since transforms draw from it."""
     seed = int(torch.randint(2**63 - 1, (), generator=stream))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed CUDA's as well

@@ -15,23 +15,22 @@ from fishr_exp.data.images.domain import ImageDomain
 
 
 def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) -> Domains:
-    """Build a domain of each value of a WILDS dataset's metadata, as DomainBed does.
+    """Build a domain from each value of a metadata field of a WILDS dataset, as DomainBed does.
 
     Args:
-        root: The folder of WILDS' data; nothing is downloaded.
+        root: The folder of the WILDS data; nothing is downloaded.
         name: WILDS' name of the dataset: camelyon17, fmow.
-        domain: The metadata field whose values are the domains; they are called FIELD_VALUE.
+        domain: The metadata field whose values are the domains; their names are FIELD_VALUE.
         image_size: Height and width of the images as the model sees them, in pixels.
-        augment: Augment the training minibatches, by DomainBed's chain.
+        augment: Augment the training minibatches as DomainBed does.
 
     Raises:
         ConfigError: If the package is missing, or the data cannot be read.
 
     Source: Koh et al. 2021 (arXiv:2012.07421).
     """
-    importlib.import_module(
-        "fishr_exp.core._torchvision"
-    )  # which lets the package import torchvision
+    # The package imports torchvision, which may need our schemas of its operators.
+    importlib.import_module("fishr_exp.core._torchvision")
     try:
         package = importlib.import_module("wilds")
     except ModuleNotFoundError as error:
@@ -41,7 +40,7 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
     try:
         whole = package.get_dataset(dataset=name, root_dir=root, download=False)
     except (OSError, ValueError) as error:
-        reason = f"holds no {name} of WILDS ({str(error).splitlines()[0]})"
+        reason = f"does not contain {name} of WILDS ({str(error).splitlines()[0]})"
         hint = "download it with the wilds package"
         raise ConfigError("dataset.root", root, reason, hint) from error
     values = whole.metadata_array[:, whole.metadata_fields.index(domain)]

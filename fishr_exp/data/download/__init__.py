@@ -1,1 +1,1 @@
-"""Fetching, checking and unpacking datasets."""
+"""Downloads, checks and unpacks datasets."""

@@ -1,7 +1,7 @@
-"""Where the image benchmarks come from: addresses, checksums and terms, as far as they were found.
+"""Sources of the image benchmarks: addresses, checksums and terms of use, as far as they are known.
 
-The addresses are those of DomainBed's script or of the authors' pages, found in stored copies of
-them. None was tried: see `UNTESTED`. Where nobody was found to publish a checksum, none is stated.
+The addresses are from stored copies of DomainBed's script and of the authors' pages. They were not
+tested: see `UNTESTED`. Checksums are given where a published one was found.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 UNTESTED = (
-    "the public links are untested (no network was at hand), the transfer is tested against a local"
-    " server; fishr-data check counts what came"
+    "the public links are untested (no network access), the transfer is tested against a local"
+    " server; fishr-data check counts the downloaded images"
 )
 
 
@@ -20,28 +20,28 @@ class File(NamedTuple):
     name: str
     urls: tuple[str, ...] = ()  # tried in this order
     md5: str = ""  # hexadecimal
-    md5_source: str = ""  # who states it, and of what
+    md5_source: str = ""  # its source
 
 
 class Source(NamedTuple):
     """Where a dataset comes from."""
 
     title: str
-    datasets: tuple[str, ...]  # the options of the group dataset that read it
-    folder: str  # below the folder that the files are put into
-    holds: tuple[str, ...]  # what is in `folder` in the end: its domains, or its files
-    below: str  # how it goes on below those
+    datasets: tuple[str, ...]  # the options of the config group dataset that read it
+    folder: str  # its name in the download folder
+    holds: tuple[str, ...]  # the final content of `folder`: domains, or files
+    below: str  # the layout below those
     terms: str
     files: tuple[File, ...]
-    by_hand: str = ""  # why and where a person has to get the files; empty: they are fetched
-    note: str = ""  # said at the end
+    by_hand: str = ""  # why and where to download the files manually; empty: automatic
+    note: str = ""  # printed at the end
 
 
 _BU = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
 _MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist")
 _FAIR_USE = "fair-use notice of the authors: non-commercial research and education only"
-_NO_LICENCE = "no license was found"
+_NO_LICENSE = "no license was found"
 _TORCHVISION = "torchvision"
 _LARSKUE = "LarsKue/context-aware-domain-generalization, for DomainBed's archive"
 _DOMAIN_NET = {
@@ -66,10 +66,10 @@ SOURCES = {
         "pacs",
         ("art_painting", "cartoon", "photo", "sketch"),
         "class/image",
-        _NO_LICENCE,
+        _NO_LICENSE,
         (File("PACS.zip", md5="fd5db817f7cdafeef3bfd525aaf9b42e",
               md5_source=_LARSKUE),),
-        by_hand="no license was found, and the links that others fetched are reported dead; its "
+        by_hand="no license was found, and the known links are reported dead; its "
         "author's folder is https://drive.google.com/drive/folders/0B6x7gtvErXgfUU1WcGY5SzdwZVk"
         "?resourcekey=0-2fvpQY_QSyJf2uIECzqPuQ",
     ),
@@ -79,7 +79,7 @@ SOURCES = {
         "vlcs",
         ("Caltech101", "LabelMe", "SUN09", "VOC2007"),
         "class/image",
-        _NO_LICENCE,
+        _NO_LICENSE,
         (File("VLCS.tar.gz", md5="8870171eba660927d9668f4e515928e4",
               md5_source=_LARSKUE),),
         by_hand="no license was found, and the file sits behind a page; JiGen's authors keep a "
@@ -134,7 +134,7 @@ SOURCES = {
         "sviro",
         ("aclass", "escape", "hilux", "i3", "lexus", "tesla", "tiguan", "tucson", "x5", "zoe"),
         "class/image",
-        "CC BY-NC-SA 4.0, by what others say of it: https://sviro.kl.dfki.de has the last word",
+        "CC BY-NC-SA 4.0 according to third parties: see https://sviro.kl.dfki.de",
         (File("sviro_grayscale_rectangle_classification.zip",
               ("https://sviro.kl.dfki.de/?wpdmdl=1731",)),),
     ),
@@ -154,7 +154,7 @@ SOURCES = {
         "MNIST",
         tuple(f"raw/{name}" for name in _MNIST_MD5),
         "",
-        "CC BY-SA 3.0, by TensorFlow's documentation",
+        "CC BY-SA 3.0, according to TensorFlow's documentation",
         tuple(
             File(f"{name}.gz", tuple(f"{place}/{name}.gz" for place in _MNIST), md5,
                  _TORCHVISION)

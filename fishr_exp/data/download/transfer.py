@@ -1,9 +1,9 @@
-"""One file over HTTP: mirrors in turn, a broken transfer taken up where it broke.
+"""Downloads one file over HTTP: tries mirrors in order, and resumes interrupted transfers.
 
-    NAME.part         what has come
-    NAME.part.json    of which file it is the beginning: ETag, time of change, size
+    NAME.part         the bytes received so far
+    NAME.part.json    identifies the file: ETag, modification time, size
 
-A transfer is taken up only of the file that it began with, as these tell it.
+A transfer is only resumed if the server's file is still the same according to these.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from tqdm import tqdm
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.download.unpacking import require_space
 
-_TRIES = 5  # in a row that bring nothing
-_PAUSE = 1.0  # seconds before the second try; twice as long before each next
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
+_TRIES = 5  # consecutive attempts without progress
+_PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
+_TIMEOUT = (10, 60)  # seconds to connect, and between two chunks
 _PIECE = 1 << 18  # bytes
-_BUSY = (408, 425, 429, 500, 502, 503, 504)  # states of a server that may pass
+_BUSY = (408, 425, 429, 500, 502, 503, 504)  # status codes that may be temporary
 
 
 class _UnavailableError(Exception):
-    """This address does not give the file."""
+    """This address does not provide the file."""
 
 
 def fetch(urls: Sequence[str], path: Path, refuse: Callable[[Path], str], unpacked: int) -> None:
-    """Fetch a file from the first address that gives it.
+    """Fetch a file from the first address that provides it.
 
     Args:
         urls: The addresses, tried in order.
-        path: Where the file goes.
-        refuse: Says why a file that came is not the one; empty where it is. It is then kept
-            as NAME.refused, and the next address is tried.
-        unpacked: Bytes that must stay free besides the file and what is in it.
+        path: The path of the file.
+        refuse: Returns why a downloaded file is not the expected one; empty if it is. A refused
+            file is kept as NAME.refused, and the next address is tried.
+        unpacked: Bytes that must stay free in addition to the file and its content.
 
     Raises:
-        ConfigError: If no address gives the file, or there is no space for it.
+        ConfigError: If no address provides the file, or there is no space for it.
     """
     part, reasons = path.with_name(f"{path.name}.part"), []
     for url in urls:
@@ -59,8 +59,8 @@ def fetch(urls: Sequence[str], path: Path, refuse: Callable[[Path], str], unpack
             return
         reasons.append(f"{url} ({reason}; kept as {path.name}.refused)")
     raise ConfigError(
-        "download", path.name, f"no address gave it: {', '.join(reasons)}",
-        f"pass --mirror URL, or put the file into {path.parent} yourself and call again",
+        "download", path.name, f"no address provided it: {', '.join(reasons)}",
+        f"pass --mirror URL, or put the file into {path.parent} yourself and run the command again",
     )  # fmt: skip
 
 
@@ -70,22 +70,22 @@ def _receive(url: str, part: Path, unpacked: int) -> None:
         if failures:
             time.sleep(_PAUSE * 2 ** (failures - 1))
         try:
-            if _go_on(url, part, unpacked):
+            if _resume(url, part, unpacked):
                 return
-            reason = "the file changes while it is fetched"
+            reason = "the file changes during the download"
         except requests.exceptions.InvalidURL as error:
-            raise _UnavailableError(_said(error)) from error
+            raise _UnavailableError(_message(error)) from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            reason = _said(error)
-        # What falls back never counts as progress: a file that always changes must end, too.
+            reason = _message(error)
+        # Only a new maximum is progress, so that a file that always changes fails, too.
         failures = 1 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
     raise _UnavailableError(reason)
 
 
-def _go_on(url: str, part: Path, unpacked: int) -> bool:
-    """Ask for what is missing; say whether all is there. False: what was there is of no use."""
-    known = _noted(part)
+def _resume(url: str, part: Path, unpacked: int) -> bool:
+    """Request the missing bytes; return whether the file is complete. False: start from scratch."""
+    known = _read_note(part)
     have = _size(part) if known else 0
     if known and have == known["size"]:
         return True
@@ -106,7 +106,7 @@ def _go_on(url: str, part: Path, unpacked: int) -> bool:
         if status not in (200, 206):
             raise _UnavailableError(f"{status} {response.reason}")
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise _UnavailableError("answers with a page, not with the file")
+            raise _UnavailableError("returned a web page, not the file")
         if status == 200:
             have = 0
             part.write_bytes(b"")
@@ -121,7 +121,7 @@ def _go_on(url: str, part: Path, unpacked: int) -> bool:
                 file.write(piece)
                 bar.update(len(piece))
     if size is not None and _size(part) != size:
-        raise requests.ConnectionError(f"{_size(part)} of {size} bytes came")
+        raise requests.ConnectionError(f"{_size(part)} of {size} bytes were received")
     if size is None:
         found["size"] = _size(part)
         _note(part).write_text(json.dumps(found))
@@ -129,7 +129,7 @@ def _go_on(url: str, part: Path, unpacked: int) -> bool:
 
 
 def _described(response: requests.Response) -> tuple[int, dict]:
-    """Return where the body begins, and what tells this file from a changed one."""
+    """Return the offset of the body, and what identifies this version of the file."""
     headers = response.headers
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
     size = match.group(2) if match else headers.get("Content-Length", "*")
@@ -146,7 +146,7 @@ def _note(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _noted(part: Path) -> dict:
+def _read_note(part: Path) -> dict:
     try:
         known = json.loads(_note(part).read_text())
     except (OSError, ValueError):
@@ -158,8 +158,8 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _said(error: Exception) -> str:
-    """Return what an error of the network is about: its innermost words."""
-    said = str(error)
-    inner = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", said)
-    return inner.group(1) if inner else (said.splitlines() or [type(error).__name__])[0]
+def _message(error: Exception) -> str:
+    """Return the innermost message of a network error."""
+    text = str(error)
+    inner = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", text)
+    return inner.group(1) if inner else (text.splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Archives of the benchmarks, unpacked and put in order as `folder/domain/class/image`."""
+"""Unpacks the benchmarks' archives and arranges them as `folder/domain/class/image`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fishr_exp.core.errors import ConfigError
 _T = TypeVar("_T")
 _TERRA_CLASSES = ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit",
                   "raccoon", "squirrel")  # fmt: skip
-# JiGen's copy of VLCS: other names, numbers for classes, and parts of which two make up the whole.
+# JiGen's copy of VLCS: different names, numbered classes, and parts of which two are everything.
 _JIGEN_DOMAINS = {
     "CALTECH": "Caltech101",
     "LABELME": "LabelMe",
@@ -34,20 +34,22 @@ _JIGEN_PARTS = ("full", "test")
 
 
 def require_space(folder: Path, what: str, needed: int) -> None:
-    """Refuse to begin what will not fit.
+    """Refuse data that will not fit on the disk.
 
     Args:
-        folder: Where it goes.
+        folder: The destination.
         what: Its name.
-        needed: Bytes.
+        needed: Its size in bytes.
 
     Raises:
-        ConfigError: If less is free.
+        ConfigError: If less space is free.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
         reason = f"{what} and its content need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} are free"
-        raise ConfigError("download", str(folder), reason, "make space, or choose another folder")
+        raise ConfigError(
+            "download", str(folder), reason, "free some space, or choose another folder"
+        )
 
 
 def unpack(archive: Path, into: Path) -> None:
@@ -58,7 +60,7 @@ def unpack(archive: Path, into: Path) -> None:
         into: An existing folder. Nothing is written outside of it.
 
     Raises:
-        ConfigError: If the archive is damaged, leads out of the folder, or does not fit.
+        ConfigError: If the archive is damaged, has paths outside the folder, or does not fit.
     """
     is_tar = archive.name.endswith((".tar", ".tar.gz", ".tgz"))
     if is_tar and not hasattr(tarfile, "data_filter"):
@@ -82,31 +84,37 @@ def unpack(archive: Path, into: Path) -> None:
             shutil.copy(archive, into)
     except tarfile.FilterError as error:
         raise _unsafe(archive, error.tarinfo.name) from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted; packed as only others can
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unsupported compression
         reason = f"it cannot be unpacked here ({error})"
         raise ConfigError("download", archive, reason, "unpack it yourself") from error
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         reason = f"it is damaged ({error})"
-        raise ConfigError("download", archive, reason, "remove it and call again") from error
+        raise ConfigError(
+            "download", archive, reason, "remove it and run the command again"
+        ) from error
     except OSError as error:
         reason = f"it cannot be unpacked ({error.strerror or error})"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "make space, and call again" if full else "choose another folder, and call again"
+        hint = (
+            "free some space, and run the command again"
+            if full
+            else "choose another folder, and run the command again"
+        )
         raise ConfigError("download", archive, reason, hint) from error
 
 
 def arrange(unpacked: Path, holds: Sequence[str], into: Path) -> None:
-    """Move what must be there from wherever in the archive it lies.
+    """Move the required entries from wherever they are in the archive.
 
     Args:
         unpacked: The archive's content.
-        holds: Paths of folders or files that lie side by side.
-        into: Where they go.
+        holds: Paths of folders or files with a common parent.
+        into: The destination.
 
     Raises:
-        ConfigError: If they are not there.
+        ConfigError: If they are missing.
     """
-    place = _side_by_side(unpacked, holds)
+    place = _common_parent(unpacked, holds)
     if place is None:
         raise _other_content(unpacked, f"no folder with {', '.join(holds)}")
     for name in holds:
@@ -123,9 +131,9 @@ def mnist(unpacked: Path, holds: Sequence[str], into: Path) -> None:
 def vlcs(unpacked: Path, holds: Sequence[str], into: Path) -> None:
     """Arrange VLCS as DomainBed packed it, or as JiGen's authors did; see `arrange`.
 
-    In JiGen's, `full` is what the folders `train` and `crossval` hold, and `test` is the rest.
+    In JiGen's, `full` contains the images of `train` and `crossval`, and `test` the rest.
     """
-    place = _side_by_side(unpacked, list(_JIGEN_DOMAINS))
+    place = _common_parent(unpacked, list(_JIGEN_DOMAINS))
     if place is None:
         arrange(unpacked, holds, into)
         return
@@ -152,7 +160,7 @@ def domain_net(unpacked: Path, holds: Sequence[str], into: Path) -> None:
 def terra_incognita(unpacked: Path, holds: Sequence[str], into: Path) -> None:
     """Arrange TerraIncognita by its annotations, ten classes as in DomainBed; see `arrange`.
 
-    An image with animals of two classes is in both, as there.
+    An image with animals of two classes is in both, as in DomainBed.
     """
     names: dict[object, str] = {}
     classes: dict[str, list[object]] = defaultdict(list)
@@ -184,10 +192,10 @@ ARRANGED_BY = {
     "terra_incognita": terra_incognita,
     "vlcs": vlcs,
 }
-"""Of the datasets whose archives do not hold their domains as they must be."""
+"""Functions for the datasets whose archives have a different layout."""
 
 
-def _side_by_side(folder: Path, names: Sequence[str]) -> Path | None:
+def _common_parent(folder: Path, names: Sequence[str]) -> Path | None:
     """Return the uppermost folder under `folder`, or itself, that has all these entries."""
     level = [folder]
     while level:
@@ -209,11 +217,13 @@ def _bar(members: Iterable[_T], archive: Path) -> Iterable[_T]:
 
 
 def _unsafe(archive: Path, member: str) -> ConfigError:
-    reason = f"its member {member} leads out of the folder"
-    return ConfigError("download", archive, reason, "do not trust it: fetch it from elsewhere")
+    reason = f"its member {member} is outside the folder"
+    return ConfigError(
+        "download", archive, reason, "do not trust it: download it from another source"
+    )
 
 
 def _other_content(unpacked: Path, lacks: str) -> ConfigError:
     there = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5]) or "nothing"
-    return ConfigError("download", there, f"is what the archives hold, and {lacks}",
-                       "unpack them yourself, in the order that fishr-data list shows")  # fmt: skip
+    return ConfigError("download", there, f"is the content of the archives: {lacks}",
+                       "unpack them yourself in the layout that fishr-data list shows")  # fmt: skip

@@ -1,15 +1,15 @@
-"""DomainBed's augmentation: cut by the CPU as bytes, colored where the batch will be used.
+"""DomainBed's augmentation: crops on the CPU as bytes, colors on the device of the batch.
 
-The CPU's part is compiled, see `compiled.py`; what PyTorch does here is a CUDA device's.
+The CPU's part is compiled, see `compiled.py`; the PyTorch code here is for CUDA devices.
 
-    draw:     sizes -> box, flip, colors          one stream, a few numbers an image
-    cut:      image, box, flip -> uint8 [3, S, S]  where the image was read
+    draw:     sizes -> box, flip, colors          one stream, a few numbers per image
+    crop:     image, box, flip -> uint8 [3, S, S]  on the CPU, after reading
     finished: uint8 [n, 3, S, S] -> float32        on the device: colors, then ImageNet's scale
 
 The chain is torchvision's `RandomResizedCrop(scale=(0.7, 1))`, `RandomHorizontalFlip`,
 `ColorJitter(0.3, 0.3, 0.3, 0.3)`, `RandomGrayscale(0.1)` on Pillow images, with the same
-distribution of all draws and the same rounding to whole levels after each step. Draws of its own
-streams are all that differs, and hues, which are exact here and in steps of 1/255 there.
+distribution of all draws and the same rounding to whole levels after each step. Only the random
+streams differ, and hues, which are exact here and in steps of 1/255 there.
 
 Source:
     Gulrajani and Lopez-Paz 2021 (arXiv:2007.01434) and their code, for the chain.
@@ -30,7 +30,7 @@ from fishr_exp.core.contracts import Minibatch
 AREA, RATIO = (0.7, 1.0), (3 / 4, 4 / 3)  # of a crop, as a share of the image; width over height
 STRENGTH = 0.3  # of brightness, contrast, saturation (factors 1 ± 0.3), hue (± 0.3 of a turn)
 GRAY = 0.1  # probability
-_ATTEMPTS = 10  # crops to draw before taking the middle
+_ATTEMPTS = 10  # attempts to draw a crop, before the center is used
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
@@ -39,7 +39,7 @@ _ON_CPU = _SCALE.flatten().numpy(), _OFFSET.flatten().numpy()
 
 
 class Draws(NamedTuple):
-    """What is drawn for n images."""
+    """The random draws for n images."""
 
     box: Tensor  # [n, 4], int64: top, left, height, width, in pixels
     flip: Tensor  # [n], bool
@@ -70,7 +70,7 @@ def draw(sizes: Tensor, stream: torch.Generator) -> Draws:
 
 
 def _boxes(sizes: Tensor, areas: Tensor, ratios: Tensor, places: Tensor) -> Tensor:
-    """Return the first crop [n, 4] of each image's attempts [n, 10] that fits into it."""
+    """Return the first crop [n, 4] of each image's attempts [n, 10] that fits."""
     whole = sizes.to(torch.float64)  # [n, 2]
     area = areas * whole.prod(1, keepdim=True)
     shapes = torch.stack([(area / ratios).sqrt(), (area * ratios).sqrt()], 2).round()  # [n, 10, 2]
@@ -78,7 +78,7 @@ def _boxes(sizes: Tensor, areas: Tensor, ratios: Tensor, places: Tensor) -> Tens
     first = fits.int().argmax(1)
     shape = shapes[torch.arange(len(sizes)), first]  # [n, 2]
     top_left = (places * (whole - shape + 1)).floor()
-    # The middle, as wide or as high as it may be: the ratio of a very long image is none of ours.
+    # The center, as wide or as high as the ratios allow, for images that are too long.
     height, width = whole.unbind(1)
     longest = torch.stack(
         [(width / RATIO[0]).round().minimum(height), (height * RATIO[1]).round().minimum(width)], 1
@@ -89,22 +89,22 @@ def _boxes(sizes: Tensor, areas: Tensor, ratios: Tensor, places: Tensor) -> Tens
     return torch.cat([top_left, shape], 1).long()
 
 
-def cut(
+def crop(
     pixels: np.ndarray, size: tuple[int, int], box: Sequence[int], flip: bool, to: Tensor
 ) -> None:
-    """Cut a box out of an image and write it, resized, to a place of a batch.
+    """Crop a box of an image and write it, resized, into a batch.
 
     Args:
-        pixels: The image [h, w, 3], uint8; perhaps smaller than it was.
-        size: Height and width that it had when the box was drawn. Where they are others, the box
-            is scaled, and rounded to pixels.
+        pixels: The image [h, w, 3], uint8; possibly shrunk.
+        size: Height and width of the image for which the box was drawn. If it was shrunk, the box
+            is scaled and rounded to pixels.
         box: Top, left, height and width.
-        flip: Whether left and right change places.
-        to: Where it is written [3, S, S], uint8.
+        flip: Whether to flip horizontally.
+        to: The output [3, S, S], uint8.
     """
     if pixels.shape[:2] != size:
         box = _scaled(box, size, pixels.shape)
-    from fishr_exp.data.images.compiled import resize  # takes a moment
+    from fishr_exp.data.images.compiled import resize  # slow import
 
     top, left, height, width = box
     resize(np.ascontiguousarray(pixels), top, left, height, width, flip, to.numpy())
@@ -120,14 +120,14 @@ def _scaled(box: Sequence[int], size: tuple[int, int], shape: Sequence[int]) -> 
 
 
 class Pixels(NamedTuple):
-    """A minibatch on its way to the device: a quarter of the bytes, and the rest still to do."""
+    """A minibatch before the transfer to the device: a quarter of the bytes, not yet converted."""
 
     x: Tensor  # [n, 3, S, S], uint8
     y: Tensor  # [n], int64
     colors: Tensor | None = None  # [n, 9], `Draws.colors`; stays on the CPU
 
     def to(self, device: torch.device) -> Minibatch:
-        """Move to the device, and color and scale there."""
+        """Move to the device, and color and scale the images there."""
         x, y = self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True)
         return Minibatch(finished(x, self.colors), y)
 
@@ -137,7 +137,7 @@ def finished(x: Tensor, colors: Tensor | None = None) -> Tensor:
 
     Args:
         x: Images [n, 3, H, W], uint8.
-        colors: `Draws.colors` [n, 9], on the CPU; None: as they are.
+        colors: `Draws.colors` [n, 9], on the CPU; None: no change of colors.
 
     Returns:
         Images [n, 3, H, W], float32.
@@ -213,7 +213,7 @@ def _gray_(x: Tensor, _: Tensor) -> Tensor:
 
 
 def hue_(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hues of images by `shift` [n, 1, 1, 1], a third of a turn at most.
+    """Rotate the hues of images by `shift` [n, 1, 1, 1], at most a third of a turn.
 
     With top and low the largest and the least channel, and chroma c = top − low, the hue of HSV
     times c, in sixths of a turn, needs neither division nor cases: it is the angle from red,

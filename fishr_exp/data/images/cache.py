@@ -3,13 +3,13 @@
     magic, number of images N            16 bytes
     digest of the sources                32 bytes, SHA-256
     digest of the pixels                 32 bytes, SHA-256
-    height, width, both of the original  4 N numbers of 4 bytes; height 0 of an unreadable image
-    pixels                               of one image behind the other, [h, w, 3], uint8
+    height, width, both of the original  4 N numbers of 4 bytes; height 0: an unreadable image
+    pixels                               of the images, concatenated, [h, w, 3], uint8
 
-The sources are the paths below the root, in order, with sizes and times of change. A file whose
-sources, size or layout are others than expected is written anew, beside, and takes the place of the
-old one when it is complete: what a process has mapped stays as it is. A lock lets one process write
-and the others wait for it.
+The sources are the paths relative to the root, in order, with sizes and modification times. A file
+with unexpected sources, size or layout is written again, under another name, and replaces the old
+one when it is complete: data mapped by a process does not change. A lock makes one process write
+while the others wait for it.
 """  # fmt: skip
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.data.images.decoding import Files, Picture
 
 _log = logging.getLogger(__name__)
-_MAGIC = b"fishr-2\n"  # 1: shrunk by Pillow, whose newer versions differ by a level
+_MAGIC = b"fishr-2\n"  # version 1 was shrunk by Pillow, whose newer versions differ by a level
 _HEAD = struct.Struct("<8sQ32s32s")
 _AT_ONCE = 256  # images decoded ahead of the writer
 _CHUNK = 1 << 24  # bytes to digest at a time
@@ -44,11 +44,11 @@ class Cached:
 
     Args:
         path: The file.
-        sources: Digest of the sources that it must hold.
-        places: Which of the images, in order; None: all.
+        sources: Digest of the expected sources.
+        places: Positions of the images to use, in order; None: all.
 
     Raises:
-        ValueError: If the file is not what it should be.
+        ValueError: If the file is not as expected.
         OSError: If it cannot be read.
     """
 
@@ -59,18 +59,18 @@ class Cached:
         with path.open("rb") as file:
             magic, count, found, self._digest = _HEAD.unpack(file.read(_HEAD.size).ljust(80))
             if magic != _MAGIC or found != sources:
-                raise ValueError("made of other images")
+                raise ValueError("made from other images")
             sizes = np.frombuffer(file.read(16 * count), "<i4").reshape(count, 4)
             ends = np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3)
             offset = file.tell()
             if os.fstat(file.fileno()).st_size != offset + (ends[-1] if count else 0):
-                raise ValueError("cut off")
-            # An empty map is none.
-            self._map = np.memmap(file, np.uint8, "r", offset) if ends[-1:].any() else _NOTHING
+                raise ValueError("truncated")
+            # An empty file cannot be mapped.
+            self._map = np.memmap(file, np.uint8, "r", offset) if ends[-1:].any() else _EMPTY
         self._sizes, self._ends = sizes.tolist(), ends.tolist()
 
     def __reduce__(self) -> tuple[Callable[..., Cached], tuple[Path, bytes, Sequence[int] | None]]:
-        return _reopened, (self.path, self._sources, self._places)  # a map would travel as a copy
+        return _reopen, (self.path, self._sources, self._places)  # a map would be pickled as a copy
 
     def __len__(self) -> int:
         return len(self._sizes if self._places is None else self._places)
@@ -81,8 +81,8 @@ class Cached:
         end = self._ends[place]
         return Picture(self._map[end - h * w * 3 : end].reshape(h, w, 3), (height, width))
 
-    def chosen(self, places: Sequence[int]) -> Cached:
-        """Return some of the images."""
+    def selected(self, places: Sequence[int]) -> Cached:
+        """Return the images at these positions."""
         return Cached(self.path, self._sources, places)
 
     @property
@@ -90,41 +90,41 @@ class Cached:
         """The images that could not be read when the file was made."""
         return [i for i, size in enumerate(self._sizes) if not size[0]]
 
-    def sound(self) -> bool:
-        """Read all pixels, and say whether they are those that were written."""
+    def is_intact(self) -> bool:
+        """Read all pixels, and return whether they are those that were written."""
         digest = hashlib.sha256()
         for start in range(0, len(self._map), _CHUNK):
             digest.update(self._map[start : start + _CHUNK].data)
         return digest.digest() == self._digest
 
 
-_NOTHING = np.empty(0, np.uint8)
+_EMPTY = np.empty(0, np.uint8)
 
 
-def _reopened(path: Path, sources: bytes, places: Sequence[int] | None) -> Cached:
+def _reopen(path: Path, sources: bytes, places: Sequence[int] | None) -> Cached:
     try:
         return Cached(path, sources, places)
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: the cache was changed while a run read it") from error
+        raise TrainingError(f"{path}: the cache was changed during the run") from error
 
 
 def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
-    """Open the cache of `files`, or make it.
+    """Open the cache of `files`, or create it.
 
     Args:
         files: The images.
-        root: The folder that they are under.
-        name: What to call the cache, together with the folder and the size of its images.
-        folder: Where it lies.
+        root: The folder that contains them.
+        name: Part of the cache's file name, with a digest of the root and the size of the images.
+        folder: The folder of the cache.
 
     Raises:
         ConfigError: If it cannot be written.
     """
     folder, root = folder.expanduser(), root.expanduser().resolve()
     size = files.stored_size or "original"
-    called = re.sub(r"[^\w.-]", "_", name)
-    where = hashlib.sha256(f"{name} {root}".encode()).hexdigest()[:8]
-    path = folder / f"{called}-{size}-{where}.pixels"
+    stem = re.sub(r"[^\w.-]", "_", name)
+    location = hashlib.sha256(f"{name} {root}".encode()).hexdigest()[:8]
+    path = folder / f"{stem}-{size}-{location}.pixels"
     try:
         sources = _digest_of_sources(files, root)
         if found := _found(path, sources):
@@ -134,7 +134,7 @@ def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
             if found := _found(path, sources):  # another process was first
                 return found
             if path.exists():
-                _log.info("%s: made of other images, or cut off; made anew", path)
+                _log.info("%s: made from other images, or truncated; it is created again", path)
             _write(path, files, sources, f"decoding {name}")
         return Cached(path, sources)
     except OSError as error:
@@ -198,7 +198,7 @@ def _write_all(file: BinaryIO, files: Files, sources: bytes, title: str) -> None
 
 
 def _decoded(files: Files) -> Iterator[Picture | None]:
-    """Decode several at a time, but no more than the writer will soon want."""
+    """Decode several at a time, but not far ahead of the writer."""
 
     def one(i: int) -> Picture | None:
         try:
@@ -206,6 +206,6 @@ def _decoded(files: Files) -> Iterator[Picture | None]:
         except TrainingError:
             return None
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter lock
         for start in range(0, len(files), _AT_ONCE):
             yield from pool.map(one, range(start, min(start + _AT_ONCE, len(files))))

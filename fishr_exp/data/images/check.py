@@ -1,4 +1,4 @@
-"""Examine the images of a dataset before they are trained on."""
+"""Examines the images of a dataset before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fishr_exp.data.images.decoding import fault
 from fishr_exp.data.images.listed import Images
 
-SMALLEST, LONGEST = 32, 4.0  # pixels of a side, and long side over short side, that are not odd
+SMALLEST, LONGEST = 32, 4.0  # limits: pixels of the short side; long side over short side
 
 
 class Found(NamedTuple):
@@ -23,15 +23,15 @@ class Found(NamedTuple):
 
     domain: str
     path: str
-    fault: str  # why it cannot be read; empty where it can
-    size: tuple[int, int]  # width and height, pixels; (0, 0) where it cannot be read
+    fault: str  # why it cannot be read; empty if it can
+    size: tuple[int, int]  # width and height, pixels; (0, 0) if it cannot be read
     digest: str  # of the file's bytes
 
 
 def examine(images: Images) -> list[Found]:
     """Read every image, several at a time; in the order of the domains and classes."""
     listed = [(d, path) for d, of in images.items() for own in of.values() for path in own]
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter lock
         found = pool.map(lambda one: _found(*one), listed)
         return list(tqdm(found, "reading", len(listed), leave=False, disable=None))
 
@@ -47,12 +47,12 @@ def _found(domain: str, path: str) -> Found:
 
 
 def unreadable(found: Iterable[Found]) -> list[Found]:
-    """Return the images that cannot be read: empty, cut off, or no images at all."""
+    """Return the files that cannot be read: empty, truncated, or not images."""
     return [one for one in found if one.fault]
 
 
 def oddly_sized(found: Iterable[Found]) -> list[Found]:
-    """Return images with a side under `SMALLEST`, or `LONGEST` times as long as high, or more."""
+    """Return images with a side below `SMALLEST`, or an aspect ratio of at least `LONGEST`."""
     readable = [one for one in found if not one.fault]
     return [
         one
@@ -62,7 +62,7 @@ def oddly_sized(found: Iterable[Found]) -> list[Found]:
 
 
 def duplicates(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """Yield groups of files with equal bytes, those that cross domains first: those leak."""
+    """Yield groups of identical files, first those that are in several domains, which leak."""
     groups = defaultdict(list)
     for one in found:
         if one.digest:

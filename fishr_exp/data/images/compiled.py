@@ -1,16 +1,16 @@
-"""An image's way from pixels to floats on the CPU, compiled by Numba: resized, then colored.
+"""From pixels to floats on the CPU, compiled by Numba: images are resized, then colored.
 
-One image at a time, so that it stays in the cache, and without the interpreter's lock, so that
-threads work side by side. Pillow and `augmentation.jitter_` are the references: resized bytes are
+One image at a time, so that it stays in the cache, and without the interpreter lock, so that
+threads run in parallel. Pillow and `augmentation.jitter_` are the references: resized bytes are
 Pillow's, bit for bit (rows before columns, as Pillow does all images up to version 12, and later
-ones all but very tall ones), and colors are those of `jitter_`, but for a level here and there
-where float32 rounds a product otherwise.
+ones all but very tall ones), and colors are those of `jitter_`, except for occasional differences
+of one level where float32 rounds a product differently.
 
     resize: uint8 [h, w, 3], box, flip -> uint8 [3, H, W]
     finish: uint8 [n, 3, H, W], colors -> float32 [n, 3, H, W]
 """  # fmt: skip
 # mypy: disable-error-code="operator,return-value"
-# To mypy, NumPy's numbers of four bytes are no floats.
+# For mypy, NumPy's float32 is not a float.
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from numba import types, uintp
 
 
 def _can_keep() -> bool:
-    """Whether Numba finds a folder for what it compiled: beside this file, or the user's."""
+    """Whether Numba finds a folder for its compiled code: next to this file, or the user's."""
     try:
         numba.njit(cache=True)(lambda: None)
     except RuntimeError:
@@ -113,16 +113,16 @@ def _across(
 def resize(
     pixels: np.ndarray, top: int, left: int, height: int, width: int, flip: bool, out: np.ndarray
 ) -> None:
-    """Cut a box out of an image and resize it as Pillow's antialiased bilinear filter does.
+    """Crop a box of an image and resize it like Pillow's antialiased bilinear filter.
 
     Args:
         pixels: The image [h, w, 3], uint8.
-        top: First row of the box; likewise the other three, in pixels.
+        top: First row of the box, in pixels, like the other three.
         left: First column.
         height: Rows.
         width: Columns.
-        flip: Whether left and right change places.
-        out: Where it is written [3, H, W], uint8.
+        flip: Whether to flip horizontally.
+        out: The output [3, H, W], uint8.
     """
     rows, columns = out.shape[1], out.shape[2]
     first_x, count_x, weight_x = _taps(left, width, columns)
@@ -173,7 +173,7 @@ def _channel(angle: float, chroma: float, base: float) -> float:
 def _change(
     r: np.ndarray, g: np.ndarray, b: np.ndarray, kind: int, colors: np.ndarray, mean: float
 ) -> None:
-    """Make one stage of the chain on a row of whole levels, [W] each."""
+    """Apply one stage of the chain to a row of whole levels, [W] each."""
     factor = colors[kind]
     if kind == 0:
         for x in range(len(r)):
@@ -227,7 +227,7 @@ def _sum_of_gray(r: np.ndarray, g: np.ndarray, b: np.ndarray) -> float:
 def _color(image: np.ndarray, colors: np.ndarray) -> None:
     """Change the colors of an image [3, H, W], uint8, in place, as `jitter_` does."""
     order = colors[4:8]
-    contrast_at = 0  # of the four stages; it must have seen the whole image
+    contrast_at = 0  # the stage of contrast, which needs the mean of the whole image
     for stage in range(4):
         if order[stage] == 1:
             contrast_at = stage
@@ -268,7 +268,7 @@ def finish(
         colors: `Draws.colors` [n, 9], float32; or [0, 9].
         scale: [3], float32.
         offset: [3], float32.
-        out: Where they are written [n, 3, H, W], float32.
+        out: The output [n, 3, H, W], float32.
     """
     for n in range(len(images)):
         image = images[n].copy()

@@ -1,4 +1,4 @@
-"""One image file to pixels."""
+"""Decodes image files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from fishr_exp.core.errors import TrainingError
 
-# What Pillow raises for files that are cut off, damaged, no images, or too big to be honest.
+# Raised by Pillow for files that are truncated, damaged, not images, or suspiciously large.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -24,7 +24,7 @@ _UNREADABLE = (
 
 
 class Picture(NamedTuple):
-    """An image as it is kept."""
+    """A decoded image."""
 
     pixels: np.ndarray  # [h, w, 3], uint8
     size: tuple[int, int]  # height and width before it was shrunk
@@ -34,9 +34,9 @@ class Files:
     """Images decoded at every read.
 
     Args:
-        paths: Of the images.
+        paths: Paths of the images.
         stored_size: Images of more than `stored_size` × `stored_size` pixels are shrunk to this
-            square; None: none are.
+            square; None: no image is.
     """
 
     def __init__(self, paths: Sequence[str], stored_size: int | None = None) -> None:
@@ -53,15 +53,15 @@ class Files:
             return Picture(_shrunk(pixels, self.stored_size), (height, width))
         return Picture(pixels, (height, width))
 
-    def chosen(self, places: Sequence[int]) -> Files:
-        """Return some of the images."""
+    def selected(self, places: Sequence[int]) -> Files:
+        """Return the images at these positions."""
         return Files([self.paths[i] for i in places], self.stored_size)
 
-    unreadable: Sequence[int] = ()  # not known before they are read
+    unreadable: Sequence[int] = ()  # unknown before they are read
 
 
 def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
-    from fishr_exp.data.images.compiled import resize  # takes a moment
+    from fishr_exp.data.images.compiled import resize  # slow import
 
     out = np.empty((3, side, side), np.uint8)
     height, width, _ = pixels.shape
@@ -70,7 +70,7 @@ def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def decode(path: str) -> Image.Image:
-    """Read a file, turned as its EXIF data say, as RGB.
+    """Read a file as RGB, rotated by its EXIF orientation.
 
     Raises:
         TrainingError: If it cannot be read; the message begins with its path.
@@ -79,26 +79,28 @@ def decode(path: str) -> Image.Image:
         with Image.open(path) as image:
             return _as_rgb(ImageOps.exif_transpose(image))
     except _UNREADABLE as error:
-        hint = "repair it, or leave bad images out with dataset.on_bad_image=skip"
-        raise TrainingError(f"{path}: the image cannot be read ({_said(error)}); {hint}") from error
+        hint = "repair it, or skip such images with dataset.on_bad_image=skip"
+        raise TrainingError(
+            f"{path}: the image cannot be read ({_message(error)}); {hint}"
+        ) from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Show an image of any mode as a person would see it; transparency shows what is behind it."""
-    if image.mode.startswith("I"):  # 16 bits, or 32 with 16 in use: Pillow would cut them off
+    """Convert an image of any mode to RGB as displayed; transparency is dropped."""
+    if image.mode.startswith("I"):  # 16 bits, or 32 with 16 in use: Pillow would clip them
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
                                ).convert("RGB")  # fmt: skip
     return image.convert("RGB")
 
 
 def fault(path: str) -> str:
-    """Say why an image cannot be read; empty where it can."""
+    """Return why an image cannot be read; empty if it can."""
     try:
         decode(path)
     except TrainingError as error:
-        return _said(error.__cause__ or error)
+        return _message(error.__cause__ or error)
     return ""
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from fishr_exp.core.contracts import Minibatch
-from fishr_exp.data.images.augmentation import Pixels, cut, draw
+from fishr_exp.data.images.augmentation import Pixels, crop, draw
 from fishr_exp.data.images.cache import Cached, cached
 from fishr_exp.data.images.decoding import Files, Picture
 
 
 class Pictures(Protocol):
-    """Images by number: of files, of a cache, of a dataset of others."""
+    """Images by index: from files, a cache, or another dataset."""
 
     def __len__(self) -> int: ...
 
@@ -26,7 +26,7 @@ class Pictures(Protocol):
 def stored(
     paths: Sequence[str], root: str, name: str, cache: str | None, stored_size: int | None
 ) -> Files | Cached:
-    """Return the images at `paths`: from the files, or from a cache, which is made if need be."""
+    """Return the images at `paths`: from the files, or from a cache, created if missing."""
     files = Files(paths, stored_size)
     return files if cache is None else cached(files, Path(root), name, Path(cache))
 
@@ -37,13 +37,12 @@ class ImageDomain:
     Args:
         name: The domain's name.
         pictures: The images, decoded when they are read, or from a cache.
-        labels: Of the images, int64 [N].
+        labels: Labels of the images, int64 [N].
         image_size: Height and width of the images that are read, in pixels.
         augment: Whether a read with a generator augments: a random crop of 70 to 100 % of the
             area, resized; a flip; brightness, contrast, saturation and hue by up to 0.3; gray in
             1 of 10 images. See `augmentation.py`.
-        validation: Which of the images make up the validation part, int64; None: drawn by
-            `split`.
+        validation: Indices of the validation part, int64; None: drawn by `split`.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class ImageDomain:
         return self.read_pixels(indices, augment).to(torch.device("cpu"))
 
     def read_pixels(self, indices: Tensor, augment: torch.Generator | None = None) -> Pixels:
-        """Read as `read` does, up to the point where a device can take over."""
+        """Read like `read`, but leave the conversion to floats to the device."""
         pictures = [self.pictures[i] for i in indices.tolist()]
         x = torch.empty((len(pictures), 3, *self._size), dtype=torch.uint8)
         if augment is None or not self._augment:
             for place, (pixels, _) in zip(x, pictures, strict=True):
                 height, width, _ = pixels.shape
-                cut(pixels, (height, width), (0, 0, height, width), False, place)
+                crop(pixels, (height, width), (0, 0, height, width), False, place)
             return Pixels(x, self._y[indices])
         drawn = draw(torch.tensor([picture.size for picture in pictures]), augment)
         for place, picture, box, flip in zip(
             x, pictures, drawn.box.tolist(), drawn.flip.tolist(), strict=True
         ):
-            cut(picture.pixels, picture.size, box, flip, place)
+            crop(picture.pixels, picture.size, box, flip, place)
         return Pixels(x, self._y[indices], drawn.colors)

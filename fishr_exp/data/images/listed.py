@@ -1,4 +1,4 @@
-"""From lists of image files to domains: what cannot be read is an error, or left out."""
+"""Builds domains from lists of image files; unreadable images are an error, or left out."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Listed(NamedTuple):
 
     paths: Sequence[str]
     labels: Tensor  # [N], int64
-    validation: Tensor | None = None  # [N], bool: which make up that part; None: drawn by `split`
+    validation: Tensor | None = None  # [N], bool, true in that part; None: drawn by `split`
 
 
 def by_class(images: Images) -> dict[str, Listed]:
-    """List each domain's images class by class; a class's place is its label."""
+    """List each domain's images class by class; labels are the positions of the classes."""
     return {domain: Listed(*_flat(classes)) for domain, classes in images.items()}
 
 
@@ -47,26 +47,26 @@ def listed_domains(
     cache: str | None,
     stored_size: int | None,
 ) -> Domains:
-    """Build a domain of each list of images; all but these two arguments are as of `image_folder`.
+    """Build a domain from each list of images; the other arguments are those of `image_folder`.
 
     Args:
         listed: The images by domain.
         num_classes: Number of classes.
-        root: The folder that the images are under.
+        root: The folder that contains the images.
         name: The name of the dataset.
-        image_size: As of `image_folder`.
-        augment: As of `image_folder`.
-        on_bad_image: As of `image_folder`.
-        cache: As of `image_folder`.
-        stored_size: As of `image_folder`.
+        image_size: See `image_folder`.
+        augment: See `image_folder`.
+        on_bad_image: See `image_folder`.
+        cache: See `image_folder`.
+        stored_size: See `image_folder`.
 
     Raises:
-        ConfigError: If an argument is not as it must be, or an image cannot be read.
+        ConfigError: If an argument is invalid, or an image cannot be read.
     """
     if image_size < 1:
-        raise ConfigError("dataset.image_size", image_size, "a size is at least 1 pixel")
+        raise ConfigError("dataset.image_size", image_size, "must be at least 1 pixel")
     if stored_size is not None and stored_size < 1:
-        raise ConfigError("dataset.stored_size", stored_size, "a size is at least 1 pixel")
+        raise ConfigError("dataset.stored_size", stored_size, "must be at least 1 pixel")
     if on_bad_image not in ("error", "skip"):
         raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
     pictures = {
@@ -88,19 +88,19 @@ def listed_domains(
             root,
             f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read, the first: {first} "
             f"({bad[first]})",
-            "repair it, or leave them out with dataset.on_bad_image=skip",
+            "repair it, or skip such images with dataset.on_bad_image=skip",
         )
     skipped: dict[str, int] = {}
     by_name = {}
     for domain, (paths, labels, validation) in listed.items():
         kept = [i for i, path in enumerate(paths) if path not in bad]
-        if lost := len(paths) - len(kept):
-            skipped[domain] = lost
+        if missing := len(paths) - len(kept):
+            skipped[domain] = missing
         if not kept:
             raise empty_domain(root, domain)
         by_name[domain] = ImageDomain(
             domain,
-            pictures[domain].chosen(kept) if lost else pictures[domain],
+            pictures[domain].selected(kept) if missing else pictures[domain],
             labels[kept],
             image_size=image_size,
             augment=augment,
@@ -117,8 +117,8 @@ def listed_domains(
 
 
 def _faults(paths: Sequence[str]) -> dict[str, str]:
-    """Read all images; say of the bad ones why they cannot be read."""
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+    """Read all images; return for each bad one why it cannot be read."""
+    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter lock
         bar = tqdm(pool.map(fault, paths), "reading all images", len(paths), False, disable=None)
         return {path: why for path, why in zip(paths, bar, strict=True) if why}
 
@@ -135,6 +135,6 @@ def empty_domain(root: str, domain: str) -> ConfigError:
     return ConfigError(
         "dataset.root",
         root,
-        f"domain {domain} holds no images",
-        "add images, or take its folder out of the root",
+        f"domain {domain} contains no images",
+        "add images, or move its folder out of the root",
     )

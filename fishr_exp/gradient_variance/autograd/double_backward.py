@@ -32,8 +32,8 @@ TWICE_DIFFERENTIABLE: dict[Callable[..., Any], Callable[..., Any]] = {
 class TwiceDifferentiable(TorchFunctionMode):
     """While active, functions are replaced by ones whose gradient can be differentiated again.
 
-    This includes normalizations: under `torch.func.vmap`, the second derivative of torch's layer norm
-    and instance norm is wrong.
+    This includes normalizations: under `torch.func.vmap`, the second derivatives of torch's layer
+    norm and instance norm are wrong.
     """
 
     def __torch_function__(

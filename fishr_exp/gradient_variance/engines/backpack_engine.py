@@ -72,7 +72,8 @@ def moments_by_backpack(
         if not _is_from_backpack(error):
             raise
         raise UnsupportedError(
-            f"engine='backpack': BackPACK does not support this model ({error}); use engine='native'"
+            f"engine='backpack': BackPACK does not support this model ({error}); "
+            "use engine='native'"
         ) from error
     finally:
         features.clear()  # they refer to the graph, which refers to the hooks that hold them

@@ -53,9 +53,9 @@ def failing_the_check(
 ) -> frozenset[str]:
     """Return the names of parameters whose rules give, or have given, wrong gradients.
 
-    A rule assumes that the first dimension is the sample, in the order of the batch. If it is another
-    one of the same size (windows, positions), or the model reorders its samples, only the result
-    shows it. Checked at calls 1, 2, 4, 8, ... with the same model,
+    A rule assumes that the first dimension is the sample, in the order of the batch. If it is
+    another one of the same size (windows, positions), or the model reorders its samples, only the
+    result shows it. Checked at calls 1, 2, 4, 8, ... with the same model,
     parameters and shapes: a model may change over time, and the mean cost per call goes to zero.
     """
     known = _checked.setdefault(model, {})

@@ -91,7 +91,9 @@ def _vectorized(
         with torch.enable_grad():
             return each(dict(parameters), inputs, targets)
     except RuntimeError as error:  # if it is the model's own, the loop raises it again
-        _log.info("torch.func does not support this model (%s); each sample is run separately", error)
+        _log.info(
+            "torch.func does not support this model (%s); each sample is run separately", error
+        )
         return None
 
 

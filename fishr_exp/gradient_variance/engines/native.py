@@ -106,7 +106,10 @@ def _report(model: nn.Module, names: set[str]) -> None:
     new = names - _reported.setdefault(model, set())
     if new:
         _reported[model] |= new
-        _log.info("no rule applies to %s: computed by torch.func, which is exact but slow", ", ".join(sorted(new)))
+        _log.info(
+            "no rule applies to %s: computed by torch.func, which is exact but slow",
+            ", ".join(sorted(new)),
+        )
 
 
 def _zero_moments(parameter: Tensor, domains: int, covariance: bool) -> Moments:
@@ -144,7 +147,10 @@ def _used_unrecorded(
     if not unrecorded:
         return set()
     grads = torch.autograd.grad(
-        losses.sum(), [parameters[name] for name in unrecorded], retain_graph=True, allow_unused=True
+        losses.sum(),
+        [parameters[name] for name in unrecorded],
+        retain_graph=True,
+        allow_unused=True,
     )
     return {name for name, grad in zip(unrecorded, grads, strict=True) if grad is not None}
 

@@ -1,8 +1,8 @@
 """Records every use of the selected parameters in a forward pass.
 
 A use is a call of a torch function that takes a selected parameter and returns a tensor with a
-graph. At this level, a module called twice, a weight shared by two modules and a parameter passed to
-a function directly are all the same, and later operations on an output (in-place activations,
+graph. At this level, a module called twice, a weight shared by two modules and a parameter passed
+to a function directly are all the same, and later operations on an output (in-place activations,
 residual additions, branches) do not matter: the gradient edge of the output is recorded
 immediately.
 """
@@ -115,7 +115,7 @@ class Recorder(TorchFunctionMode):
         return query.ndim == 3 and query.shape[1] == self.count and not self._in_attention
 
     def _attention(self, args: tuple[Any, ...], kwargs: Any) -> Any:
-        """Run attention such that its projections are recorded; its positions come before its samples."""
+        """Run attention and record its projections; its positions come before its samples."""
         self._in_attention = True
         try:
             with self:

@@ -12,7 +12,7 @@ from ..terms.uses import MakeTerm, Outer, Use
 
 
 def embedding(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
-    """y_t = W[index_t]: dW = sum_t onehot(index_t) dy_t^T, where the index is not the padding index."""
+    """y_t = W[index_t]: dW = sum_t onehot(index_t) dy_t^T, without the padding index."""
     names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
     index, weight, padding, _, _, by_frequency = use.bind(*names)
     if len(index) != count or by_frequency:

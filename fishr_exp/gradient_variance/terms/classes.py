@@ -20,7 +20,8 @@ class Grouping(NamedTuple):
 def group_by_class(targets: Tensor, sizes: Sequence[int]) -> Grouping:
     """Group samples by class, and within a class by domain.
 
-    Classes with fewer than two samples in any domain have no variance there; their samples form the last group.
+    Classes with fewer than two samples in any domain have no variance there; their
+    samples form the last group.
 
     Args:
         targets: [N], int64.

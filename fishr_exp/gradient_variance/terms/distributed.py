@@ -39,9 +39,9 @@ def over_all_ranks(
     n = sum_r n_r; mean = sum_r n_r mean_r / n;
     variance = sum_r n_r (variance_r + (mean_r - mean)^2) / n.
 
-    Every process must merge the same parameters in the same order. The gradient of a function of the
-    result is the gradient of that function's sum over the processes; data-parallel training averages
-    gradients over the processes, which corrects this.
+    Every process must merge the same parameters in the same order. The gradient of a function of
+    the result is the gradient of that function's sum over the processes; data-parallel training
+    averages gradients over the processes, which corrects this.
 
     Args:
         sizes: The D sizes of this process.

@@ -43,7 +43,9 @@ def moments_of_terms(
     """
     singles = [term for term in terms if isinstance(term, Single)]
     if singles and covariance:
-        raise UnsupportedError("statistic='covariance': not supported for convolutions; choose a different scope")
+        raise UnsupportedError(
+            "statistic='covariance': not supported for convolutions; choose a different scope"
+        )
     if singles:
         return Moments(*single_moments(singles, sizes, limit))
     direct = [term.gradients for term in terms if isinstance(term, Direct)]

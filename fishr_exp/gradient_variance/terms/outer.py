@@ -22,7 +22,7 @@ Factors = Callable[..., tuple[Tensor, Tensor]]
 """Maps tensors [b, ...] of b samples to left [b, G, T, R] and right [b, G, T, K], G groups."""
 
 CACHE_BLOCK = 2**18
-"""Per-sample gradient entries worked on at a time on a CPU: they fit into its second-level cache."""
+"""Per-sample gradient entries processed at a time on a CPU, which fit into its level-2 cache."""
 
 FEW_ROWS = 8
 """With T = 1 and at most this many rows, building every g_i is cheaper than matrix products."""
@@ -283,7 +283,9 @@ def _blocks(left: Tensor, right: Tensor, limit: int) -> Iterator[tuple[slice, sl
     n, groups, _, rows = left.shape
     row = groups * right.shape[3]
     length = max(1, min(n, limit // (row * rows)))
-    for block in _slices(rows, limit // row // length):  # outer loop, so that its sums stay in the cache
+    for block in _slices(
+        rows, limit // row // length
+    ):  # outer loop, so that its sums stay in the cache
         for group in _slices(n, length):
             yield group, block
 

@@ -24,7 +24,7 @@ class Single(NamedTuple):
     x: Tensor  # [N, ...], the input
     gradient: Callable[[Tensor, Tensor], Tensor]  # of delta [1, ...] and x [1, ...]
     pull_back: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
-    """Maps the gradient's gradient, delta and x to the gradients at delta and, if requested, at x."""
+    """Maps the gradient's gradient, delta, x to the gradients at delta and, if requested, at x."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colors, style, panels, the legend below them, and saving."""
+"""Common parts of all figures: sizes, colors, style, panels, the legend below them, and saving."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def create_panels(
 
 
 def label_steps(panels: Sequence[Axes], columns: int) -> None:
-    """Label the x axis of the lowest panel of each column, which the panels above it share."""
+    """Label the x axis of the lowest panel of each column, which is shared by those above."""
     for axes in panels[-columns:]:
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
@@ -98,7 +98,7 @@ def draw_means(
         x: Positions of the estimates.
         estimates: As many as `x`; without a standard error, the band has no width there.
         band: Opacity of the band, in [0, 1].
-        **style: Of the line, `color` among it.
+        **style: Style of the line, including `color`.
     """
     means = [e.mean for e in estimates]
     errors = [e.standard_error or 0.0 for e in estimates]
@@ -119,7 +119,7 @@ def add_legend(
     columns: int = 1,
     marker_scale: float = 1.0,
 ) -> None:
-    """Add a legend below all panels, where it can hide nothing."""
+    """Add a legend below all panels, where it covers nothing."""
     figure.legend(
         handles,
         labels,
@@ -131,7 +131,9 @@ def add_legend(
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Save `figure` as `stem`.pdf and `stem`.png, without dates: same runs, same files.
+    """Save `figure` as `stem`.pdf and `stem`.png.
+
+    Without dates, so that the same runs give the same files.
 
     Returns:
         The files written.

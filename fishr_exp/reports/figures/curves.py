@@ -1,4 +1,4 @@
-"""Draws accuracies over the steps: of the test domains, and on validation parts."""
+"""Draws accuracies over the steps, of the test domains and on validation parts."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def over_steps(row: Row, of: Callable[[Record], float | None]) -> Points:
     """Average a value over a row's runs, at each step at which all of them recorded it.
 
     Args:
-        row: Runs that differ in their seed.
-        of: Takes the value, a fraction, from a record; None where there is none.
+        row: Runs that differ only in their seed.
+        of: Returns the value, a fraction, from a record, or None.
 
     Returns:
         Percentages by step.
 
     Raises:
         ValueError: If a record cannot be read.
-        OSError: If the file cannot.
+        OSError: If the file cannot be read.
     """
     values: dict[int, list[float]] = {}
     for run in row.runs:
@@ -59,23 +59,23 @@ def over_steps(row: Row, of: Callable[[Record], float | None]) -> Points:
 
 
 def of_test_domain(domain: str) -> Callable[[Record], float | None]:
-    """Take a domain's accuracy from a record: of the validation part, the one always evaluated."""
+    """Return a domain's accuracy on the validation part, which is always evaluated."""
     return lambda record: record.get("accuracy", {}).get(domain, {}).get("validation")
 
 
 def of_validation(record: Record) -> float | None:
-    """Take the mean validation accuracy of the training domains from a record."""
+    """Return the mean validation accuracy of the training domains of a record."""
     return record.get("validation_accuracy")
 
 
 def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
-    """Draw tables into `stem`.pdf and `stem`.png, a panel for each test domain of each.
+    """Draw tables into `stem`.pdf and `stem`.png, one panel per test domain.
 
     Test accuracy is a line with a band of its standard error, validation accuracy a thin dashed
-    one. A row that was evaluated once only has no line, and a table of too many rows no panel.
+    one. A row with a single evaluation has no line, and a table with too many rows no panel.
 
     Returns:
-        The files written; none where there is no line.
+        The files written; none if there is no line.
 
     Raises:
         ValueError: If a record cannot be read.

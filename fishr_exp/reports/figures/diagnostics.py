@@ -39,7 +39,7 @@ TITLE_HEIGHT = 0.3  # inches
 
 
 def series(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Sort what was recorded by panel and line, each a list of step and value."""
+    """Group the recorded values by panel and line, each a list of (step, value)."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for record in records:
         for key, value in record.get("diagnostics", {}).items():
@@ -56,10 +56,10 @@ def draw_diagnostics(
     """Draw the diagnostics among `records` into `stem`.pdf and `stem`.png.
 
     Args:
-        records: Of one run.
-        title: What the run is.
-        anneal_steps: Where the penalty switches on; 0: from the start.
-        stem: Of the files' names.
+        records: The records of one run.
+        title: The title, a description of the run.
+        anneal_steps: Step at which the penalty switches on; 0: from the start.
+        stem: Path of the files without suffix.
 
     Returns:
         The files written.
@@ -106,9 +106,9 @@ def _draw_panel(
         axes.set_ylim(-1.06, 1.06)
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
     if anneal_steps:
-        says = "the penalty switches on" if panel == SHARE else None
+        label_of_line = "the penalty switches on" if panel == SHARE else None
         axes.axvline(
-            anneal_steps, color="black", linestyle=":", linewidth=0.8, zorder=1, label=says
+            anneal_steps, color="black", linestyle=":", linewidth=0.8, zorder=1, label=label_of_line
         )
     if len(lines) > 1 or (anneal_steps and panel == SHARE):
         axes.legend(frameon=False, ncols=1 + (len(lines) > 6))

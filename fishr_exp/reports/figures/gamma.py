@@ -1,4 +1,4 @@
-"""Draws the accuracy in the test domains over gamma, for a paper's column."""
+"""Draws the accuracy in the test domains over gamma, sized for a column of a paper."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
     """Draw `table` into `stem`.pdf and `stem`.png, one panel per test domain.
 
     Where gamma varies, test accuracy over gamma with the validation accuracy as a thin line, ERM
-    as a horizontal one, and the gammas that each selection would pick; otherwise one point for
+    as a horizontal one, and the gamma that each selection selects; otherwise one point for
     each row. Error bars and bands are standard errors over seeds.
 
     Returns:
@@ -88,8 +88,8 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
         validated = {gamma: row.validation for gamma, row in curve.rows.items()}
         _draw_curve(axes, place, tested, bold, f"{label}, test")
         _draw_curve(axes, place, validated, thin, f"{label}, validation")
-        if domain == table.test_domains[0]:  # where the oracle looks
-            _mark_picks(axes, place, curve, tested)
+        if domain == table.test_domains[0]:  # the domain that the oracle uses
+            _mark_selections(axes, place, curve, tested)
     for number, row in enumerate(_levels(table, curves)):
         _draw_level(axes, row, row.test[domain], (":", "-.", (0, (1, 3)))[number % 3])
 
@@ -107,7 +107,7 @@ def _draw_curve(
     style: dict[str, Any],
     label: str,
 ) -> None:
-    """Draw means with a band of their standard errors; 0 stands apart, beyond the axis's break."""
+    """Draw means with a band of their standard errors; 0 is separate, beyond the axis break."""
     points = [(gamma, e) for gamma, e in estimates.items() if e is not None]
     known = [(gamma, e) for gamma, e in points if gamma > 0]
     apart = [(gamma, e) for gamma, e in points if gamma == 0]
@@ -133,22 +133,22 @@ def _draw_curve(
         )
 
 
-def _mark_picks(
+def _mark_selections(
     axes: Axes,
     place: Callable[[float], float],
     curve: Curve,
     tested: Mapping[float, Estimate | None],
 ) -> None:
-    """Ring the test accuracy at the gamma that each selection would pick."""
+    """Mark the test accuracy at the gamma of each selection."""
     shapes = {VALIDATION: ("o", 8.0), ORACLE: ("D", 8.5)}
-    says = {VALIDATION: "picked by validation", ORACLE: "picked by the oracle (sees test)"}
-    for pick in curve.picks:
-        estimate = tested[pick.gamma]
+    labels = {VALIDATION: "selected by validation", ORACLE: "selected by the oracle (sees test)"}
+    for selected in curve.selections:
+        estimate = tested[selected.gamma]
         if estimate is None:
             continue
-        marker, size = shapes[pick.selection]
+        marker, size = shapes[selected.selection]
         axes.plot(
-            [place(pick.gamma)],
+            [place(selected.gamma)],
             [estimate.mean],
             marker=marker,
             markersize=size,
@@ -156,7 +156,7 @@ def _mark_picks(
             markeredgecolor="black",
             markeredgewidth=0.9,
             linestyle="none",
-            label=says[pick.selection],
+            label=labels[selected.selection],
             clip_on=False,
             zorder=4,
         )
@@ -175,10 +175,10 @@ def _draw_level(axes: Axes, row: Row, estimate: Estimate | None, dashes: Any) ->
 
 
 def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], float]:
-    """Make the x axis logarithmic, with a place for 0 left of a break in the axis.
+    """Make the x axis logarithmic, with a position for 0 left of an axis break.
 
     Returns:
-        The place of each gamma on the axis.
+        A function from gamma to the position on the axis.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -189,7 +189,7 @@ def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], fl
     axes.set_xscale("log")
     axes.set_xlabel(r"weight of the penalty, $\gamma$")
     ticks = {gamma: _power_of_ten(gamma, text) for gamma, text in show_gammas(positive).items()}
-    if len(ticks) > 7:  # more would run into each other
+    if len(ticks) > 7:  # more would overlap
         ticks = {g: ticks[g] for g in positive[:: -(-len(positive) // 7)]}
     if 0.0 in gammas:
         ticks[zero] = "0"
@@ -204,13 +204,13 @@ def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], fl
 
 
 def _power_of_ten(gamma: float, text: str) -> str:
-    """Write a long power of ten as such; `text` is how it is written otherwise."""
+    """Write a large power of ten with an exponent; `text` is the default."""
     exponent = round(math.log10(gamma))
     return f"$10^{{{exponent}}}$" if abs(exponent) > 3 and gamma == 10.0**exponent else text
 
 
 def _mark_break(axes: Axes, at: float) -> None:
-    """Draw two strokes through the x axis: what lies left of them is not to scale."""
+    """Draw two strokes through the x axis: the part left of them is not to scale."""
     axes.plot(
         [at],
         [0],
@@ -242,7 +242,7 @@ def _point_labels(table: Table) -> list[str]:
 
 
 def row_label(table: Table, row: Row) -> str:
-    """Call a row by its method, the settings that vary in the table, and its gamma."""
+    """Label a row by its method, the settings that vary in the table, and its gamma."""
     if row.gamma is None:
         return _label(row)
     gammas = show_gammas([r.gamma for r in table.rows if r.gamma is not None])
@@ -273,19 +273,19 @@ def _draw_series(
 
 
 def _finish(figure: Figure, panels: Sequence[Axes], table: Table) -> None:
-    """Add titles, and a legend below all panels, where it can hide nothing; set the size."""
+    """Add titles, and a legend below all panels, where it covers nothing; set the size."""
     for axes, domain in zip(panels, table.test_domains, strict=True):
         if len(panels) > 1:
             axes.set_title(literal(f"test domain {domain}"))
     title = literal(textwrap.fill(table.title, 58 * len(panels))) + "\n" + _about_seeds(table)
     set_title(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))  # curves share the labels of their rings
-    labels = sorted(once, key=lambda label: label.startswith("picked"))
+    once = dict(zip(labels, handles, strict=True))  # curves share the labels of their marks
+    labels = sorted(once, key=lambda label: label.startswith("selected"))
     handles = [once[label] for label in labels]
     half = -(-len(labels) // 2)
     widest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
-    columns = (2 if widest <= 52 else 1) * len(panels)  # what fits beside each other in a column
+    columns = (2 if widest <= 52 else 1) * len(panels)  # as many as fit next to each other
     add_legend(figure, handles, labels, columns, marker_scale=0.8)
     lines = title.count("\n") + 1 - (-len(labels) // columns)
     height = PANEL_HEIGHT + LINE_HEIGHT * lines

@@ -1,6 +1,6 @@
-"""Published tables: the JSON files beside this one, each table with its source.
+"""Published tables: the JSON files in this folder, each table with its source.
 
-A table's rows give, for each column, the mean and its error in percent; the error is null where
+A table's rows give, for each column, the mean and its error in percent; the error is null if
 none is published.
 """
 
@@ -29,10 +29,10 @@ class PublishedTable:
     """One table of one source."""
 
     protocol: str
-    selection: str | None  # training, oracle or leave_one_out; None where nothing is selected
+    selection: str | None  # training, oracle or leave_one_out; None without selection
     name: str  # a dataset, or `AVERAGES`
     source: str
-    error: str  # what its errors are
+    error: str  # the kind of its errors
     columns: tuple[str, ...]
     rows: Mapping[str, tuple[Published, ...]]  # method -> a figure for each column
 
@@ -60,7 +60,7 @@ class Reference:
         ]
 
     def columns(self, name: str) -> tuple[str, ...]:
-        """Return the columns of the table `name`; none where it is not published."""
+        """Return the columns of the table `name`; empty if it is not published."""
         return next((table.columns for table in self.tables if table.name == name), ())
 
     def methods(self, name: str) -> list[str]:
@@ -71,7 +71,7 @@ class Reference:
     def figure(self, name: str, method: str, column: str) -> Published | None:
         """Return a published figure; `method` is one of our labels, or a published name.
 
-        A dataset's average has its error in the table of averages.
+        The error of a dataset's average is in the table of averages.
         """
         if column == AVG and name != AVERAGES:
             return self.figure(AVERAGES, method, name)
@@ -85,7 +85,7 @@ class Reference:
 
 
 def method_key(label: str) -> str:
-    """Name a method alike for our labels and published names: `irm_colored_mnist` and `IRM`."""
+    """Return the same key for our label and the published name: `irm_colored_mnist` and `IRM`."""
     for protocol in ("_colored_mnist", "_domainbed"):
         label = label.removesuffix(protocol)
     return "".join(c for c in label.lower() if c.isalnum())

@@ -1,4 +1,4 @@
-"""Puts a protocol's table on a sheet, and what each of its cells was made of on another."""
+"""Puts a protocol's table on a sheet, and the runs behind its cells on another."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def comparison_sheet(table: Comparison) -> Sheet:
                 cells.append(_show_published(cell.published))
             else:
                 cells.append(_show_own(cell, row.repeats))
-                cells += [_show_published(cell.published)] if table.beside else []
+                cells += [_show_published(cell.published)] if table.separate_columns else []
         method = f"{row.method} (published)" if row.published_only else row.method
         rows.append([method, ABSENT if row.published_only else str(row.repeats), *cells])
     columns = [
         header
         for column in table.columns
-        for header in ([column, "published"] if table.beside else [column])
+        for header in ([column, "published"] if table.separate_columns else [column])
     ]
     lines = [_line(table, row, column) for row in table.rows for column in table.columns]
     return Sheet(
@@ -61,13 +61,13 @@ def cells_sheet(table: Comparison) -> Sheet:
     parents = [str(trace.run.parent) for _, _, trace in traces]
     root = os.path.commonpath(parents or ["."]) or "."
     rows = [_trace_row(*found, root) for found in traces]
-    # A protocol without choices has nothing to say about them.
+    # Columns about selection are empty for a protocol without selection.
     headers = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
-    notes = ["A cell is the mean over its lines; averages are made of the cells."]
+    notes = ["A cell is the mean over its lines; averages are computed from the cells."]
     if root != ".":
         notes.append(f"The runs are in {root}.")
     if "candidates" in headers:
-        notes.append("hparams_seed: the one of all candidates with the highest value.")
+        notes.append("hparams_seed: the candidate with the highest value.")
     return Sheet(
         title=f"Runs behind: {table.title}",
         headers=headers,
@@ -106,7 +106,7 @@ def _legend(table: Comparison) -> list[str]:
     if legend:
         lines.append(f"Against the published figure: {', '.join(legend)}.")
     if None in verdicts:
-        lines.append(f"{MISSING}: missing, since a run or an accuracy that it needs is.")
+        lines.append(f"{MISSING}: missing, since a required run or accuracy is missing.")
     return lines
 
 

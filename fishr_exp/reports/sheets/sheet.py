@@ -1,4 +1,4 @@
-"""Writes a sheet, which is any table in words and figures, as text, Markdown, LaTeX and CSV."""
+"""Writes a sheet, a table of strings, as text, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a CSV: what it is about, and what was measured."""
+    """A line of a CSV: what identifies it, and what was measured."""
 
     identity: Mapping[str, str]
     measures: Mapping[str, str]
@@ -22,16 +22,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table for people, cells as strings; and for programs, lines of a CSV."""
+    """A table for people, with cells as strings, and its CSV lines for programs."""
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left: int  # the first columns, which hold words; the next ones hold numbers
+    left: int  # number of first columns with text; the next ones are numbers
     notes: Sequence[str]
     lines: Sequence[Line] = field(default_factory=list)
-    last: int = 0  # the last columns, which hold words again
-    wide: bool = False  # LaTeX sets it small, to fit a page
+    last: int = 0  # number of last columns with text
+    wide: bool = False  # small print in LaTeX, to fit a page
 
 
 def to_text(sheets: Sequence[Sheet]) -> str:
@@ -56,9 +56,9 @@ def to_latex(sheets: Sequence[Sheet]) -> str:
 
 
 def to_csv(sheets: Sequence[Sheet]) -> str:
-    """Write all `sheets` as one CSV, a figure's mean, error and count in columns of their own.
+    """Write all `sheets` as one CSV, with separate columns for mean, error and count.
 
-    Accuracies are in percent, differences in points; what a sheet lacks is empty.
+    Accuracies are in percent, differences in points; missing values are empty.
     """
     lines = [line for sheet in sheets for line in sheet.lines]
     identifying = [name for line in lines for name in line.identity]
@@ -79,14 +79,14 @@ FORMATS: dict[str, Callable[[Sequence[Sheet]], str]] = {
 
 
 def escape_markdown(text: str) -> str:
-    """Make `text` mean itself in a Markdown table."""
+    """Escape `text` for a Markdown table."""
     return re.sub(r"([\\`*_<>\[\]|~&#$])", r"\\\1", text)
 
 
 def escape_latex(text: str) -> str:
-    """Make `text` mean itself in LaTeX, for pdflatex with its default fonts.
+    """Escape `text` for LaTeX, that is, for pdflatex with its default fonts.
 
-    A letter that those fonts lack is shown by its number: `[U+7D20]`.
+    A character that those fonts lack is shown by its code point: `[U+7D20]`.
     """
     return "".join(
         _LATEX.get(c, c if _KNOWN.fullmatch(c) else f"[U+{ord(c):04X}]")
@@ -128,7 +128,7 @@ def _alignment(sheet: Sheet) -> list[str]:
 
 
 def _cells(sheet: Sheet, change: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
-    """Put every cell on one line, and escape it."""
+    """Put each cell on one line, and escape it."""
 
     def clean(cell: str) -> str:
         return change(" ".join(cell.split()))
@@ -139,7 +139,7 @@ def _cells(sheet: Sheet, change: Callable[[str], str]) -> tuple[list[str], list[
 def _latex_table(sheet: Sheet) -> str:
     headers, rows = _cells(sheet, escape_latex)
     headers = [r"$\gamma$" if header == "gamma" else header for header in headers]
-    # A hyphen is no minus sign.
+    # A hyphen is not a minus sign.
     rows = [[re.sub(r"(^|[\[ ])-(?=\d)", r"\1$-$", cell) for cell in row] for row in rows]
     small = [r"  \footnotesize\setlength{\tabcolsep}{3pt}"] if sheet.wide else []
     notes = escape_latex(" ".join(sheet.notes)).replace("/", r"/\allowbreak{}")  # long paths
@@ -150,7 +150,7 @@ def _latex_table(sheet: Sheet) -> str:
         rf"  \caption{{{escape_latex(sheet.title)}.}}",
         r"  \smallskip",
         *small,
-        # As wide as it is, at most as wide as the text.
+        # Its natural width, but at most the width of the text.
         r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fishr_exp.reports.sheets.sheet import Line, Sheet
 from fishr_exp.reports.statistics.estimates import Estimate
-from fishr_exp.reports.statistics.gamma_selection import VALIDATION, Pick
+from fishr_exp.reports.statistics.gamma_selection import VALIDATION, SelectedGamma
 from fishr_exp.reports.statistics.paired import CONFIDENCE, coverage_bound, seeds_needed, smallest_p
 from fishr_exp.reports.tables.table import Curve, Row, Table
 
@@ -50,14 +50,14 @@ def table_sheet(table: Table) -> Sheet:
         )
     left = 1 + with_gamma + len(table.setting_names)
     lines = [_line(table, row) for row in table.rows]
-    notes = [*_notes(table), *_about_picks(table, gammas)]
+    notes = [*_notes(table), *_about_selections(table, gammas)]
     return Sheet(table.title, headers, rows, left, notes, lines, wide=with_paired)
 
 
 def show_estimate(
     estimate: Estimate | None, repeats: int, sign: str = "", absent: str = ABSENT
 ) -> str:
-    """Write "mean ± error", and the count where it is not that of the row's repeats."""
+    """Write "mean ± error", and the count if it differs from the row's repeats."""
     if estimate is None:
         return absent
     text = f"{round(estimate.mean, 1) + 0.0:{sign}.1f}"  # + 0.0: no "-0.0"
@@ -74,7 +74,7 @@ def _show_paired(row: Row) -> tuple[str, str]:
 
 
 def show_gammas(gammas: Sequence[float]) -> dict[float, str]:
-    """Write each gamma as short as tells all of them apart (and with at least five digits)."""
+    """Write each gamma with as few digits (at least five) as distinguish all of them."""
     distinct = set(gammas)
     texts = {g: repr(g) for g in distinct}
     for digits in range(5, 17):
@@ -98,10 +98,12 @@ def _notes(table: Table) -> list[str]:
     elif any(not row.is_baseline and row.gamma != 0 for row in table.rows):
         notes.append("No row of ERM has the same settings and seeds, so there is no Δ ERM.")
     if any(row.selected_by_test_domain for row in table.rows):
-        notes.append("*: checkpoint chosen by a test domain, so its accuracy is no fair estimate.")
+        notes.append(
+            "*: checkpoint selected by a test domain, so its accuracy is not a fair estimate."
+        )
     if table.repeats:
         folders = ", ".join(str(run.path) for run in table.repeats)
-        notes.append(f"Not counted, since their row has the seed already: {folders}.")
+        notes.append(f"Not counted, since their row already has the seed: {folders}.")
     return notes
 
 
@@ -113,7 +115,7 @@ def _about_differences(table: Table) -> Iterator[str]:
         " in points, paired by seed."
     )
     if unpaired := [f"{_name(row)}, {_seeds(row.unpaired)}" for row in table.rows if row.unpaired]:
-        yield f"Left out of Δ ERM, one run of the pair being missing: {'; '.join(unpaired)}."
+        yield f"Left out of Δ ERM, since one run of the pair is missing: {'; '.join(unpaired)}."
     compared = [row for row in table.rows if row.paired]
     if not compared:
         return
@@ -124,35 +126,41 @@ def _about_differences(table: Table) -> Iterator[str]:
     n = min(row.difference.n for row in compared if row.difference)
     if smallest_p(n) * len(compared) > 1 - CONFIDENCE:
         yield (
-            f"{n} seeds say little: the interval covers the true difference in at most"
+            f"With {n} seeds the interval covers the true difference in at most"
             f" {100 * coverage_bound(n):.3g} % of cases, and p is at least {smallest_p(n):.2g};"
             f" {seeds_needed(len(compared))} seeds could bring it to {1 - CONFIDENCE:.2g}."
         )
 
 
-def _about_picks(table: Table, gammas: dict[float, str]) -> Iterator[str]:
+def _about_selections(table: Table, gammas: dict[float, str]) -> Iterator[str]:
     for curve in table.curves:
-        for pick in curve.picks:
-            yield _about_pick(curve, pick, {0.0: "0", **gammas}, table.test_domains[0])
+        for selected in curve.selections:
+            yield _about_selection(curve, selected, {0.0: "0", **gammas}, table.test_domains[0])
 
 
-def _about_pick(curve: Curve, pick: Pick, gammas: dict[float, str], domain: str) -> str:
-    who = (
-        "training-domain validation" if pick.selection == VALIDATION else f"the oracle in {domain}"
+def _about_selection(
+    curve: Curve, selected: SelectedGamma, gammas: dict[float, str], domain: str
+) -> str:
+    method = (
+        "training-domain validation"
+        if selected.selection == VALIDATION
+        else f"the oracle in {domain}"
     )
-    each = ", ".join(gammas[gamma] for gamma in pick.by_seed)
+    each = ", ".join(gammas[gamma] for gamma in selected.by_seed)
     unfair = (
-        "" if pick.selection == VALIDATION else "; it sees the test domain, so no fair estimate"
+        ""
+        if selected.selection == VALIDATION
+        else "; it uses the test domain, so this is not a fair estimate"
     )
     return (
-        f"{_name(curve)}: {who} picks gamma {gammas[pick.gamma]},"
-        f" with {show_estimate(pick.test, pick.test.n)} in {domain} ({_seeds(pick.seeds)};"
-        f" one by one: {each}){unfair}."
+        f"{_name(curve)}: {method} selects gamma {gammas[selected.gamma]},"
+        f" with {show_estimate(selected.test, selected.test.n)} in {domain}"
+        f" ({_seeds(selected.seeds)}; per seed: {each}){unfair}."
     )
 
 
 def _name(of: Row | Curve) -> str:
-    """Name a row or a curve in words."""
+    """Describe a row or a curve."""
     words = [of.method, *(f"{name}={value}" for name, value in of.settings.items())]
     if isinstance(of, Row) and of.gamma is not None:
         words.append(f"gamma {show_gammas([of.gamma])[of.gamma]}")
@@ -193,6 +201,6 @@ def _line(table: Table, row: Row) -> Line:
         measures["delta_erm_high"] = f"{paired.high:.4f}" if paired else ""
         measures["delta_erm_p"] = f"{paired.p:.6g}" if paired else ""
         measures["delta_erm_p_holm"] = "" if row.p is None else f"{row.p:.6g}"
-    picks = [p for c in table.curves for p in c.picks if c.rows[p.gamma] is row]
-    measures["picked_by"] = " ".join(dict.fromkeys(pick.selection for pick in picks))
+    selections = [p for c in table.curves for p in c.selections if c.rows[p.gamma] is row]
+    measures["picked_by"] = " ".join(dict.fromkeys(selected.selection for selected in selections))
     return Line(identity, measures)

@@ -1,1 +1,1 @@
-"""Means, differences, and which run each selection takes."""
+"""Means, differences, and model selection."""

@@ -1,4 +1,4 @@
-"""Mean and spread over repeated runs. Protocols differ in the spread they report: see each."""
+"""Mean and spread over repeated runs. Protocols report different measures of spread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Return mean, standard error and count of `values`; None where there are none."""
+    """Return mean, standard error and count of `values`; None if there are none."""
     if not values:
         return None
     return Estimate(mean(values), standard_error(values), len(values))
@@ -29,14 +29,14 @@ def mean(values: Sequence[float]) -> float:
         ValueError: If `values` is empty.
     """
     if not values:
-        raise ValueError("the mean of no values")
+        raise ValueError("there are no values")
     return math.fsum(values) / len(values)
 
 
 def standard_error(values: Sequence[float]) -> float | None:
     """Return the standard error of the mean: sample standard deviation (n - 1) over sqrt(n).
 
-    What this project's tables and figures show, since it says how far the mean may be off.
+    The error in this project's tables and figures, since it shows how accurate the mean is.
 
     Returns:
         The standard error, or None for a single value, whose spread is unknown.

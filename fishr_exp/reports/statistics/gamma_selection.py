@@ -1,4 +1,4 @@
-"""Which gamma of a sweep each way to select would pick."""
+"""The gamma of a sweep that each selection method selects."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ VALIDATION, ORACLE = "validation", "oracle"
 
 
 @dataclass(frozen=True)
-class Pick:
-    """The gamma with the highest mean over seeds; of equal ones the smallest."""
+class SelectedGamma:
+    """The gamma with the highest mean over seeds; the smallest if there are several."""
 
     selection: str  # `VALIDATION`: of the training domains; `ORACLE`: it sees the test domain
     gamma: float
     test: Estimate  # accuracy in the test domain with that gamma, in percent
-    seeds: tuple[int, ...]  # those that all gammas have; no other is counted
-    by_seed: tuple[float, ...]  # what each of these seeds would pick by itself
+    seeds: tuple[int, ...]  # seeds that all gammas have; others are not counted
+    by_seed: tuple[float, ...]  # the gamma that each of these seeds alone would select
 
 
-def pick_gammas(runs: Mapping[float, Sequence[Run]], domain: str) -> tuple[Pick, ...]:
-    """Pick a gamma by each selection that the runs allow.
+def select_gammas(runs: Mapping[float, Sequence[Run]], domain: str) -> tuple[SelectedGamma, ...]:
+    """Select a gamma by each selection method that the runs allow.
 
     Args:
-        runs: The runs of each gamma, one of each seed; of fewer than two there is none to pick.
+        runs: The runs of each gamma, one per seed; for fewer than two gammas the result is empty.
         domain: The test domain.
     """
     tested = {
@@ -38,14 +38,14 @@ def pick_gammas(runs: Mapping[float, Sequence[Run]], domain: str) -> tuple[Pick,
     }
     if len(runs) < 2:
         return ()
-    found = (_pick(VALIDATION, validated, tested), _pick(ORACLE, tested, tested))
-    return tuple(pick for pick in found if pick is not None)
+    found = (_select(VALIDATION, validated, tested), _select(ORACLE, tested, tested))
+    return tuple(selected for selected in found if selected is not None)
 
 
 Values = Mapping[float, Mapping[int, float]]  # gamma -> seed -> accuracy, a fraction
 
 
-def _pick(selection: str, values: Values, tested: Values) -> Pick | None:
+def _select(selection: str, values: Values, tested: Values) -> SelectedGamma | None:
     shared = set.intersection(*(set(values[g]) & set(tested[g]) for g in values))
     if not shared:
         return None
@@ -54,7 +54,7 @@ def _pick(selection: str, values: Values, tested: Values) -> Pick | None:
     test = estimate([100 * tested[gamma][seed] for seed in seeds])
     assert test is not None
     by_seed = tuple(_best({g: of[seed] for g, of in values.items()}) for seed in seeds)
-    return Pick(selection, gamma, test, seeds, by_seed)
+    return SelectedGamma(selection, gamma, test, seeds, by_seed)
 
 
 def _best(values: Mapping[float, float]) -> float:

@@ -1,4 +1,4 @@
-"""Differences paired over seeds: how far off their mean may be, and whether it may be chance.
+"""Differences paired over seeds: a confidence interval and a significance test of their mean.
 
 Two methods at one seed share splits, minibatches and initial weights, so the difference within a
 seed varies less than either accuracy.
@@ -16,7 +16,7 @@ RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Paired:
-    """What differences over seeds say of their mean, in their unit."""
+    """Inference about the mean of differences over seeds, in their unit."""
 
     low: float  # of the bootstrap interval
     high: float
@@ -24,10 +24,10 @@ class Paired:
 
 
 def compare(differences: Sequence[float]) -> Paired | None:
-    """Compare with no difference at all; None for fewer than two seeds.
+    """Test against a mean difference of 0; None for fewer than two seeds.
 
     Args:
-        differences: One a seed.
+        differences: One per seed.
     """
     if len(differences) < 2:
         return None
@@ -38,8 +38,8 @@ def compare(differences: Sequence[float]) -> Paired | None:
 def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean, at `CONFIDENCE`.
 
-    It never reaches beyond the smallest and the largest difference, so n seeds bound what it can
-    say, see `coverage_bound`. The resamples are drawn from a fixed seed: same runs, same interval.
+    It is always between the smallest and the largest difference, so n seeds limit its coverage, see
+    `coverage_bound`. The resamples have a fixed seed: the same runs give the same interval.
 
     Raises:
         ValueError: If there are fewer than two differences.
@@ -61,9 +61,9 @@ def bootstrap_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def coverage_bound(n: int) -> float:
-    """Return how often an interval within the range of n values can cover their median at most.
+    """Return the maximum coverage of the median for an interval within the range of n values.
 
-    All n lie on one side of it with probability 2^(1-n). For n = 3, that leaves 75 %.
+    All n are on the same side of it with probability 2^(1-n). For n = 3, 75 % remain.
     """
     return 1 - 2.0 ** (1 - n)
 
@@ -71,10 +71,9 @@ def coverage_bound(n: int) -> float:
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of the sign-flip test of the mean.
 
-    Were there no effect, each difference might as well have the other sign. All 2^n choices of
-    signs are tried (beyond 13 seeds, `RESAMPLES` random ones). It is exact for any distribution,
-    while the t-test takes three differences for draws from a normal one; its price is
-    `smallest_p`.
+    Without an effect, each difference could equally have the opposite sign. All 2^n combinations of
+    signs are used (for more than 13 seeds, `RESAMPLES` random ones). The test is exact for any
+    symmetric distribution, while the t-test assumes a normal one; its limitation is `smallest_p`.
 
     Source: Fisher, The Design of Experiments (1935), section 21.
     """
@@ -94,17 +93,17 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """Return the least p-value that n differences can give: all of one sign, 2 of 2^n choices."""
+    """Return the smallest possible p-value of n differences: all of one sign, 2 of 2^n cases."""
     return 2.0 ** (1 - n)
 
 
 def seeds_needed(comparisons: int, level: float = 1 - CONFIDENCE) -> int:
-    """Return from how many seeds on a corrected p-value can be at most `level`."""
+    """Return the number of seeds from which a corrected p-value can be at most `level`."""
     return 1 + math.ceil(math.log2(max(comparisons, 1) / level) - 1e-9)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number: the chance of any false finding stays below the level.
+    """Correct p-values for their number, which controls the family-wise error rate.
 
     Source: Holm, A simple sequentially rejective multiple test procedure (1979).
     """

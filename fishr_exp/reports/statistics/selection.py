@@ -1,4 +1,4 @@
-"""DomainBed's three ways to choose hyperparameters and a checkpoint.
+"""DomainBed's three methods to select hyperparameters and a checkpoint.
 
 All report the accuracy on the test domain's training part (80 %). They read records only, of one
 dataset, method, trial and test domain.
@@ -7,7 +7,7 @@ Source:
     Gulrajani & Lopez-Paz, In Search of Lost Domain Generalization, ICLR 2021, and DomainBed's code.
 
 Departs:
-    NaN counts as minus infinity wherever values are compared. In DomainBed it does between
+    NaN counts as minus infinity in all comparisons. In DomainBed it does so between
     hyperparameters; between checkpoints, a NaN at the first one hides all later ones.
 """
 
@@ -23,20 +23,20 @@ from fishr_exp.runs.history import Evaluation, History
 
 
 class Choice(NamedTuple):
-    """What was chosen for one trial and test domain."""
+    """The selected run and checkpoint of one trial and test domain."""
 
-    value: float  # which was the highest
-    accuracy: float  # in the test domain, a fraction; NaN where the record has none
+    value: float  # the selection criterion, which was the highest
+    accuracy: float  # in the test domain, a fraction; NaN if not recorded
     step: int
-    run: History  # that leaves out the test domain alone
-    pairs: tuple[History, ...] = ()  # that leave out a second domain, too
-    candidates: int = 1  # hyperparameters that there were to choose from
+    run: History  # the run that leaves out only the test domain
+    pairs: tuple[History, ...] = ()  # the runs that also leave out a second domain
+    candidates: int = 1  # number of hyperparameter choices
 
 
 def by_training_domains(runs: Sequence[History], target: int) -> Choice | None:
-    """Choose the checkpoint with the best mean over the training domains' validation parts.
+    """Select the checkpoint with the best mean over the training domains' validation parts.
 
-    The first of equal checkpoints wins.
+    Of equal checkpoints the first is selected.
 
     Args:
         runs: All runs of one hparams_seed.
@@ -53,7 +53,7 @@ def by_training_domains(runs: Sequence[History], target: int) -> Choice | None:
 
 
 def by_test_domain(runs: Sequence[History], target: int) -> Choice | None:
-    """Take the last checkpoint, valued by the test domain's validation part: the oracle.
+    """Select the last checkpoint, by the test domain's validation part: the oracle.
 
     For the arguments, see `by_training_domains`.
     """
@@ -65,11 +65,11 @@ def by_test_domain(runs: Sequence[History], target: int) -> Choice | None:
 
 
 def by_leaving_one_out(runs: Sequence[History], target: int) -> Choice | None:
-    """Choose the step with the best mean over second domains that were left out as well.
+    """Select the step with the best mean over second domains that were also left out.
 
     At a step, the value is the mean over the other domains v of v's training part in the run whose
-    test domains are `target` and v. Steps that one of these runs lacks do not count, and the first
-    of equal steps wins. For the arguments, see `by_training_domains`.
+    test domains are `target` and v. Steps that one of these runs lacks do not count, and of equal
+    steps the first is selected. For the arguments, see `by_training_domains`.
     """
     run = _single(runs, target)
     if run is None:
@@ -103,9 +103,9 @@ SELECTIONS: dict[str, Callable[[Sequence[History], int], Choice | None]] = {
 
 
 def select(runs: Iterable[History], target: int, selection: str) -> Choice | None:
-    """Choose hyperparameters and checkpoint for the test domain `target`; None if nothing can be.
+    """Select hyperparameters and checkpoint for the test domain `target`; None if impossible.
 
-    Of equal hyperparameters the later, by hparams_seed, wins.
+    Of equal hyperparameters those with the larger hparams_seed are selected.
 
     Args:
         runs: Runs of one dataset, method and trial.
@@ -131,7 +131,7 @@ def _mean_but(values: Sequence[float], target: int) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))  # as DomainBed's code, to the last bit: ties depend on it
+    return float(np.mean(values))  # bit by bit as in DomainBed's code, since ties depend on it
 
 
 def _by_step(run: History) -> dict[int, Evaluation]:

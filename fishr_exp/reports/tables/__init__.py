@@ -1,1 +1,1 @@
-"""The tables, by what they are about."""
+"""The tables, one file per kind."""

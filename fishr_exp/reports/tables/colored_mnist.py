@@ -27,7 +27,7 @@ COLUMNS: dict[str, Callable[[Run], float | None]] = {
     "test": lambda run: run.test_accuracy.get("minus90"),
     "gray": lambda run: run.test_accuracy.get("gray"),
 }
-# What the published figures were made with; a method has not all of these settings.
+# Settings of the published figures; not every method has all of them.
 PRESCRIBED: dict[str, Any] = {
     "steps": 500,
     "test_domains": ["gray", "minus90"],
@@ -61,9 +61,9 @@ _NOTES = (
 
 
 def build_colored_mnist_tables(runs: Iterable[Run]) -> list[Comparison]:
-    """Make a table for each amount of label noise among the runs of the protocol.
+    """Build one table per amount of label noise among the runs of the protocol.
 
-    Methods of a published table that have no run get a row, too.
+    Methods of a published table without a run get a row, too.
     """
     counted = [run for run in runs if is_in_protocol(run)]
     by_noise: dict[float, list[Run]] = {}
@@ -73,12 +73,12 @@ def build_colored_mnist_tables(runs: Iterable[Run]) -> list[Comparison]:
 
 
 def is_in_protocol(run: Run) -> bool:
-    """Whether a run is one of the IRM setup, whose result is that of the last step."""
+    """Whether a run is in the IRM setup, with the result of the last step."""
     return run.dataset == DATASET and run.monitor == "last step"
 
 
 def departures(run: Run) -> list[str]:
-    """Say in which settings a run is not what the published figures were made with."""
+    """Return the settings in which a run differs from the published figures."""
     own = {
         **compared(run.config),
         "steps": run.step,
@@ -98,7 +98,7 @@ def _label_noise(run: Run) -> float:
 def _table(noise: float, runs: Sequence[Run]) -> Comparison:
     name = f"label noise {noise:g}"
     reference = Reference(PROTOCOL, None)
-    tables = build_tables(runs)  # several, if runs leave out different domains
+    tables = build_tables(runs)  # several, if runs have different test domains
     labelled = [
         pair for table in tables for pair in zip(table.rows, _labels(table.rows), strict=True)
     ]
@@ -106,22 +106,22 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
     departing = [
         f"No verdict on {label}, which departs from the published runs: {'; '.join(found)}."
         for row, label in labelled
-        if (found := departures(row.runs[0]))  # the others differ in their seed only
+        if (found := departures(row.runs[0]))  # the others differ only in their seed
     ]
     published = reference.methods(name)
-    there = {method_key(row.method.split(",")[0]) for row in rows}
+    present = {method_key(row.method.split(",")[0]) for row in rows}
     rows += [
         ComparisonRow(
             method, {c: Cell(None, reference.figure(name, method, c)) for c in COLUMNS}, 0
         )
         for method in published
-        if method_key(method) not in there
+        if method_key(method) not in present
     ]
     order = {method_key(method): number for number, method in enumerate(published)}
     rows.sort(key=lambda row: order.get(method_key(row.method.split(",")[0]), len(order)))
     repeats = [run for table in tables for run in table.repeats]
-    again = ", ".join(str(run.path) for run in repeats)
-    notes = [f"Not counted, since they repeat a run: {again}."] if again else []
+    paths = ", ".join(str(run.path) for run in repeats)
+    notes = [f"Not counted, since they repeat a run: {paths}."] if paths else []
     return Comparison(
         protocol=PROTOCOL,
         selection=None,
@@ -130,7 +130,7 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
         columns=tuple(COLUMNS),
         rows=tuple(rows),
         repeated="seeds",
-        beside=True,
+        separate_columns=True,
         notes=(*_NOTES, *departing, *notes),
     )
 
@@ -146,12 +146,16 @@ def _row(row: Row, label: str, reference: Reference, name: str) -> ComparisonRow
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:
-    """Name each row by its method and, where that is not enough, by gamma and settings."""
+    """Label each row by its method and, if that is ambiguous, by gamma and settings."""
     gammas = show_gammas([row.gamma for row in rows if row.gamma is not None])
     labels = []
     for row in rows:
-        alike = {other.gamma for other in rows if other.method == row.method}
-        gamma = [f"gamma={gammas[row.gamma]}"] if row.gamma is not None and len(alike) > 1 else []
+        gammas_of_method = {other.gamma for other in rows if other.method == row.method}
+        gamma = (
+            [f"gamma={gammas[row.gamma]}"]
+            if row.gamma is not None and len(gammas_of_method) > 1
+            else []
+        )
         settings = [f"{name}={value}" for name, value in row.settings.items()]
         labels.append(", ".join([row.method, *gamma, *settings]))
     return labels

@@ -17,30 +17,32 @@ DIGITS = 1  # of published figures
 
 @dataclass(frozen=True)
 class Trace:
-    """One accuracy behind a cell, and where it is from."""
+    """One accuracy behind a cell, and its source."""
 
     trial: int  # trial_seed, or seed
     accuracy: float  # percent
     run: Path
-    pairs: tuple[Path, ...] = ()  # that also leave out a second domain, and gave the value
+    pairs: tuple[
+        Path, ...
+    ] = ()  # runs that also leave out a second domain, from which the value is
     hparams_seed: int | None = None
-    candidates: int | None = None  # hyperparameters that there were to choose from
+    candidates: int | None = None  # number of hyperparameter choices
     step: int | None = None
-    value: float | None = None  # by which it was chosen, percent
+    value: float | None = None  # the selection criterion, percent
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Our figure in percent, None where it is missing; and the published one, if any is."""
+    """Our figure in percent, None if it is missing, and the published one, if any."""
 
     own: Estimate | None
     published: Published | None = None
     traces: tuple[Trace, ...] = ()
-    departs: bool = False  # from what the published figure was made with
+    departs: bool = False  # from the settings of the published figure
 
     @property
     def verdict(self) -> Verdict | None:
-        """Ours against the published error, both as printed; None where ours is missing.
+        """Ours compared within the published error, as printed; None if ours is missing.
 
         Without a published error, only the published figure itself is within.
         """
@@ -58,7 +60,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """A method of ours, or one that is published only."""
+    """One of our methods, or one that is only published."""
 
     method: str
     cells: Mapping[str, Cell]  # column -> cell
@@ -76,15 +78,15 @@ class Comparison:
     title: str
     columns: tuple[str, ...]
     rows: tuple[ComparisonRow, ...]
-    repeated: str  # what the repeats are called: trials, seeds
-    beside: bool  # whether published figures have columns of their own
+    repeated: str  # the name of the repeats: trials, seeds
+    separate_columns: bool  # whether published figures have their own columns
     notes: tuple[str, ...]
 
 
 def over_trials(values: Sequence[float]) -> Estimate | None:
     """Estimate a mean as DomainBed does: the error is the population std over sqrt(trials).
 
-    None where a value is NaN or there are none; a single trial has no error.
+    None if there are none or one is NaN; a single trial has no error.
     """
     return _estimate(values, math.sqrt(len(values) or 1))
 
@@ -92,7 +94,7 @@ def over_trials(values: Sequence[float]) -> Estimate | None:
 def over_restarts(values: Sequence[float]) -> Estimate | None:
     """Estimate a mean as for Colored MNIST: the error is the population standard deviation.
 
-    None where a value is NaN or there are none; a single restart has no error.
+    None if there are none or one is NaN; a single restart has no error.
     """
     return _estimate(values, 1.0)
 

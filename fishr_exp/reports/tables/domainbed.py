@@ -22,7 +22,7 @@ _RULES = {
     "training": "The checkpoint and hparams_seed with the best mean accuracy over the training"
     " domains' validation parts.",
     "oracle": "The hparams_seed with the best last step in the test domain's validation part:"
-    " chosen by the test domain, so no fair estimate.",
+    " selected by the test domain, so not a fair estimate.",
     "leave_one_out": "The step and hparams_seed with the best mean accuracy in second domains"
     " that were left out as well.",
 }
@@ -31,34 +31,34 @@ _MEASURED = (
     " deviation / √trials over trials; one trial has no error."
 )
 
-Chosen = Mapping[int, Mapping[int, Choice]]  # test domain -> trial -> choice
+Selected = Mapping[int, Mapping[int, Choice]]  # test domain -> trial -> choice
 
 
 def build_domainbed_tables(
     histories: Iterable[History], selection: str, with_published: bool = False
 ) -> list[Comparison]:
-    """Make a table for each dataset, and the one of averages.
+    """Build one table per dataset, and the table of averages.
 
     Args:
-        histories: All runs; the first of repeats counts, see `unrepeated`.
+        histories: All runs; of repeats only the first counts, see `unrepeated`.
         selection: A key of `selection.SELECTIONS`.
         with_published: Whether to add the rows of published methods.
 
     Raises:
-        ConfigError: If two runs are the same run of a sweep, with other settings.
+        ConfigError: If two runs are the same run of a sweep with different settings.
     """
     runs, repeats = unrepeated(histories)
     reference = Reference(PROTOCOL, selection)
     datasets = _in_order([run.dataset for run in runs], reference.columns(AVERAGES))
     methods = _in_order([run.method for run in runs], reference.methods(AVERAGES), method_key)
-    chosen: dict[tuple[str, str], Chosen] = {}
+    selected: dict[tuple[str, str], Selected] = {}
     domains: dict[str, tuple[str, ...]] = {}
     for dataset in datasets:
         here = [run for run in runs if run.dataset == dataset]
         domains[dataset] = _domain_names(dataset, here, reference)
         for method in methods:
-            if alike := [run for run in here if run.method == method]:
-                chosen[dataset, method] = _choose(alike, len(domains[dataset]), selection)
+            if matching := [run for run in here if run.method == method]:
+                selected[dataset, method] = _select(matching, len(domains[dataset]), selection)
     notes = (_MEASURED, _RULES[selection], *_about(runs, repeats))
 
     def table(
@@ -73,7 +73,7 @@ def build_domainbed_tables(
             columns=(*columns, AVG),
             rows=(*rows, *(_published_rows(reference, name, columns) if with_published else ())),
             repeated="trials",
-            beside=False,
+            separate_columns=False,
             notes=notes,
         )
 
@@ -81,7 +81,7 @@ def build_domainbed_tables(
     for dataset in datasets:
 
         def by_domain(method: str, dataset: str = dataset) -> ComparisonRow | None:
-            found = chosen.get((dataset, method))
+            found = selected.get((dataset, method))
             if found is None:
                 return None
             return _dataset_row(reference, dataset, method, domains[dataset], found)
@@ -89,17 +89,17 @@ def build_domainbed_tables(
         tables.append(table(dataset, domains[dataset], by_domain))
 
     def averages(method: str) -> ComparisonRow:
-        by_dataset = {dataset: chosen.get((dataset, method)) for dataset in datasets}
+        by_dataset = {dataset: selected.get((dataset, method)) for dataset in datasets}
         return _averages_row(reference, method, by_dataset)
 
     return [*tables, table(AVERAGES, datasets, averages)]
 
 
 def unrepeated(histories: Iterable[History]) -> tuple[list[History], list[History]]:
-    """Return the runs, and apart those that repeat one before.
+    """Return the runs without repeats, and the repeats.
 
     Raises:
-        ConfigError: If a repeat has other settings: which one to count is nobody's guess.
+        ConfigError: If a repeat has different settings, so that it is unclear which one to count.
     """
     first: dict[tuple[object, ...], History] = {}
     repeats = []
@@ -115,13 +115,13 @@ def unrepeated(histories: Iterable[History]) -> tuple[list[History], list[Histor
                 f"this is {run.method} on {run.dataset}, trial {run.trial_seed}, hparams_seed"
                 f" {run.hparams_seed}, and so is {there.path}, with another {keys[0]}"
                 f" ({_value(there, keys[0])} there, {_value(run, keys[0])} here)",
-                "give a folder with the runs of one sweep",
+                "pass a folder with the runs of one sweep",
             )
         repeats.append(run)
     return list(first.values()), repeats
 
 
-def _choose(runs: Sequence[History], domains: int, selection: str) -> Chosen:
+def _select(runs: Sequence[History], domains: int, selection: str) -> Selected:
     """Select for each test domain and trial."""
     found: dict[int, dict[int, Choice]] = {}
     for target in range(domains):
@@ -135,15 +135,15 @@ def _choose(runs: Sequence[History], domains: int, selection: str) -> Chosen:
 
 
 def _dataset_row(
-    reference: Reference, dataset: str, method: str, domains: Sequence[str], chosen: Chosen
+    reference: Reference, dataset: str, method: str, domains: Sequence[str], selected: Selected
 ) -> ComparisonRow:
     cells = {}
     for target, name in enumerate(domains):
-        choices = chosen[target]
+        choices = selected[target]
         own = over_trials([100 * choice.accuracy for choice in choices.values()])
         traces = tuple(_trace(trial, choice) for trial, choice in choices.items())
         cells[name] = Cell(own, reference.figure(dataset, method, name), traces)
-    repeats = max((len(choices) for choices in chosen.values()), default=0)
+    repeats = max((len(choices) for choices in selected.values()), default=0)
     average = _mean_of([cell.own for cell in cells.values()], repeats)
     same = (*domains, AVG) == reference.columns(dataset)
     cells[AVG] = Cell(average, reference.figure(dataset, method, AVG) if same else None)
@@ -151,27 +151,27 @@ def _dataset_row(
 
 
 def _averages_row(
-    reference: Reference, method: str, chosen: Mapping[str, Chosen | None]
+    reference: Reference, method: str, selected: Mapping[str, Selected | None]
 ) -> ComparisonRow:
     cells = {}
-    for dataset, found in chosen.items():
+    for dataset, found in selected.items():
         own = over_trials(_trial_means(found or {}))
         cells[dataset] = Cell(own, reference.figure(AVERAGES, method, dataset))
     repeats = max((cell.own.n for cell in cells.values() if cell.own), default=0)
-    # The published average is one over all seven datasets.
-    same = set(chosen) == set(reference.columns(AVERAGES)) - {AVG}
+    # The published average is over all seven datasets.
+    same = set(selected) == set(reference.columns(AVERAGES)) - {AVG}
     published = reference.figure(AVERAGES, method, AVG) if same else None
     average = _mean_of([cell.own for cell in cells.values()], repeats)
     return ComparisonRow(method, {**cells, AVG: Cell(average, published)}, repeats)
 
 
-def _trial_means(chosen: Chosen) -> list[float]:
-    """Average over the test domains, in percent, for each trial that has them all."""
-    trials = sorted({trial for choices in chosen.values() for trial in choices})
+def _trial_means(selected: Selected) -> list[float]:
+    """Average over the test domains, in percent, for each trial with all of them."""
+    trials = sorted({trial for choices in selected.values() for trial in choices})
     return [
-        100 * mean([choices[trial].accuracy for choices in chosen.values()])
+        100 * mean([choices[trial].accuracy for choices in selected.values()])
         for trial in trials
-        if all(trial in choices for choices in chosen.values())
+        if all(trial in choices for choices in selected.values())
     ]
 
 
@@ -203,17 +203,17 @@ def _published_rows(
     for method in methods:
         figures = {column: reference.figure(name, method, column) for column in (*columns, AVG)}
         if not whole:
-            figures[AVG] = None  # it is one over other columns
+            figures[AVG] = None  # an average over other columns
         if any(figures.values()):
             cells = {column: Cell(None, figure) for column, figure in figures.items()}
             yield ComparisonRow(method, cells, 0, published_only=True)
 
 
 def _domain_names(dataset: str, runs: Sequence[History], reference: Reference) -> tuple[str, ...]:
-    """Name the domains as the published table does, else as our records do.
+    """Return the domains' names in the published table, or else in our records.
 
     Raises:
-        ConfigError: If two runs disagree in the number of domains.
+        ConfigError: If two runs have different numbers of domains.
     """
     for run in runs:
         if len(run.domains) != len(runs[0].domains):
@@ -222,7 +222,7 @@ def _domain_names(dataset: str, runs: Sequence[History], reference: Reference) -
                 run.path,
                 f"{dataset} has {len(run.domains)} domains here, and {len(runs[0].domains)} in"
                 f" {runs[0].path}",
-                "give a folder with the runs of one sweep",
+                "pass a folder with the runs of one sweep",
             )
     published = reference.columns(dataset)[:-1]
     return published if len(published) == len(runs[0].domains) else runs[0].domains
@@ -241,11 +241,11 @@ def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]
     if any(not run.in_protocol for run in runs):
         yield (
             "Some runs are outside DomainBed's protocol (protocol.name is not set): their seed"
-            " counts as the trial, and a verdict on them compares what may differ in more than"
+            " counts as the trial, and a verdict on them may compare runs that differ in more than"
             " the method."
         )
     if any(not run.done for run in runs):
-        yield "Some imported runs lack the file that marks them as done; they count as they are."
+        yield "Some imported runs lack the file that marks them as done; they are counted anyway."
     if repeats:
         folders = ", ".join(str(run.path) for run in repeats)
         yield f"Not counted, since they repeat a run: {folders}."
@@ -254,7 +254,7 @@ def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]
 def _in_order(
     found: Iterable[str], order: Sequence[str], key: Callable[[str], str] = str
 ) -> list[str]:
-    """Sort what is known in the published order, and the rest behind it by name."""
+    """Sort known names in the published order, followed by the others by name."""
     known = {key(name): number for number, name in enumerate(order)}
     return sorted(set(found), key=lambda name: (known.get(key(name), len(known)), name))
 

@@ -1,4 +1,4 @@
-"""Tables of runs: a row for each method, gamma and setting, averaged over seeds and nothing else.
+"""Tables of runs: a row for each method, gamma and setting, averaged over seeds only.
 
 Accuracies are in percent here, differences in percentage points.
 """
@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
-from fishr_exp.reports.statistics.gamma_selection import Pick, pick_gammas
+from fishr_exp.reports.statistics.gamma_selection import SelectedGamma, select_gammas
 from fishr_exp.reports.statistics.paired import Paired, compare, holm
 from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
 from fishr_exp.runs.reading import Run
 
-L2 = "trainer.l2"  # the one setting of a method that ERM has, too
+L2 = "trainer.l2"  # the only setting of a method that ERM also has
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -29,12 +29,12 @@ class Row:
     method: str
     gamma: float | None
     settings: Mapping[str, str]  # setting -> its value, for the settings that vary in the table
-    runs: tuple[Run, ...]  # one of each seed, in the order of their seeds
+    runs: tuple[Run, ...]  # one per seed, in the order of seeds
     train: Estimate | None
     validation: Estimate | None
     test: Mapping[str, Estimate | None]  # test domain -> accuracy over all its samples
     difference: Estimate | None  # to the baseline, in the first test domain, over shared seeds
-    paired: Paired | None  # what these differences say; None for ERM, gamma 0 and a single seed
+    paired: Paired | None  # interval and p-value; None for ERM, gamma 0 and a single seed
     p: float | None  # corrected for all comparisons of the table
     unpaired: tuple[int, ...]  # seeds that only the row or only its baseline has
     selected_by_test_domain: bool
@@ -46,24 +46,24 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is a row of ERM, whatever its option is called."""
+        """Whether this is a row of ERM, under any name."""
         return self.runs[0].is_erm
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The rows of one method with one choice of settings, by ascending gamma."""
+    """The rows of one method with the same settings, by ascending gamma."""
 
     method: str
     settings: Mapping[str, str]
-    rows: Mapping[float, Row]  # by gamma; 0 is ERM's row where the method has none of its own
+    rows: Mapping[float, Row]  # by gamma; 0 is ERM's row if the method has no row with gamma 0
     baseline: Row | None
-    picks: tuple[Pick, ...]
+    selections: tuple[SelectedGamma, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of one dataset with one choice of test domains."""
+    """All rows of one dataset with one set of test domains."""
 
     dataset: str
     model: str | None  # None where it varies; it is then among the settings
@@ -71,18 +71,18 @@ class Table:
     setting_names: tuple[str, ...]
     rows: tuple[Row, ...]
     curves: tuple[Curve, ...]  # of the methods with a gamma
-    repeats: tuple[Run, ...]  # runs whose row has their seed already; not counted
+    repeats: tuple[Run, ...]  # runs whose row already has their seed; not counted
 
     @property
     def title(self) -> str:
-        """Dataset, test domains and model in a few words."""
+        """A short description: dataset, test domains and model."""
         domains = "test domain" if len(self.test_domains) == 1 else "test domains"
         title = f"{self.dataset}; {domains} {', '.join(self.test_domains)}"
         return title if self.model is None else f"{title}; model {self.model}"
 
 
 def build_tables(runs: Iterable[Run]) -> list[Table]:
-    """Make one table for each dataset and choice of test domains, in alphabetical order."""
+    """Build one table per dataset and set of test domains, in alphabetical order."""
     parts = _partition(runs, lambda run: (run.dataset, tuple(sorted(run.test_domains))))
     return [_build_table(part) for _, part in sorted(parts.items())]
 
@@ -125,7 +125,7 @@ def _build_table(runs: list[Run]) -> Table:
 def _baselines(groups: Sequence[_Group]) -> list[_Group | None]:
     """Find the baseline of each group: its own method with gamma 0, which is ERM, or else ERM.
 
-    Two rows of ERM that fit leave open which one to compare with. A baseline has none itself.
+    With two matching rows of ERM the baseline is ambiguous, so there is none. A baseline has none.
     """
     erm = _partition((g for g in groups if g.first.is_erm), _base)
     zero = {_family(g): g for g in groups if g.first.gamma == 0}
@@ -164,7 +164,7 @@ def _build_row(
 
 
 def _differences(runs: Sequence[Run], baselines: Sequence[Run], domain: str) -> list[float]:
-    """Return the differences in points at the seeds that both have: same splits, same noise."""
+    """Return the differences in points at shared seeds, which have the same splits and noise."""
     there = {run.seed: run.test_accuracy.get(domain) for run in baselines}
     pairs = [(run.test_accuracy.get(domain), there.get(run.seed)) for run in runs]
     return [100 * (a - b) for a, b in pairs if a is not None and b is not None]
@@ -182,7 +182,7 @@ def _curves(
     rows: Sequence[Row],
     domain: str,
 ) -> Iterable[Curve]:
-    """Join the rows that differ in gamma only."""
+    """Join the rows that differ only in gamma."""
     row_of = {id(group): row for group, row in zip(groups, rows, strict=True)}
     pairs = [
         pair for pair in zip(groups, baselines, strict=True) if pair[0].first.gamma is not None
@@ -194,9 +194,9 @@ def _curves(
             by_gamma.setdefault(0.0, baseline)
         by_gamma = dict(sorted(by_gamma.items()))
         choices = {gamma: row.runs for gamma, row in by_gamma.items()} if len(family) > 1 else {}
-        picks = pick_gammas(choices, domain)
+        selections = select_gammas(choices, domain)
         first = row_of[id(family[0][0])]
-        yield Curve(first.method, first.settings, by_gamma, baseline, picks)
+        yield Curve(first.method, first.settings, by_gamma, baseline, selections)
 
 
 def _percent(fractions: Iterable[float | None]) -> Estimate | None:
@@ -204,15 +204,15 @@ def _percent(fractions: Iterable[float | None]) -> Estimate | None:
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[_Group], list[Run]]:
-    """Group runs by all that they are but their seed; give back repeats of a seed apart."""
+    """Group runs by everything except their seed; return repeats of a seed separately."""
     groups: list[_Group] = []
     repeats: list[Run] = []
-    for alike in _partition(runs, lambda run: _identity(run, _without_seeds(run))).values():
-        # `dataset.seed: ${seed}` follows the run's seed; set by itself, it is a setting.
-        if all(seed == run.seed for run in alike for seed in _inner_seeds(run).values()):
-            parts = [(alike, _without_seeds(alike[0]))]
+    for matching in _partition(runs, lambda run: _identity(run, _without_seeds(run))).values():
+        # `dataset.seed: ${seed}` follows the run's seed; with another value it is a setting.
+        if all(seed == run.seed for run in matching for seed in _inner_seeds(run).values()):
+            parts = [(matching, _without_seeds(matching[0]))]
         else:
-            pinned = _partition(alike, lambda run: to_json(_inner_seeds(run)))
+            pinned = _partition(matching, lambda run: to_json(_inner_seeds(run)))
             parts = [(p, {**_without_seeds(p[0]), **_inner_seeds(p[0])}) for p in pinned.values()]
         for part, values in parts:
             by_seed = _partition(part, lambda run: run.seed)
@@ -227,8 +227,8 @@ def _identity(run: Run, values: Mapping[str, Any]) -> str:
 
 def _without_seeds(run: Run) -> dict[str, Any]:
     values = compared(run.config)
-    apart = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one choice of test domains
-    return {key: value for key, value in values.items() if key not in apart}
+    excluded = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one set of test domains
+    return {key: value for key, value in values.items() if key not in excluded}
 
 
 def _inner_seeds(run: Run) -> dict[str, Any]:
@@ -236,39 +236,39 @@ def _inner_seeds(run: Run) -> dict[str, Any]:
 
 
 def _base(group: _Group) -> str:
-    """Name what a method and ERM have in common: all settings but the method's own."""
+    """Return a key of what a method and ERM share: all settings except the method's own."""
     values = {k: v for k, v in group.settings.items() if k == L2 or not k.startswith("trainer.")}
     return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
 
 
 def _family(group: _Group) -> str:
-    """Name what the groups of one method have in common that differ in gamma only."""
+    """Return a key of what the groups of one method that differ only in gamma share."""
     values = {k: v for k, v in group.settings.items() if k != "trainer.gamma"}
     names = [group.first.model, group.first.method]
     return to_json([*names, sorted((k, to_json(v)) for k, v in values.items())])
 
 
 def _varying(groups: Sequence[_Group]) -> list[str]:
-    """Name the settings that need a column, so that no two rows look alike.
+    """Return the settings that need a column, so that no two rows look the same.
 
     A setting that follows from the method (`trainer.*`, but for `L2`), the model's name (`model.*`)
     or the class that a part of the configuration builds (`optimizer.*`) needs none.
     """
     names = ["model"] if len({group.first.model for group in groups}) > 1 else []
     if all(_value(g, "trainer.gamma") in (g.first.gamma, _ABSENT) for g in groups):
-        apart = {"trainer.gamma"}  # has its own column
+        excluded = {"trainer.gamma"}  # has its own column
     else:
-        apart = set()
+        excluded = set()
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         by_label = _partition(groups, lambda group, key=key: _label(group, key))  # type: ignore[misc]
         varies = any(len({to_json(_value(g, key)) for g in part}) > 1 for part in by_label.values())
-        if varies and key not in apart:
+        if varies and key not in excluded:
             names.append(key)
     return names
 
 
 def _label(group: _Group, key: str) -> str:
-    """Name what the setting `key` may follow from, which the table shows already."""
+    """Return what the setting `key` may follow from, which the table already shows."""
     if key == L2:
         return ""
     part, _, rest = key.partition(".")
@@ -290,12 +290,12 @@ def _shown(group: _Group, names: Sequence[str]) -> dict[str, str]:
 
 
 def _header(name: str) -> str:
-    # The class that `optimizer` builds is what it is; for the model, its name has that column.
+    # The optimizer is its class; for the model, its name has that column.
     return "optimizer" if name == "optimizer._target_" else name
 
 
 def _show(name: str, value: object) -> str:
-    """Write a setting's value as it is typed, a class by its last name."""
+    """Write a setting's value as in an override, and a class by its name."""
     if isinstance(value, str):
         return value.rpartition(".")[2] if name.endswith("_target_") else value
     return to_json(value)

@@ -62,7 +62,7 @@ def test_no_runs(factory, capsys):
     assert main([str(factory.root)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "no run under it is done (1 run: 0 done, 0 failed, 1 unfinished" in err
+    assert "it contains no completed run (1 run: 0 done, 0 failed, 1 unfinished" in err
     assert len(err.splitlines()) == 1
     assert not (factory.root / "table").exists()
 
@@ -184,12 +184,12 @@ def test_colored_mnist(factory, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--selection", "oracle"], "--selection=oracle: only domainbed selects"),
-        (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed selects"),
+        (["--selection", "oracle"], "--selection=oracle: only domainbed has a selection"),
+        (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed has a selection"),
         (["--published"], "--published=given: only domainbed adds rows"),
         (["--cells"], "--cells=given: only a protocol's tables"),
-        (["--protocol", "colored_mnist"], "no run under it is done on dataset=colored_mnist"),
-        (["--protocol", "domainbed"], "no run under it has records of evaluations (1 run: 1 done"),
+        (["--protocol", "colored_mnist"], "it contains no completed run on dataset=colored_mnist"),
+        (["--protocol", "domainbed"], "it contains no run with records of evaluations (1 run"),
     ],
 )
 def test_mistakes_are_one_line(factory, capsys, arguments, said):

@@ -13,7 +13,7 @@ from torch import multiprocessing
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Facts, Minibatch, Model, Trainer
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.minibatches import share
+from fishr_exp.data.minibatches import shard_of
 from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.training.evaluation import Counts, count
 from fishr_exp.training.step import make_players, optimizer_step
@@ -131,7 +131,7 @@ def test_the_result_of_the_first_process_goes_to_all(found: list[dict[str, Any]]
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("samples", [8, 9, 17, 64])
 def test_shares_cover_a_minibatch(samples: int, count: int) -> None:
-    parts = [list(range(samples))[share(samples, rank, count)] for rank in range(count)]
+    parts = [list(range(samples))[shard_of(samples, rank, count)] for rank in range(count)]
     assert [i for part in parts for i in part] == list(range(samples))
     assert all(len(part) >= 2 for part in parts)
     assert all(len(part) % 2 == 0 for part in parts[:-1])

@@ -132,7 +132,7 @@ def test_exceptions_of_reduce_pass_through(engine: Any) -> None:
     ("wrong", "message"),
     [
         ({"sizes": (1, 8)}, r"sizes\[0\]=1"),
-        ({"sizes": (4, 4)}, "add up to 8"),
+        ({"sizes": (4, 4)}, "sum to 8"),
         ({"scope": "head"}, "scope='head' selects no trainable parameter"),
         ({"scope": []}, "has no trainable parameter"),
         ({"engine": "jax"}, "engine='jax'"),
@@ -145,7 +145,7 @@ def test_exceptions_of_reduce_pass_through(engine: Any) -> None:
             {"loss": nn.CrossEntropyLoss(), "engine": "backpack", "scope": "classifier"},
             r"shape \(\) for 9 samples",
         ),
-        ({"loss": CrossEntropy(class_weights=[1.0, 1.0])}, "class_weights: 2 of them"),
+        ({"loss": CrossEntropy(class_weights=[1.0, 1.0])}, "class_weights: 2 weights"),
         ({"engine": "backpack", "scope": "slow"}, "engine='backpack'"),
     ],
     ids=str,
@@ -195,8 +195,8 @@ class InPlace(Twice):
             {"engine": "backpack"},
         ),
         (Mixing(nn.Linear(4, 3)), "couples samples", {}),
-        (Twice(), "BackPACK cannot do this model", {"engine": "backpack"}),
-        (InPlace(), "BackPACK cannot do this model", {"engine": "backpack"}),
+        (Twice(), "BackPACK does not support this model", {"engine": "backpack"}),
+        (InPlace(), "BackPACK does not support this model", {"engine": "backpack"}),
         (
             nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4)),
             "BackPACK has no rule",

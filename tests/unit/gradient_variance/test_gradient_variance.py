@@ -173,8 +173,8 @@ def test_frozen_parameters_are_left_out(net: Net) -> None:
     ("sizes", "scope", "message"),
     [
         ((1, 12), "all", r"sizes\[0\]=1"),
-        ((4, 4), "all", "add up to 8"),
-        ((), "all", "add up to 0"),
+        ((4, 4), "all", "sum to 8"),
+        ((), "all", "sum to 0"),
         (SIZES, "head", "classifier.weight"),
     ],
 )
@@ -246,7 +246,7 @@ def test_backpack_refuses_additions_in_place() -> None:
             return self.b(y)
 
     x, y = _data()
-    with pytest.raises(ValueError, match="BackPACK cannot do this model"):
+    with pytest.raises(ValueError, match="BackPACK does not support this model"):
         gradient_variance(Residual().double(), x, y, SIZES, scope="all", engine="backpack")
 
 

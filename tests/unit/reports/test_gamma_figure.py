@@ -46,7 +46,7 @@ def test_writes_pdf_and_png_the_same_each_time(factory, tmp_path):
         assert one.read_bytes() == other.read_bytes()
 
 
-PICKED = ["picked by validation", "picked by the oracle (sees test)"]
+SELECTED = ["selected by validation", "selected by the oracle (sees test)"]
 
 
 def line(figure: Figure, label: str):
@@ -58,7 +58,7 @@ def test_curve_over_gamma(factory, drawn):
     factory.sweep([0.0, 1.0, 100.0])
     figure = drawn()
     (axes,) = figure.axes
-    assert legend(figure) == ["fishr, test", "fishr, validation", "ERM, test", *PICKED]
+    assert legend(figure) == ["fishr, test", "fishr, validation", "ERM, test", *SELECTED]
     assert axes.get_xscale() == "log"
     assert axes.get_ylabel() == "accuracy (%)"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "100"]
@@ -109,7 +109,7 @@ def test_rings_lie_where_each_selection_picks(factory, drawn):
     for gamma, test, validation in [(0.0, 0.2, 0.9), (1.0, 0.4, 0.95), (10.0, 0.6, 0.5)]:
         factory.done("fishr", gamma, 0, test, validation)
     figure = drawn()
-    by_validation, by_oracle = (line(figure, label) for label in PICKED)
+    by_validation, by_oracle = (line(figure, label) for label in SELECTED)
     assert by_validation.get_xydata().ravel().tolist() == pytest.approx([1.0, 40.0])
     assert by_oracle.get_xydata().ravel().tolist() == pytest.approx([10.0, 60.0])
 
@@ -135,7 +135,7 @@ def test_everything_lies_inside_and_the_legend_hides_nothing(factory, drawn):
         assert part.y0 >= 0
         assert part.x1 <= figure.bbox.x1
     # two settings: test, validation and ERM of each
-    assert len(legend(figure)) == 6 + len(PICKED)
+    assert len(legend(figure)) == 6 + len(SELECTED)
 
 
 def test_a_panel_for_each_test_domain(factory, drawn):
@@ -147,9 +147,11 @@ def test_a_panel_for_each_test_domain(factory, drawn):
         "test domain minus90",
         "test domain gray",
     ]
-    assert legend(figure) == ["fishr, test", "fishr, validation", *PICKED]
+    assert legend(figure) == ["fishr, test", "fishr, validation", *SELECTED]
     # the oracle looks at the first test domain
-    assert [len([of for of in axes.lines if of.get_label() in PICKED]) for axes in figure.axes] == [
+    assert [
+        len([of for of in axes.lines if of.get_label() in SELECTED]) for axes in figure.axes
+    ] == [
         2,
         0,
     ]

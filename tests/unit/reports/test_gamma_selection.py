@@ -11,9 +11,9 @@ def table_of(factory):
     return table
 
 
-def picks_of(factory):
+def selections_of(factory):
     (curve,) = table_of(factory).curves
-    return {pick.selection: pick for pick in curve.picks}
+    return {selected.selection: selected for selected in curve.selections}
 
 
 def test_each_selection_picks_by_its_own_accuracy(factory):
@@ -25,41 +25,41 @@ def test_each_selection_picks_by_its_own_accuracy(factory):
     for gamma, by_seed in accuracies.items():
         for seed, (validation, test) in enumerate(by_seed):
             factory.done("fishr", gamma, seed, test, validation)
-    picks = picks_of(factory)
-    assert picks["validation"].gamma == 10.0
-    assert picks["validation"].by_seed == (10.0, 1.0)
-    assert picks["validation"].test.mean == pytest.approx(45.0)
-    assert picks["oracle"].gamma == 100.0
-    assert picks["oracle"].by_seed == (100.0, 10.0)
-    assert picks["oracle"].test == pytest.approx((50.0, 20.0, 2))
+    selections = selections_of(factory)
+    assert selections["validation"].gamma == 10.0
+    assert selections["validation"].by_seed == (10.0, 1.0)
+    assert selections["validation"].test.mean == pytest.approx(45.0)
+    assert selections["oracle"].gamma == 100.0
+    assert selections["oracle"].by_seed == (100.0, 10.0)
+    assert selections["oracle"].test == pytest.approx((50.0, 20.0, 2))
 
 
 def test_erm_is_the_choice_of_gamma_zero(factory):
     factory.done("erm", None, 0, 0.5, validation=0.9)
     for gamma in (1.0, 10.0):
         factory.done("fishr", gamma, 0, 0.1, validation=0.8)
-    assert {pick.gamma for pick in picks_of(factory).values()} == {0.0}
+    assert {selected.gamma for selected in selections_of(factory).values()} == {0.0}
 
 
 def test_only_seeds_that_all_gammas_have_count(factory):
     for seed in (0, 1):
         factory.done("fishr", 1.0, seed, 0.3, validation=[0.5, 0.99][seed])
     factory.done("fishr", 10.0, 0, 0.2, validation=0.6)
-    pick = picks_of(factory)["validation"]
-    assert (pick.gamma, pick.seeds) == (10.0, (0,))
+    selected = selections_of(factory)["validation"]
+    assert (selected.gamma, selected.seeds) == (10.0, (0,))
 
 
 def test_without_shared_seeds_validation_or_a_choice_nothing_is_picked(factory):
     factory.done("fishr", 1.0, 0, 0.3)
-    assert picks_of(factory) == {}
+    assert selections_of(factory) == {}
     factory.done("fishr", 10.0, 1, 0.3)
-    assert picks_of(factory) == {}
+    assert selections_of(factory) == {}
     factory.done("fishr", 10.0, 0, 0.3, validation=None)
     factory.done("fishr", 1.0, 1, 0.3, validation=None)
-    assert set(picks_of(factory)) == {"oracle"}
+    assert set(selections_of(factory)) == {"oracle"}
 
 
 def test_of_equal_gammas_the_smallest_is_picked(factory):
     for gamma in (10.0, 0.0, 1.0):
         factory.done("fishr", gamma, 0, 0.5)
-    assert {pick.gamma for pick in picks_of(factory).values()} == {0.0}
+    assert {selected.gamma for selected in selections_of(factory).values()} == {0.0}

@@ -74,7 +74,7 @@ def test_repeats_are_named(factory):
     factory.done("erm", None, 0, 0.5)
     again = factory.done("erm", None, 0, 0.5)
     text = to_text(sheets(factory))
-    assert f"Not counted, since their row has the seed already: {again.path}." in text
+    assert f"Not counted, since their row already has the seed: {again.path}." in text
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_what_is_no_image_is_passed_over_and_counted(root, caplog):
         domains = build(root)
     assert list(domains.by_name) == ["art", "photo"]
     assert len(domains.by_name["art"]) == 7
-    assert "passed over 2 files" in caplog.text
+    assert "ignored 2 files" in caplog.text
 
 
 def test_a_class_may_be_empty_in_a_domain(root):
@@ -189,20 +189,20 @@ def test_a_root_that_is_not_there(tmp_path):
 
 def test_a_root_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
-    assert "is no folder" in one_line(tmp_path / "file")
+    assert "is not a folder" in one_line(tmp_path / "file")
 
 
 def test_a_root_without_images(tmp_path):
-    assert "holds no images" in one_line(tmp_path)
+    assert "contains no images" in one_line(tmp_path)
 
 
 def test_a_root_that_lies_too_deep(root):
-    assert "holds no images at domain/class/image" in one_line(root / "art")
+    assert "contains no images at domain/class/image" in one_line(root / "art")
 
 
 def test_a_root_with_one_domain(root):
     shutil.rmtree(root / "art")
-    assert "holds one domain, photo" in one_line(root)
+    assert "contains one domain, photo" in one_line(root)
 
 
 def test_domains_whose_classes_differ(root):
@@ -222,7 +222,7 @@ def test_many_classes_that_differ_are_counted(root):
 def test_a_domain_without_images(root):
     for kind in ("cat", "dog"):
         (root / "empty" / kind).mkdir(parents=True)
-    assert "domain empty holds no images" in one_line(root)
+    assert "domain empty contains no images" in one_line(root)
 
 
 def test_a_folder_that_cannot_be_listed(root, monkeypatch):
@@ -301,18 +301,18 @@ def test_real_domains_by_a_class_map(shared_data):
 
 def test_a_map_that_forgets_a_folder(root):
     line = one_line(root, class_map={"dog": ["dog"]})
-    assert line.startswith("dataset.class_map={dog}: names no class for the folders cat of domain")
+    assert line.startswith("dataset.class_map={dog}: has no class for the folders cat of domain")
 
 
 def test_a_map_that_names_a_folder_twice(root):
     class_map = {"animal": ["cat", "dog"], "pet": ["dog"]}
-    with pytest.raises(ConfigError, match=r"names the folder dog for animal and pet; name it once"):
+    with pytest.raises(ConfigError, match=r"lists the folder dog for animal and pet; list it once"):
         image_folder(root=str(root), name="x", image_size=4, augment=False, class_map=class_map)
 
 
 def test_a_folder_that_is_no_domain(root):
     (root / "splits").mkdir()
-    with pytest.raises(ConfigError, match=r"folder splits holds no .*dataset\.domains=\["):
+    with pytest.raises(ConfigError, match=r"folder splits contains no .*dataset\.domains=\["):
         image_folder(root=str(root), name="x", image_size=4, augment=False)
 
 
@@ -338,7 +338,7 @@ def test_bad_images_are_skipped_and_counted(root, caplog):
 def test_a_domain_of_bad_images_alone(root):
     for path in (root / "art").rglob("*.png"):
         path.write_bytes(b"no image")
-    assert "domain art holds no images" in one_line(root, on_bad_image="skip")
+    assert "domain art contains no images" in one_line(root, on_bad_image="skip")
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I"])

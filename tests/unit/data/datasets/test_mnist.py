@@ -164,7 +164,7 @@ def test_a_root_without_mnist_gets_one_line(tmp_path):
     with pytest.raises(ConfigError) as caught:
         mnist.colored_mnist(root=str(tmp_path / "nowhere"), download=False, seed=0)
     line = str(caught.value)
-    assert line.startswith(f"dataset.root={tmp_path / 'nowhere'}: holds no MNIST/raw")
+    assert line.startswith(f"dataset.root={tmp_path / 'nowhere'}: does not contain MNIST/raw")
     assert "dataset.download=true" in line
     assert not (tmp_path / "nowhere").exists()
 

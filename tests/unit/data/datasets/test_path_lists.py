@@ -56,9 +56,9 @@ def test_one_list_is_split_at_random(root):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("images/art/none.png 1", "images/art/none.png is not there; pass the folder that"),
+        ("images/art/none.png 1", "images/art/none.png does not exist; pass the folder that"),
         ("images/art/a picture 0.png", "line 1: expected a path and a whole number, found"),
-        ("", "names no image"),
+        ("", "contains no images"),
     ],
 )
 def test_a_line_that_is_wrong_is_named(root, line, said):

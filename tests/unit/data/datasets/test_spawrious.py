@@ -126,7 +126,7 @@ def test_it_is_read_as_domains(painted, tmp_path):
 def test_check_and_prepare(painted, capsys, tmp_path):
     assert data_cli.main(["check", "spawrious", str(painted), "dataset.variant=m2m_easy"]) == 1
     out = capsys.readouterr().out
-    assert "a variant of Spawrious has 50688 images, and here are 32" in out
+    assert "a variant of Spawrious has 50688 images, but 32 were found" in out
     rows = [line.split()[:3] for line in out.splitlines()[2:5]]
     assert rows == [["Test", "16", "4"], ["SC_group_1", "8", "4"], ["SC_group_2", "8", "4"]]
     cache = f"dataset.cache={tmp_path / 'cache'}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.data.images import augmentation, compiled
-from fishr_exp.data.images.augmentation import cut, draw, finished, gray, jitter_
+from fishr_exp.data.images.augmentation import crop, draw, finished, gray, jitter_
 from fishr_exp.data.images.decoding import Files
 from fishr_exp.data.images.domain import ImageDomain
 
@@ -79,7 +79,7 @@ def test_gray_is_that_of_pillow(image):
 @pytest.mark.parametrize("box", [(0, 0, 40, 56), (3, 7, 30, 41), (20, 0, 12, 9)])
 def test_cuts_are_those_of_torchvision(image, box, flip):
     ours = torch.empty(3, 24, 24, dtype=torch.uint8)
-    cut(np.array(image), (40, 56), box, flip, ours)
+    crop(np.array(image), (40, 56), box, flip, ours)
     theirs = F.resized_crop(image, *box, [24, 24])
     theirs = batch(F.hflip(theirs) if flip else theirs)[0]
     assert (ours.float() - theirs).abs().max() <= 1
@@ -104,10 +104,10 @@ def test_a_box_of_a_shrunk_image_is_where_it_was(image):
     box = (4, 14, 28, 35)
     small = np.array(image.resize((28, 28), Image.Resampling.BILINEAR))
     there, here = (torch.empty(3, 16, 16, dtype=torch.uint8) for _ in range(2))
-    cut(np.array(image), (40, 56), box, False, there)
-    cut(small, (40, 56), box, False, here)
+    crop(np.array(image), (40, 56), box, False, there)
+    crop(small, (40, 56), box, False, here)
     other = torch.empty_like(here)
-    cut(small, (28, 28), (4, 14, 24, 14), False, other)  # the same numbers would be another place
+    crop(small, (28, 28), (4, 14, 24, 14), False, other)  # the same numbers would be another place
     near, far = ((x.float() - there.float()).abs().mean() for x in (here, other))
     assert near < 12 < far
     sides = torch.tensor([[40, 56]]).expand(500, 2)

@@ -117,13 +117,13 @@ def test_a_cache_that_was_cut_off_is_made_anew(root, length):
 
 def test_a_changed_pixel_is_found_when_it_is_looked_for(root):
     stored = store(root)
-    assert stored.sound()
+    assert stored.is_intact()
     with stored.path.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         last = file.read(1)[0]
         file.seek(-1, os.SEEK_END)
         file.write(bytes([255 - last]))
-    assert not store(root).sound()
+    assert not store(root).is_intact()
 
 
 def test_what_a_killed_builder_left_behind_is_no_cache(root):
@@ -158,13 +158,13 @@ def test_two_builders_at_once_build_once(root):
 
 
 def test_a_cache_travels_by_its_path(root):
-    stored = store(root).chosen([3, 1])
+    stored = store(root).selected([3, 1])
     sent = pickle.dumps(stored)
     assert len(sent) < 1000
     there = pickle.loads(sent)
     assert [p.pixels.tolist() for p in there] == [p.pixels.tolist() for p in stored]
     stored.path.write_bytes(b"another")
-    with pytest.raises(TrainingError, match="the cache was changed while a run read it"):
+    with pytest.raises(TrainingError, match="the cache was changed during the run"):
         pickle.loads(sent)
 
 
