@@ -136,7 +136,7 @@ def test_the_list_names_every_dataset(capsys: pytest.CaptureFixture[str]) -> Non
     assert data_cli.main(["list"]) == 0
     out = capsys.readouterr().out
     (row,) = [line for line in out.splitlines() if line.startswith("pacs ")]
-    assert row.split()[1:5] == ["7", "9991", "manual"]
+    assert row.split()[1:5] == ["7", "9991", "manual", "PACS:"]
     assert "colored_digits" in out
     (row,) = [line for line in out.splitlines() if line.startswith("terra_incognita ")]
     assert row.split()[3] == "untested"

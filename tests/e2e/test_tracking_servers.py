@@ -145,7 +145,7 @@ def assert_complete(uri: str, run: Any, folder: Path) -> None:
     result = there.result()
     assert result
     assert run.info.status == "FINISHED"
-    assert len(of_result) == 2 + len(result["test_accuracy"])
+    assert len(of_result) == 2 * (2 + len(result["test_accuracy"]))
     for domain, value in result["test_accuracy"].items():
         history = client.get_metric_history(run.info.run_id, f"test_accuracy/{domain}")
         assert [m.value for m in history] == [value]

@@ -185,7 +185,7 @@ def test_colored_mnist(factory, capsys):
     ("arguments", "said"),
     [
         (["--selection", "oracle"], "--selection=oracle: only domainbed has a selection"),
-        (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed has a selection"),
+        (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed has a select"),
         (["--published"], "--published=given: only domainbed adds rows"),
         (["--cells"], "--cells=given: only a protocol's tables"),
         (["--protocol", "colored_mnist"], "it contains no completed run on dataset=colored_mnist"),
