@@ -1,4 +1,4 @@
-"""Images per second: DomainBed's way to read training minibatches, and ours; and how long steps wait.
+"""Images per second of DomainBed's loader for training minibatches and of ours; how long steps wait.
 
 - `domainbed`: torchvision's `ImageFolder` with DomainBed's chain, one DataLoader per domain.
 - `files`: our domains, every image decoded at every read.

@@ -288,7 +288,7 @@ def test_positions_taken_for_samples_are_found_out(
     model = PositionsFirst()
     _check(twin, model, _inputs(N, 4))
     _check(twin, model, _inputs(N, 4))
-    assert caplog.text.count("no rule holds for layer.bias, layer.weight") == 1
+    assert caplog.text.count("no rule applies to layer.bias, layer.weight") == 1
 
 
 @pytest.mark.parametrize("batch_statistics", ["refuse", "constant"])
