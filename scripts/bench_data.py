@@ -1,4 +1,4 @@
-"""Images per second of DomainBed's loader for training minibatches and of ours; how long steps wait.
+"""Images per second of DomainBed's training loader and of ours, and how long a step waits.
 
 - `domainbed`: torchvision's `ImageFolder` with DomainBed's chain, one DataLoader per domain.
 - `files`: our domains, every image decoded at every read.
