@@ -30,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compose every run of a sweep as `fishr-exp -m OVERRIDE ...` would, check it,"
         " and estimate time and disk from a few steps of one run per method. Nothing is written.",
     )
-    parser.add_argument("-m", "--multirun", action="store_true", help="taken for granted")
+    parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR", help="as for fishr-exp")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for fishr-exp")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register_run_name()
     claim_optuna()
     try:
-        jobs = compose(options.overrides)
+        jobs = compose(options.overrides, options.config_dir)
         sys.stdout.write(f"{_counts(jobs)}\n")
         todo = [job for job in jobs if job.state != "done"]
         if todo:

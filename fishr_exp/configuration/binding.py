@@ -182,9 +182,12 @@ def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{group}._target_", name, f"cannot be imported ({error})", f"pass {group}=NAME"
-        ) from error
+        missing = getattr(error, "name", None)
+        hint = f"pass {group}=NAME"
+        if isinstance(error, ModuleNotFoundError) and not str(missing).startswith("fishr_exp"):
+            hint = f"install {missing}, or start the command with PYTHONPATH=DIR, its folder"
+        reason = f"cannot be imported ({error})"
+        raise ConfigError(f"{group}._target_", name, reason, hint) from error
     # A name that one of our modules has imported is not ours.
     if not _within(name, allowed) and not _within(str(getattr(found, "__module__", "")), TARGETS):
         raise refused

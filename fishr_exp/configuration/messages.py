@@ -98,6 +98,12 @@ def _folders() -> Iterator[Path]:
             yield Path(value)
 
 
+def _search_path() -> list[str]:
+    """Return the override by which Hydra finds the options of `--config-dir`."""
+    own = [f"file://{folder.absolute()}" for folder in _folders() if folder != conf_dir()]
+    return [f"hydra.searchpath=[{','.join(own)}]"] if own else []
+
+
 def _no_option(group: str, name: str) -> ConfigError:
     known = sorted({path.stem for of in _folders() for path in (of / group).glob("*.yaml")})
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
@@ -128,7 +134,7 @@ def _unknown(key: str) -> ConfigError:
     if not key.startswith("hydra."):
         try:
             with _composing():
-                node = hydra.compose("config", choices)
+                node = hydra.compose("config", [*choices, *_search_path()])
         except (HydraException, OmegaConfBaseException):
             pass  # of a sweep over a group, the keys depend on the job
     place = ""
@@ -148,7 +154,7 @@ def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> Conf
     name, keys = key.partition(".")[2], {}
     for option in overrides[group].split(","):
         with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
-            node = hydra.compose("config", [f"{group}={option}"])[group]
+            node = hydra.compose("config", [f"{group}={option}", *_search_path()])[group]
             keys[option] = _own_keys(node)
     without = [option for option, own in keys.items() if name.partition(".")[0] not in own]
     if without and len(without) < len(keys):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fishr_exp.configuration.baseline import AddBaseline
 from fishr_exp.configuration.binding import arguments, conf_dir
 from fishr_exp.configuration.messages import one_line
+from fishr_exp.configuration.protocol import check_ranges
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.run_folder import RunFolder
@@ -87,7 +88,7 @@ class Job:
         return (*self.labels.values(), *kinds)
 
 
-def compose(overrides: Sequence[str]) -> list[Job]:
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Job]:
     """Return all runs of the sweep, each once, in their order.
 
     Raises:
@@ -96,10 +97,11 @@ def compose(overrides: Sequence[str]) -> list[Job]:
     jobs: dict[Path, Job] = {}
     parts = _Parts()
     mistakes: dict[str, list[str]] = {}
+    own = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         inner = GlobalHydra.instance().hydra
         assert inner is not None
-        config = inner.compose_config("config", list(overrides), RunMode.MULTIRUN)
+        config = inner.compose_config("config", [*overrides, *own], RunMode.MULTIRUN)
         AddBaseline().on_multirun_start(config)
         runs = _split(config, inner.config_loader)
         for override_list in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
@@ -173,6 +175,7 @@ def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
     folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     checked = arguments(own, config.hydra.runtime.choices)
+    check_ranges(own, config.hydra.runtime.choices)
     with without_warnings():
         prepared = prepare(parts.shared(checked))
     there = RunFolder(folder)

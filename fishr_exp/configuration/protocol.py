@@ -101,7 +101,7 @@ def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ConfigError: If hyperparameters are to be drawn for a method that has no ranges.
     """
-    _check_ranges(config, choices)
+    check_ranges(config, choices)
     groups = ("dataset", "trainer", "protocol")
     preset = hydra.compose("config", [f"{group}={choices[group]}" for group in groups])
     for key in OF_EACH_RUN:
@@ -112,9 +112,17 @@ def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     return {"departures": _by_group(keys), "digest": _digest(config, preset)}
 
 
-def _check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
-    """Refuse to draw the defaults again and again."""
-    if config.protocol.hparams_seed == 0 or choices.get("search") is None:
+def check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
+    """Refuse draws for a method without ranges, which would be its defaults again and again.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    if (
+        not config.get("protocol")
+        or config.protocol.hparams_seed == 0
+        or choices.get("search") is None
+    ):
         return
     group = f"search/of_trainer/{choices['search']}"
     known = GlobalHydra.instance().config_loader().get_group_options(group)
@@ -129,19 +137,23 @@ def _check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
 def _digest(config: DictConfig, preset: DictConfig) -> str:
     apart = (*OF_EACH_RUN, "protocol.name")
     # Not resolved: the ranges of the draws are part of a protocol, and the draws are not.
-    values = settings(_plain(config, resolve=False))
+    plain = _plain(config, resolve=False)
+    values, typed = settings(plain), flatten(plain)
     spelled = flatten(_plain(preset, resolve=False))
+
+    def written(key: str, value: Any) -> Any:
+        # As the preset spells it, else as it was typed: digests of earlier versions hold 0.0.
+        if key.endswith(TARGET):
+            return value
+        same = key in spelled and normal(key, spelled[key]) == value
+        return spelled[key] if same else typed[key]
+
     parts = {
-        # As the preset spells it, where that is the same: digests of earlier versions hold 0.0.
-        key: spelled[key] if _is_spelled(spelled, key, value) else value
+        key: written(key, value)
         for key, value in values.items()
         if key not in apart and not key.startswith("trainer.")
     }
     return digest(parts)
-
-
-def _is_spelled(spelled: Mapping[str, Any], key: str, value: Any) -> bool:
-    return not key.endswith(TARGET) and key in spelled and normal(key, spelled[key]) == value
 
 
 def _by_group(keys: list[str]) -> list[str]:

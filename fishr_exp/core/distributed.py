@@ -165,6 +165,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     if not is_active():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
     flat = torch.cat([g.reshape(-1) for g in gradients])  # one exchange for all
     distributed.all_reduce(flat)
     flat /= world_size()

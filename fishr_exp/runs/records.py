@@ -205,4 +205,4 @@ class Result:
         """Flatten what the selected checkpoint came to: `test_METRIC/DOMAIN`, `selected/MEAN`."""
         found = {f"test_{m}/{d}": v for m, of in self.test.items() for d, v in of.items()}
         found |= {f"selected/{name}": value for name, value in self.scores.means.items()}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: float(value) for name, value in found.items() if value is not None}

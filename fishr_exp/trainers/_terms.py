@@ -54,13 +54,14 @@ class ForwardPass(NamedTuple):
     """What one forward pass over a batch gives to a penalty."""
 
     batch: Batch
+    features: Tensor  # [N, F], what the classifier reads
     logits: Tensor  # [N, C]
     losses: Tensor  # [N]
     risks: Tensor  # [D], mean loss of each domain
 
 
 class Penalized(Trainer):
-    """The mean risk plus a weighted penalty on the logits and losses of one forward pass.
+    """The mean risk plus a weighted penalty on features, logits and losses of one forward pass.
 
         objective = (1/D) Σ_e R_e + gamma · penalty
 
@@ -103,12 +104,27 @@ class Penalized(Trainer):
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
         """Return the objective of one batch; `step` counts optimizer updates made so far."""
         weight = self.schedule.weight(self.gamma, self.anneal_steps, step)
-        logits = model(batch.x)
+        features, logits = features_and_logits(model, batch.x)
         losses = self.loss(logits, batch.y)
         risks = domain_risks(batch, losses)
-        risk, penalty = risks.mean(), self.penalty(ForwardPass(batch, logits, losses, risks))
+        forward = ForwardPass(batch, features, logits, losses, risks)
+        risk, penalty = risks.mean(), self.penalty(forward)
         total = self.schedule.total(with_l2(risk, self.l2, model), penalty, weight)
         return Objective(total, {"risk": risk, "penalty": penalty, "objective": total})
+
+
+def features_and_logits(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the classifier reads in a forward pass, [N, F], and the logits, [N, C].
+
+    The features of a model that does not call its classifier are those of its featurizer.
+    """
+    read: list[Tensor] = []
+    hook = model.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        logits = model(x)
+    finally:
+        hook.remove()
+    return read[-1] if read else model.featurizer(x), logits
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:

@@ -79,7 +79,7 @@ def _of_penalty(trainer: Trainer, model: Model, batch: Batch, step: int) -> dict
     if penalty is None:
         return {}
     share = 0.0
-    if penalty.requires_grad:
+    if penalty.requires_grad and objective.total.requires_grad:
         (weight,) = torch.autograd.grad(
             objective.total, penalty, retain_graph=True, allow_unused=True
         )

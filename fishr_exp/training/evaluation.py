@@ -37,6 +37,10 @@ METRICS: dict[str, Callable[[Counts], float]] = {
 """What is measured of every domain and part; a new metric is one line here."""
 
 
+LOWER_IS_BETTER = ("loss", "risk", "penalty", "objective")
+"""Metrics, and losses of trainers, that early stopping minimizes."""
+
+
 def measure(counts: Counts | None) -> dict[str, float | None]:
     """Return every metric; None of no samples."""
     if counts is None or counts.samples == 0:

@@ -207,6 +207,8 @@ def fit(
             on_evaluation(evaluation, verdict)
             save()
             save_every.restart()
+            if epoch == 1:
+                _warn_of_idle_players(training)
             bar.set_postfix_str("")
             log.info(_line(evaluation, epochs, verdict.improved and observer.keep == "best"))
     if observer.stop and training.step < total_steps:
@@ -215,6 +217,13 @@ def fit(
             observer.monitor,
             observer.waited,
         )
+    _warn_of_idle_players(training)
+
+
+def _warn_of_idle_players(training: Training) -> None:
+    for name, player in training.players.items():
+        if not player.has_moved:
+            log.warning("no objective has updated player %s of the trainer so far", name)
 
 
 def _step(training: Training, batches: Iterator[Batch]) -> None:

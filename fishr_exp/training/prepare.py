@@ -23,7 +23,7 @@ from fishr_exp.runs.records import PARTS
 from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.early_stopping import EarlyStopping
-from fishr_exp.training.evaluation import METRICS
+from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS
 from fishr_exp.training.loop import Training
 from fishr_exp.training.precision import autocast, compile_featurizer
 from fishr_exp.training.prepared import Prepared
@@ -68,10 +68,10 @@ def prepare(arguments: Arguments) -> Prepared:
     _prepare_observer(observer, arguments, trainer, parts, training_domains)
     if trainer.anneal_steps >= total_steps:
         log.warning(
-            "trainer.anneal_steps=%d: trainer.gamma never acts in %d epochs of %d steps",
+            "trainer.anneal_steps=%d: trainer.gamma never acts in the %d steps of this run; lower "
+            "trainer.anneal_steps, or raise epochs or total_steps",
             trainer.anneal_steps,
-            -(-total_steps // steps_per_epoch),
-            steps_per_epoch,
+            total_steps,
         )
     training = _training(
         arguments, domains, trainer, observer, context, device,
@@ -139,6 +139,9 @@ def _as_trainer(built: Any) -> Trainer:
             "derive it from fishr_exp.core.contracts.Trainer, and give it an objective",
         )  # fmt: skip
     built.__class__ = type(kind.__name__, (kind, Trainer), {})
+    reset_at = getattr(built, "reset_optimizer_at", None)  # as methods said it before `resets`
+    if reset_at is not None and not built.resets:
+        built.resets = {int(reset_at): {}}  # type: ignore[assignment]
     return built  # type: ignore[return-value]
 
 
@@ -207,7 +210,14 @@ def _prepare_observer(
         *(f"{metric}/{place}" for metric in METRICS for place in places),
     ]
     observer.not_before = trainer.anneal_steps
-    if _names_a_metric(observer.monitor) and observer.monitor not in observer.measured:
+    metric = _metric_of(observer.monitor)
+    if (metric or observer.monitor) in LOWER_IS_BETTER and observer.sign > 0:
+        reason = f"{observer.monitor} is better the lower it is, and max would select the worst"
+        if metric:
+            raise ConfigError("observer.mode", "max", reason, "pass observer.mode=min")
+        log.warning("observer.mode=max: %s; pass observer.mode=min", reason)  # was always allowed
+    is_measured = bool(metric) or "accuracy" in observer.monitor
+    if is_measured and observer.monitor not in observer.measured:
         raise ConfigError(
             "observer.monitor",
             observer.monitor,
@@ -216,10 +226,11 @@ def _prepare_observer(
         )
 
 
-def _names_a_metric(monitor: str) -> bool:
-    """Whether the quantity is a metric, and no loss of the trainer, which is known later."""
-    means = [f"{part}_{metric}" for part in PARTS for metric in METRICS]
-    return monitor in means or monitor.partition("/")[0] in METRICS or "accuracy" in monitor
+def _metric_of(monitor: str) -> str:
+    """Return the metric of a mean or of METRIC/DOMAIN/PART; empty for a loss of the trainer."""
+    means = {f"{part}_{metric}": metric for part in PARTS for metric in METRICS}
+    metric, slash, _ = monitor.partition("/")
+    return means.get(monitor, metric if slash and metric in METRICS else "")
 
 
 def find_device(name: str) -> torch.device:

@@ -85,7 +85,7 @@ class Prepared:
             )
             return signals.interrupting(chunk)
 
-        classes = self.domains.num_classes
+        classes = max(self.domains.num_classes, model.classifier.out_features)
         return {
             name: {
                 part: count(

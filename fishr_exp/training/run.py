@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from fishr_exp.core import distributed, seeding
-from fishr_exp.core.errors import TrainingError
+from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
@@ -284,11 +284,15 @@ def _failure_recorded(
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # see training/signals.py
-        if distributed.is_first() and not stopped:
+        begun = run_folder.records() or any(run_folder.checkpoints.glob("*.pt"))
+        refused = isinstance(error, ConfigError) and not begun
+        if distributed.is_first() and not stopped and not refused:
             with contextlib.suppress(OSError):  # a full disk may be why the run failed
                 run_folder.fail(f"{type(error).__name__}: {error}", outline.to_json())
         if mirror:
             mirror.finish("KILLED" if stopped else "FAILED")
+        if distributed.is_first() and refused:  # met at the first step: nothing was begun
+            run_folder.clear()
         if isinstance(error, TrainingError | OSError):
             raise TrainingError(
                 f"{error}; records and checkpoints are in {run_folder.path}"

@@ -99,8 +99,7 @@ def optimizer_step(
     """
     logs: dict[str, list[Tensor]] = {}
     for objective in _objectives(trainer, model, batch, step, autocast):
-        names = (objective.player,) if isinstance(objective.player, str) else objective.player
-        moving = [players[name] for name in names]
+        moving = _moving(trainer, players, objective)
         parameters = [parameter for player in moving for parameter in player.parameters]
         _check_finite(objective, step)
         for player in moving:
@@ -136,6 +135,24 @@ def _objectives(
         yield objective
 
 
+def _moving(trainer: Trainer, players: Mapping[str, Player], objective: Objective) -> list[Player]:
+    """Return the players of an objective."""
+    names = (objective.player,) if isinstance(objective.player, str) else objective.player
+    if unknown := [name for name in names if name not in players]:
+        raise TrainingError(
+            f"trainer {type(trainer).__name__}: an objective is of player {unknown[0]}; "
+            f"its players are {', '.join(players)}"
+        )
+    moving = [players[name] for name in names]
+    count = sum(len(player.parameters) for player in moving)
+    if objective.gradients is not None and len(objective.gradients) != count:
+        raise TrainingError(
+            f"trainer {type(trainer).__name__}: {len(objective.gradients)} gradients were given "
+            f"for the {count} parameters of player {', '.join(names)}; give one for each, or None"
+        )
+    return moving
+
+
 def _check_finite(objective: Objective, step: int) -> None:
     if not torch.isfinite(objective.total):  # waits for the device; a lost night costs more
         parts = ", ".join(f"{name} {value.item():g}" for name, value in objective.logs.items())
@@ -147,7 +164,11 @@ def _check_reached(trainer: Trainer, player: Player) -> None:
     if player.has_moved:
         return
     own = {id(parameter) for parameter in player.parameters}
-    without = [name for name, p in _named(trainer, "its") if id(p) in own and p.grad is None]
+    without = [
+        name
+        for name, p in _named(trainer, "its")
+        if id(p) in own and p.requires_grad and p.grad is None
+    ]
     if without:
         raise TrainingError(
             f"trainer {type(trainer).__name__}: {without[0]} got no gradient in the first update "

@@ -52,6 +52,8 @@ MISTAKES = {
         "pass hydra/sweeper=optuna"]),
     "no folder": (["output_dir="], ["output_dir=: must name the folder", "pass output_dir=DIR"]),
     "no folder of a sweep": (["-m", "output_dir=", "seed=0,1"], ["output_dir=: must name the fol"]),
+    "a loss to maximize": (["observer.monitor=validation_loss"], ["observer.mode=max: validation_",
+        "pass observer.mode=min"]),
     "steps and epochs": (["total_steps=4"], ["epochs=2: exactly one of epochs and total_steps (=4)",
         "pass epochs=null"]),
     "no steps": (["epochs=null"], ["epochs=null: exactly one of epochs", "pass epochs=NUMBER"]),
@@ -306,3 +308,14 @@ def test_a_broken_checkpoint_says_how_to_start_from_scratch(fishr_exp: Command) 
     words = ["step-4.pt is not a readable checkpoint", "resume=false"]
     assert_one_line(fishr_exp(), words, status=1)
     assert fishr_exp("resume=false").status == 0
+
+
+@pytest.mark.parametrize("word", ["observer.monitor=f1", "trainer.scope=classifer"])
+def test_a_mistake_that_shows_at_the_first_step_leaves_nothing_behind(
+    fishr_exp: Command, tmp_path: Path, word: str
+) -> None:
+    for _ in range(2):  # nor does the second time say that the run failed before
+        outcome = fishr_exp(word)
+        assert outcome.status == 2
+        assert word in outcome.err
+        assert list((tmp_path / "runs").iterdir()) == []

@@ -277,3 +277,53 @@ def test_a_typo_lists_the_options_of_the_users_own_folder_too(fishr_exp: Command
     assert done.status == 2
     assert "choose from adversary, erm, fishr" in done.err
     assert "did you mean trainer=adversary?" in done.err
+
+
+def test_a_misspelled_key_of_a_users_own_option(fishr_exp: Command) -> None:
+    words = (f"--config-dir={OUTSIDE / 'conf'}", "trainer=adversary", "trainer.wieght=1")
+    done = fishr_exp(*words)
+    assert done.status == 2
+    assert "trainer.wieght=1: no such key; known are weight, lr_factor; did you mean" in done.err
+
+
+def test_the_plan_knows_a_users_own_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    from fishr_exp.cli import plan
+
+    monkeypatch.syspath_prepend(str(OUTSIDE))
+    GlobalHydra.instance().clear()
+    words = ["trainer=adversary", "allow_targets=[mylab]", f"output_dir={tmp_path}", *TINY]
+    assert plan.main(["--config-dir", str(OUTSIDE / "conf"), *words]) == 0
+    assert "1 run in" in capsys.readouterr().out
+
+
+WIDE = """
+import torch
+from fishr_exp.contracts import Model
+
+def network(*, input_shape, num_classes):
+    features = 1
+    for size in input_shape:
+        features *= size
+    classifier = torch.nn.Linear(features, num_classes + 3)
+    torch.nn.init.zeros_(classifier.weight)
+    with torch.no_grad():
+        classifier.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, 9.0]))
+    return Model(torch.nn.Flatten(), classifier)
+"""
+
+
+def test_a_classifier_with_more_outputs_than_classes_is_counted_right(
+    fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wide_net.py").write_text(WIDE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("model._target_=wide_net.network", "~model.hidden_layers", "~model.single_logit",
+             "~model.hidden", "allow_targets=[wide_net]", "trainer=erm",
+             "optimizer.lr=1e-9")  # fmt: skip
+    done = fishr_exp(*words, tiny=TINY[1:])
+    assert done.status == 0, done.err
+    assert done.result()["test_accuracy"] == {"minus90": 0.0}  # it always predicts class 4

@@ -137,6 +137,10 @@ def test_a_key_that_nobody_knows(plan: Plan) -> None:
         (("compile=false,true", "trainer.scope=all"), "compile=true: trainer.scope=all needs"),
         (("checkpoint_every=300s,never",), "checkpoint_every=never: must be positive"),
         (("epochs=2,0",), "epochs=0: must be 1 or more"),
+        (
+            ("protocol.hparams_seed=0,1", "protocol=paper_2022", "model=mlp", "epochs=null"),
+            "trainer=fishr: search=domainbed has no ranges for it",
+        ),
     ],
 )
 def test_the_plan_refuses_what_a_run_would_refuse(

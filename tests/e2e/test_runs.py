@@ -435,9 +435,14 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
         (["trainer=erm"], False, None),
         (["trainer.gamma=0"], False, None),
         (["observer=last_step", "trainer.anneal_steps=3"], True, None),
-        (["trainer.anneal_steps=9"], False, "trainer.gamma never acts in 2 epochs of 2 steps"),
+        (["trainer.anneal_steps=9"], False, "trainer.gamma never acts in the 4 steps of this run"),
         (
-            ["trainer.anneal_steps=3", "observer.monitor=objective", "observer.min_delta=100"],
+            [
+                "trainer.anneal_steps=3",
+                "observer.monitor=objective",
+                "observer.min_delta=100",
+                "observer.mode=min",
+            ],
             False,
             "the selected step lies before trainer.anneal_steps=3",
         ),

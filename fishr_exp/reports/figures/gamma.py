@@ -69,7 +69,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
 
 
 def _label(of: Row | Curve) -> str:
-    method = "ERM" if of.method == "erm" else of.method
+    method = "ERM" if of.method == "erm" and isinstance(of, Row) and of.is_baseline else of.method
     known = {name: value for name, value in of.settings.items() if value != ABSENT}
     values = ", ".join(f"{name}={value}" for name, value in known.items())
     return literal(f"{method}, {values}" if values else method)

@@ -213,3 +213,37 @@ def test_weights_that_are_not_finite_are_refused(whose: str) -> None:
 def test_prepare_returns_the_model_by_default() -> None:
     network = model()
     assert Erm().prepare(network, Facts(("a", "b"), 2, 4, 100)) is network
+
+
+def test_a_frozen_network_of_the_trainer_needs_no_gradient() -> None:
+    trainer, network = (
+        Own(lambda t, m, b, s: Objective(*one(m, b)), everything),
+        model(),
+    )
+    trainer.own.requires_grad_(False)
+    optimizer_step(trainer, network, make_players(trainer, network, SGD), batch(), 0)
+
+
+def everything(trainer: Own, network: Model) -> Mapping[str, Parameters]:
+    return {"model": [*network.parameters(), *trainer.parameters()]}
+
+
+def one(network: Model, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    risk = per_sample_losses(network(batch.x), batch.y).mean()
+    return risk, {"risk": risk}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"player": "modle"}, "an objective is of player modle; its players are model, own"),
+        ({"gradients": [None]}, "1 gradients were given for the 4 parameters of player model"),
+    ],
+)
+def test_a_mistake_in_an_objective_is_one_line(change: dict, said: str) -> None:
+    def wrong(trainer: Own, network: Model, batch: Batch, step: int) -> Objective:
+        return Objective(*one(network, batch))._replace(**change)
+
+    trainer, network = Own(wrong, apart), model()
+    with pytest.raises(TrainingError, match=f"trainer Own: {said}"):
+        optimizer_step(trainer, network, make_players(trainer, network, SGD), batch(), 0)
