@@ -1,7 +1,7 @@
 """The keys of the configuration that need more than a type: one table for all who treat them.
 
 A key's type and default stand where it is used: a group's in the signature of what it builds, the
-root's in `Configuration` and `conf/config.yaml`.
+root's in `Arguments` and `conf/config.yaml`.
 """
 
 from __future__ import annotations

@@ -284,8 +284,9 @@ def _failure_recorded(
         yield
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # see training/signals.py
-        begun = run_folder.records() or any(run_folder.checkpoints.glob("*.pt"))
-        refused = isinstance(error, ConfigError) and not begun
+        refused = isinstance(error, ConfigError) and not (
+            any(run_folder.checkpoints.glob("*.pt")) or run_folder.records()
+        )
         if distributed.is_first() and not stopped and not refused:
             with contextlib.suppress(OSError):  # a full disk may be why the run failed
                 run_folder.fail(f"{type(error).__name__}: {error}", outline.to_json())
