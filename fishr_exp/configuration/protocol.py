@@ -142,6 +142,8 @@ def _digest(config: DictConfig, preset: DictConfig) -> str:
     spelled = flatten(_plain(preset, resolve=False))
 
     def written(key: str, value: Any) -> Any:
+        if str(typed[key]).startswith("${any:"):  # a default that follows from other keys
+            return OmegaConf.select(config, key)
         # As the preset spells it, else as it was typed: digests of earlier versions hold 0.0.
         if key.endswith(TARGET):
             return value
@@ -195,6 +197,7 @@ def _register() -> None:
     OmegaConf.register_new_resolver("run_seed", run_seed, replace=True)
     OmegaConf.register_new_resolver("of_dataset", of_dataset, replace=True)
     OmegaConf.register_new_resolver("unless", unless, replace=True)
+    OmegaConf.register_new_resolver("any", lambda *values: any(values), replace=True)
 
 
 _register()

@@ -15,7 +15,8 @@ from fishr_exp.runs.run_folder import RunFolder
 
 from .conftest import Command, Outcome, newest_state, process
 
-FOLDER = ("dataset=image_folder", "dataset.image_size=8", "batch_size=2", "test_domains=[sketch]")
+FOLDER = ("dataset=image_folder", "model=mlp", "dataset.image_size=8", "batch_size=2",
+          "test_domains=[sketch]")  # fmt: skip
 
 BLOW_UP = ("optimizer=sgd", "optimizer.weight_decay=1e10", "steps_per_epoch=1")
 
@@ -40,7 +41,7 @@ MISTAKES = {
     "fraction for a count": (["epochs=2.5"], ["epochs=2.5: must be int"]),
     "name for a list": (["test_domains=minus90"], ["test_domains=minus90: must be list[str]",
         "write test_domains=[minus90]"]),
-    "no dataset.root": (["dataset=pacs", "test_domains=[sketch]"], ["dataset.root=???",
+    "no dataset.root": (["dataset=pacs", "model=mlp", "test_domains=[sketch]"], ["dataset.root=???",
         "add dataset.root=DIR"]),
     "key of no experiment": (["experimen=quickstart"], ["experimen=quickstart: no such key",
         "did you mean experiment?"]),
@@ -57,7 +58,7 @@ MISTAKES = {
     "steps and epochs": (["total_steps=4"], ["epochs=2: exactly one of epochs and total_steps (=4)",
         "pass epochs=null"]),
     "no steps": (["epochs=null"], ["epochs=null: exactly one of epochs", "pass epochs=NUMBER"]),
-    "no test_domains": (["dataset=pacs", "dataset.root=x"], ["test_domains=???: must be given",
+    "no test_domains": (["dataset=pacs", "model=mlp", "dataset.root=x"], ["test_domains=???: must be",
         "add test_domains=[NAME]"]),
     "removed key": (["~trainer.gamma"], ["trainer.gamma=???: must be given"]),
     "removed group": (["~trainer"], ["trainer=null: was removed; pass trainer=NAME"]),

@@ -169,9 +169,9 @@ def test_lists_of_validation_images_are_counted_as_the_run_counts_them(
     lists = ",".join(
         f"{d}:[{d}_train.txt,{d}_validation.txt]" for d in ("photo", "sketch", "cartoon")
     )
-    words = ("dataset=path_lists", f"dataset.root={images}", f"dataset.lists={{{lists}}}",
-             "dataset.image_size=8", "test_domains=[sketch]", "batch_size=3", "trainer=erm",
-             "steps_per_epoch=null")  # fmt: skip
+    words = ("dataset=path_lists", "model=mlp", f"dataset.root={images}",
+             f"dataset.lists={{{lists}}}", "dataset.image_size=8", "test_domains=[sketch]",
+             "batch_size=3", "trainer=erm", "steps_per_epoch=null")  # fmt: skip
     _, out, err = plan(*words)
     (row,) = [line.split() for line in out.splitlines() if line.startswith("path_lists")]
     run = fishr_exp(*words)
@@ -188,8 +188,8 @@ def test_an_estimate_reads_as_the_run_does(plan: Plan, images: Path, monkeypatch
     monkeypatch.setattr(
         minibatches._Threads, "__iter__", lambda self: read.append(self.domain.name) or real(self)
     )
-    status, _, err = plan("dataset=image_folder", f"dataset.root={images}", "dataset.image_size=8",
-                          "test_domains=[sketch]", "batch_size=2", "num_workers=1",
-                          "trainer=erm")  # fmt: skip
+    status, _, err = plan("dataset=image_folder", "model=mlp", f"dataset.root={images}",
+                          "dataset.image_size=8", "test_domains=[sketch]", "batch_size=2",
+                          "num_workers=1", "trainer=erm")  # fmt: skip
     assert status == 0, err
     assert {"photo", "cartoon"} <= set(read)

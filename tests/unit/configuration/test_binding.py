@@ -25,6 +25,7 @@ YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml")
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
+FITTING = sorted((conf_dir() / "dataset" / "fitting").glob("*.yaml"))
 SEARCHES = sorted((conf_dir() / "search").rglob("*.yaml"))
 
 
@@ -71,6 +72,7 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         "sweep": "text",
         "lists": {},
         "name": "some",
+        "freeze_bn": True,
     }  # mandatory or interpolated
     known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known.pop("_target_")
@@ -79,7 +81,43 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
 
 def test_every_yaml_was_found() -> None:
     found = set((conf_dir()).rglob("*.yaml")) - {conf_dir() / "config.yaml"}
-    assert found == {*YAMLS, *EXPERIMENTS, *PROTOCOLS, *SEARCHES, *SWEEPERS}
+    assert found == {*YAMLS, *EXPERIMENTS, *PROTOCOLS, *SEARCHES, *SWEEPERS, *FITTING}
+
+
+@pytest.mark.parametrize("path", FITTING, ids=lambda p: p.stem)
+def test_what_fits_a_dataset_is_of_use(path: Path) -> None:
+    line = f"defaults: [fitting/{path.stem}]"
+    assert any(line in of.read_text() for of in (conf_dir() / "dataset").glob("*.yaml"))
+
+
+IMAGE_SETS = ("camelyon17", "fmow", "image_folder", "pacs", "path_lists", "spawrious")
+
+
+@pytest.mark.parametrize("dataset", IMAGE_SETS)
+def test_image_sets_bring_what_fits_them(dataset: str) -> None:
+    """DomainBed's network, learning rate and minibatches; any word on the command line wins."""
+    of = (f"dataset={dataset}", "dataset.root=x", "test_domains=[a]")
+    config = composed(*of)
+    assert (config.model.name, config.model.pretrained) == ("resnet50", True)
+    assert config.model.freeze_bn is True
+    assert (config.optimizer.lr, config.batch_size) == (5e-5, 32)
+    assert (config.observer.patience, config.observer.keep) == (None, "best")
+    chosen = composed(*of, "model=mlp", "optimizer=sgd", "observer=last_step", "batch_size=4")
+    assert chosen.model == composed("model=mlp").model
+    assert chosen.optimizer == composed("optimizer=sgd").optimizer
+    assert chosen.observer == composed("observer=last_step").observer
+    assert chosen.batch_size == 4
+    experiment = composed("experiment=images_quickstart", *of)
+    assert (experiment.model.name, experiment.optimizer.lr) == ("resnet18", 1e-3)
+    assert composed(*of, "protocol=paper_2022").model._target_.endswith("domainbed")
+
+
+def test_batch_norm_is_frozen_where_its_statistics_were_learned() -> None:
+    for words, frozen in (
+        ((), False), (("model.pretrained=true",), True), (("model.weights_file=w.pt",), True),
+        (("model.freeze_bn=true",), True), (("model.pretrained=true", "model.freeze_bn=0"), 0),
+    ):  # fmt: skip
+        assert composed("model=resnet18", *words).model.freeze_bn == frozen
 
 
 @pytest.mark.parametrize("path", SWEEPERS, ids=lambda p: p.stem)
