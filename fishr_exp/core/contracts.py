@@ -141,8 +141,9 @@ class Trainer(nn.Module):
         loss: Per-sample loss.
 
     Attributes:
+        printed_name: What tables and figures call it; by default the name of its class.
         min_domains: Minimum number of training domains.
-        gamma: Weight of its penalty; None if it has none.
+        gamma: Weight of its penalty, where 0 is ERM; None if it has none.
         anneal_steps: Updates before the penalty acts. Early stopping counts from there.
         penalty_interval: Number of steps from one step with the penalty to the next.
         resets: Step -> overrides with which the optimizers are recreated before that step.
@@ -152,6 +153,7 @@ class Trainer(nn.Module):
         refuses_autocast: Why it cannot run under autocast, and the fix; empty if it can.
     """
 
+    printed_name: str = ""
     min_domains: int = 1
     gamma: float | None = None
     anneal_steps: int = 0
@@ -194,6 +196,12 @@ class Trainer(nn.Module):
         from the updated weights.
         """
         raise NotImplementedError
+
+
+def printed_name(trainer: nn.Module) -> str:
+    """Return what tables call a method: its class's own `printed_name`, or its class's name."""
+    # Not inherited: a subclass of Fishr is another method.
+    return str(vars(type(trainer)).get("printed_name") or type(trainer).__name__)
 
 
 class Averaging(nn.Module):

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from fishr_exp.runs.records import PARTS, Scores
 from fishr_exp.runs.run_folder import RECORDS, parse_records
 
 IMPORTED = "results.jsonl"
+DOMAINBED = "DomainBed"  # the source of an imported run
 NAN = float("nan")
 # Our labels of DomainBed's datasets. `colored_mnist` is not among them: that is the IRM setup.
 DATASETS = {
@@ -57,6 +58,7 @@ class History:
     protocol: str = ""  # preset and digest, of a run in the protocol
     departures: tuple[str, ...] = ()  # keys in which the run is not as its preset
     done: bool = True  # False: an imported run without DomainBed's mark
+    source: str = DOMAINBED  # the option that configured its method, or `DOMAINBED`
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -85,13 +87,36 @@ def place(config: Mapping[str, Any], seed: int) -> tuple[int, int, bool]:
 
 
 def read_histories(root: Path, runs: Iterable[Run]) -> Histories:
-    """Read the records of `runs`, and all `results.jsonl` files under `root`."""
+    """Read the records of `runs`, and all `results.jsonl` files under `root`.
+
+    Where several options, or DomainBed too, have a method of one name, the option or DomainBed is
+    added to it: they are different rows.
+    """
     found = Histories()
     for run in runs:
         _read(found, run.path / RECORDS, lambda records, run=run: _own(run, records))
     for folder in sorted(Path(path) for path, _, files in os.walk(root) if IMPORTED in files):
         _read(found, folder / IMPORTED, lambda records, at=folder: _imported(at, records))
+    found.runs = _named_apart(found.runs)
     return found
+
+
+def _named_apart(runs: Iterable[History]) -> list[History]:
+    runs = list(runs)
+    sources: dict[str, set[str]] = {}
+    for run in runs:
+        sources.setdefault(_spelled_alike(run.method), set()).add(run.source)
+    several = {name for name, found in sources.items() if len(found) > 1}
+    return [
+        replace(run, method=f"{run.method} ({run.source})")
+        if _spelled_alike(run.method) in several
+        else run
+        for run in runs
+    ]
+
+
+def _spelled_alike(method: str) -> str:
+    return "".join(filter(str.isalnum, method.lower()))  # DomainBed writes VREx
 
 
 def _read(found: Histories, path: Path, build: Any) -> None:
@@ -135,6 +160,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         in_protocol=in_protocol,
         protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
         departures=tuple(protocol.get("departures", ())),
+        source=run.option,
     )
 
 

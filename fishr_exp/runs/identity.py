@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fishr_exp.runs.keys import KEYS
@@ -37,7 +39,9 @@ PLACES: dict[str, str] = {
 }
 _IDS = {place: name for name, place in PLACES.items()}
 
-_ERM = "fishr_exp.trainers.erm.Erm"
+# Of a method from outside, the values that its folder's name may have, and how long they may be.
+_IN_A_NAME = re.compile(r"[\w.+-]{1,24}")
+_LONGEST = 100
 
 # Settings that name domains: the domain "0" may be written as a number.
 _DOMAIN_NAMES = ("test_domains", "dataset.domains")
@@ -51,12 +55,6 @@ def id_of(target: str) -> str:
 def place_of(target: str) -> str:
     """Return the dotted path at which the part lies that a `_target_` names, by path or by id."""
     return PLACES.get(target, target)
-
-
-def is_erm(config: Mapping[str, Any]) -> bool:
-    """Whether a run's trainer is the ERM baseline, whatever option configured it."""
-    trainer = config.get("trainer") or {}
-    return id_of(str(trainer.get(TARGET))) == _ERM
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -107,15 +105,45 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
 def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings.
 
+    The name of a method from outside this package has its class, if the option does not say it,
+    and its other settings, too. Earlier versions left them out: a folder that has such a name
+    already keeps it.
+
     Args:
         config: The resolved configuration.
         trainer: What the trainer is called, the option of its group.
     """
     values = settings(config)
     gamma = values.get("trainer.gamma")
-    seed = values.get("seed")
-    parts = [trainer, "" if gamma is None else f"gamma{gamma}", f"seed{seed}", digest(values)]
+    first = [trainer, "" if gamma is None else f"gamma{gamma}"]
+    last = [f"seed{values.get('seed')}", digest(values)]
+    name = _joined([*first, *last])
+    own = _own_parts(values, trainer)
+    if not own or (Path(str(config.get("output_dir"))) / name / "config.json").exists():
+        return name
+    return _joined([first[0], *own[:1], *first[1:], *own[1:], *last])
+
+
+def _joined(parts: Iterable[str]) -> str:
     return "-".join(part.replace("/", "_") for part in parts if part)
+
+
+def _own_parts(values: Mapping[str, Any], trainer: str) -> list[str]:
+    """Return what names a method from outside: its class and its settings, as far as they fit."""
+    target = str(values.get(f"trainer.{TARGET}", ""))
+    if not target or target.startswith("fishr_exp."):
+        return []
+    name = target.rpartition(".")[2]
+    said = "".join(filter(str.isalnum, trainer.lower()))
+    parts = ["" if "".join(filter(str.isalnum, name.lower())) in said else name]
+    for key, value in values.items():
+        group, _, own = key.partition(".")
+        text = value if isinstance(value, str) else json.dumps(value)
+        if group != "trainer" or own in (TARGET, "gamma") or not _IN_A_NAME.fullmatch(text):
+            continue
+        if len(_joined([*parts, f"{own}{text}"])) <= _LONGEST:
+            parts.append(f"{own}{text}")
+    return parts
 
 
 def digest(values: object) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.identity import is_erm
+from fishr_exp.runs.methods import is_erm, method_of
 from fishr_exp.runs.records import Result
 from fishr_exp.runs.run_folder import CONFIG, RECORDS, RESULT, RunFolder
 
@@ -23,7 +23,7 @@ class Run:
     config: Mapping[str, Any]  # resolved, nested
     dataset: str
     model: str
-    method: str
+    method: str  # its printed name, by what was built
     gamma: float | None  # weight of the penalty; None for a method without one
     seed: int
     test_domains: tuple[str, ...]
@@ -33,7 +33,8 @@ class Run:
     train_accuracy: float | None  # mean over the training domains' training parts
     validation_accuracy: float | None  # mean over the training domains' validation parts
     test_accuracy: Mapping[str, float]  # test domain -> accuracy over all its samples
-    is_erm: bool  # its trainer is the ERM baseline, whatever its option is called
+    is_erm: bool  # its trainer is the ERM baseline
+    option: str  # the option of `trainer` that configured it
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _read_run(folder: Path) -> Run:
             config=config,
             dataset=str(outline.labels["dataset"]),
             model=str(outline.labels["model"]),
-            method=str(outline.labels["trainer"]),
+            method=method_of(config, outline.method),
             gamma=_number(outline.gamma),
             seed=outline.seed,
             test_domains=tuple(outline.test_domains),
@@ -106,6 +107,7 @@ def _read_run(folder: Path) -> Run:
             validation_accuracy=_number(scores.mean("accuracy", "validation")),
             test_accuracy={str(d): _known(a) for d, a in result.test["accuracy"].items()},
             is_erm=is_erm(config),
+            option=str(outline.labels["trainer"]),
         )
     except KeyError as error:
         raise _UnreadableError(f"{RESULT} lacks {error}") from error

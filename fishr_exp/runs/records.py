@@ -134,7 +134,8 @@ class Selected:
 class Outline:
     """What a run is, as far as it is known before its first step."""
 
-    labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
+    labels: Mapping[str, str]  # the options of dataset, model and trainer
+    method: str | None  # what tables call the method; None in runs of versions before it
     gamma: float | None
     seed: int
     training_domains: list[str]
@@ -183,6 +184,7 @@ class Result:
         scores = Scores.from_json(written)
         outline = Outline(
             labels=written["labels"],
+            method=written.get("method"),
             gamma=written.get("gamma"),
             seed=int(written["seed"]),
             training_domains=[str(name) for name in written.get("training_domains", ())],

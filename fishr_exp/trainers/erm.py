@@ -23,6 +23,8 @@ class Erm(Trainer):
     Source: Vapnik (1998); as a baseline, Gulrajani and Lopez-Paz (arXiv:2007.01434).
     """
 
+    printed_name = "ERM"
+
     def __init__(self, l2: float = 0.0, loss: Loss = per_sample_losses) -> None:
         super().__init__(loss)
         check_l2(l2)

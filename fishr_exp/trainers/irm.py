@@ -30,6 +30,8 @@ class Irm(Penalized):
     Source: Arjovsky, Bottou, Gulrajani and Lopez-Paz (2019, arXiv:1907.02893), IRMv1.
     """
 
+    printed_name = "IRM"
+
     def penalty(self, forward: ForwardPass) -> Tensor:
         """Mean over the domains of d_e²; a sample's derivative by the scale is z · ∂l/∂z."""
         logits, losses = forward.logits, forward.losses

@@ -29,6 +29,7 @@ class Vrex(Penalized):
     Departs: the scripts have two domains; for more, `colored_mnist` sums over pairs.
     """
 
+    printed_name = "V-REx"
     min_domains = 2
 
     def penalty(self, forward: ForwardPass) -> Tensor:

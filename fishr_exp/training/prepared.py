@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from fishr_exp.core import distributed
-from fishr_exp.core.contracts import Batch, Domain, Domains, Loss, Minibatch, Model
+from fishr_exp.core.contracts import (
+    Batch,
+    Domain,
+    Domains,
+    Loss,
+    Minibatch,
+    Model,
+    printed_name,
+)
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.runs.records import PARTS, Outline, Scores
 from fishr_exp.training.arguments import Arguments
@@ -41,6 +49,7 @@ class Prepared:
         """What the run is, as it is recorded."""
         return Outline(
             labels=self.arguments.labels,
+            method=printed_name(self.training.trainer),
             gamma=self.training.trainer.gamma,
             seed=self.arguments.seed,
             training_domains=self.training_domains,

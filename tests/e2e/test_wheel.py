@@ -65,4 +65,4 @@ def test_the_installed_wheel_runs_elsewhere(wheel: Path, tmp_path: Path) -> None
     said = run(command, "epochs=1", "steps_per_epoch=1", "tracker=none", folder=elsewhere)
     (done,) = (elsewhere / "outputs" / "runs").glob("*/done")
     assert str(done.parent) in said
-    assert "fishr" in run(home / "bin" / "fishr-table", "outputs/runs", folder=elsewhere)
+    assert "Fishr" in run(home / "bin" / "fishr-table", "outputs/runs", folder=elsewhere)

@@ -69,7 +69,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
 
 
 def _label(of: Row | Curve) -> str:
-    method = "ERM" if of.method == "erm" and isinstance(of, Row) and of.is_baseline else of.method
+    method = of.label if isinstance(of, Row) else of.method
     known = {name: value for name, value in of.settings.items() if value != ABSENT}
     values = ", ".join(f"{name}={value}" for name, value in known.items())
     return literal(f"{method}, {values}" if values else method)
@@ -243,7 +243,7 @@ def _point_labels(table: Table) -> list[str]:
 
 def row_label(table: Table, row: Row) -> str:
     """Label a row by its method, the settings that vary in the table, and its gamma."""
-    if row.gamma is None:
+    if not row.gamma:  # gamma 0 has its own name
         return _label(row)
     gammas = show_gammas([r.gamma for r in table.rows if r.gamma is not None])
     return f"{_label(row)}, γ={gammas[row.gamma]}"

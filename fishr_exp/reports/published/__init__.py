@@ -69,7 +69,7 @@ class Reference:
         return list(dict.fromkeys(rows))
 
     def figure(self, name: str, method: str, column: str) -> Published | None:
-        """Return a published figure; `method` is one of our labels, or a published name.
+        """Return a published figure; `method` is in any spelling, see `method_key`.
 
         The error of a dataset's average is in the table of averages.
         """
@@ -85,10 +85,8 @@ class Reference:
 
 
 def method_key(label: str) -> str:
-    """Return the same key for our label and the published name: `irm_colored_mnist` and `IRM`."""
-    for protocol in ("_colored_mnist", "_domainbed"):
-        label = label.removesuffix(protocol)
-    return "".join(c for c in label.lower() if c.isalnum())
+    """Return the same key for all spellings of a name: `V-REx`, `VREx`, `V-REx (DomainBed)`."""
+    return "".join(c for c in label.partition(" (")[0].lower() if c.isalnum())
 
 
 def _table(protocol: str, content: Mapping[str, Any]) -> PublishedTable:

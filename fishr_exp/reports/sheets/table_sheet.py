@@ -37,7 +37,7 @@ def table_sheet(table: Table) -> Sheet:
         gamma = ABSENT if row.gamma is None else gammas[row.gamma]
         rows.append(
             [
-                row.method + ("*" if row.selected_by_test_domain else ""),
+                row.label + ("*" if row.selected_by_test_domain else ""),
                 *([gamma] if with_gamma else []),
                 *(row.settings[name] for name in table.setting_names),
                 str(n),
@@ -161,8 +161,9 @@ def _about_selection(
 
 def _name(of: Row | Curve) -> str:
     """Describe a row or a curve."""
-    words = [of.method, *(f"{name}={value}" for name, value in of.settings.items())]
-    if isinstance(of, Row) and of.gamma is not None:
+    name = of.label if isinstance(of, Row) else of.method
+    words = [name, *(f"{name}={value}" for name, value in of.settings.items())]
+    if isinstance(of, Row) and of.gamma:
         words.append(f"gamma {show_gammas([of.gamma])[of.gamma]}")
     return " ".join(words)
 
@@ -177,6 +178,7 @@ def _line(table: Table, row: Row) -> Line:
         "dataset": table.dataset,
         "test_domains": " ".join(table.test_domains),
         "model": table.model or "",
+        "label": row.label,
         "method": row.method,
         "gamma": "" if row.gamma is None else repr(row.gamma),
         **row.settings,

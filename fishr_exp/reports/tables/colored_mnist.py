@@ -102,23 +102,28 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
     labelled = [
         pair for table in tables for pair in zip(table.rows, _labels(table.rows), strict=True)
     ]
-    rows = [_row(row, label, reference, name) for row, label in labelled]
     departing = [
         f"No verdict on {label}, which departs from the published runs: {'; '.join(found)}."
         for row, label in labelled
         if (found := departures(row.runs[0]))  # the others differ only in their seed
     ]
-    published = reference.methods(name)
-    present = {method_key(row.method.split(",")[0]) for row in rows}
-    rows += [
-        ComparisonRow(
-            method, {c: Cell(None, reference.figure(name, method, c)) for c in COLUMNS}, 0
-        )
-        for method in published
-        if method_key(method) not in present
+    published = {method_key(method): method for method in reference.methods(name)}
+    present = {method_key(row.method) for row, _ in labelled}
+    by_method = [
+        (method_key(row.method), _row(row, label, reference, name)) for row, label in labelled
     ]
-    order = {method_key(method): number for number, method in enumerate(published)}
-    rows.sort(key=lambda row: order.get(method_key(row.method.split(",")[0]), len(order)))
+    by_method += [
+        (
+            key,
+            ComparisonRow(
+                method, {c: Cell(None, reference.figure(name, method, c)) for c in COLUMNS}, 0
+            ),
+        )
+        for key, method in published.items()
+        if key not in present
+    ]
+    order = list(published)
+    by_method.sort(key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
     repeats = [run for table in tables for run in table.repeats]
     paths = ", ".join(str(run.path) for run in repeats)
     notes = [f"Not counted, since they repeat a run: {paths}."] if paths else []
@@ -128,7 +133,7 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
         name=name,
         title=f"Colored MNIST; {name}",
         columns=tuple(COLUMNS),
-        rows=tuple(rows),
+        rows=tuple(row for _, row in by_method),
         repeated="seeds",
         separate_columns=True,
         notes=(*_NOTES, *departing, *notes),
@@ -151,11 +156,7 @@ def _labels(rows: Sequence[Row]) -> list[str]:
     labels = []
     for row in rows:
         gammas_of_method = {other.gamma for other in rows if other.method == row.method}
-        gamma = (
-            [f"gamma={gammas[row.gamma]}"]
-            if row.gamma is not None and len(gammas_of_method) > 1
-            else []
-        )
+        gamma = [f"gamma={gammas[row.gamma]}"] if row.gamma and len(gammas_of_method) > 1 else []
         settings = [f"{name}={value}" for name, value in row.settings.items()]
-        labels.append(", ".join([row.method, *gamma, *settings]))
+        labels.append(" ".join([row.label, *gamma, *settings]))
     return labels

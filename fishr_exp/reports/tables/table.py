@@ -14,9 +14,10 @@ from fishr_exp.reports.statistics.gamma_selection import SelectedGamma, select_g
 from fishr_exp.reports.statistics.paired import Paired, compare, holm
 from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
+from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.reading import Run
 
-L2 = "trainer.l2"  # the only setting of a method that ERM also has
+L2 = "trainer.l2"  # the only setting of a method that ERM also has; a method without it has 0
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -27,6 +28,7 @@ class Row:
     """Runs that differ only in their seed."""
 
     method: str
+    label: str  # what the row is called: its method, or ERM for gamma 0
     gamma: float | None
     settings: Mapping[str, str]  # setting -> its value, for the settings that vary in the table
     runs: tuple[Run, ...]  # one per seed, in the order of seeds
@@ -46,7 +48,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is a row of ERM, under any name."""
+        """Whether this is a row of the trainer ERM."""
         return self.runs[0].is_erm
 
 
@@ -104,10 +106,11 @@ def _build_table(runs: list[Run]) -> Table:
     names = _varying(groups)
     test_domains = runs[0].test_domains
     baselines = _baselines(groups)
+    labels = _labels(groups)
     rows = _correct(
         [
-            _build_row(group, _shown(group, names), test_domains, baseline)
-            for group, baseline in zip(groups, baselines, strict=True)
+            _build_row(group, label, _shown(group, names), test_domains, baseline)
+            for group, label, baseline in zip(groups, labels, baselines, strict=True)
         ]
     )
     models = {run.model for run in runs}
@@ -138,8 +141,23 @@ def _baselines(groups: Sequence[_Group]) -> list[_Group | None]:
     return found
 
 
+def _labels(groups: Sequence[_Group]) -> list[str]:
+    """Name each group's row: gamma 0 is ERM, with the method behind it if other rows are, too."""
+    zero = {group.first.method for group in groups if group.first.gamma == 0}
+    alone = len(zero) == 1 and all(group.first.method != ERM for group in groups)
+    return [
+        group.first.method
+        if group.first.gamma != 0
+        else ERM
+        if alone
+        else f"{ERM} ({group.first.method})"
+        for group in groups
+    ]
+
+
 def _build_row(
     group: _Group,
+    label: str,
     values: Mapping[str, str],
     test_domains: Sequence[str],
     baseline: _Group | None,
@@ -149,6 +167,7 @@ def _build_row(
     differences = _differences(runs, baseline.runs, test_domains[0]) if baseline else []
     return Row(
         method=group.first.method,
+        label=label,
         gamma=group.first.gamma,
         settings=values,
         runs=runs,
@@ -237,7 +256,8 @@ def _inner_seeds(run: Run) -> dict[str, Any]:
 
 def _base(group: _Group) -> str:
     """Return a key of what a method and ERM share: all settings except the method's own."""
-    values = {k: v for k, v in group.settings.items() if k == L2 or not k.startswith("trainer.")}
+    values = {k: v for k, v in group.settings.items() if not k.startswith("trainer.")}
+    values[L2] = _value(group, L2)
     return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
 
 
@@ -282,7 +302,9 @@ _ABSENT = "–"
 
 
 def _value(group: _Group, name: str) -> Any:
-    return group.first.model if name == "model" else group.settings.get(name, _ABSENT)
+    if name == "model":
+        return group.first.model
+    return group.settings.get(name, 0 if name == L2 else _ABSENT)
 
 
 def _shown(group: _Group, names: Sequence[str]) -> dict[str, str]:
@@ -295,9 +317,13 @@ def _header(name: str) -> str:
 
 
 def _show(name: str, value: object) -> str:
-    """Write a setting's value as in an override, and a class by its name."""
+    """Write a setting's value as in an override, and a class by its name.
+
+    A method's class is shown whole: two rows of one name differ in where their classes are.
+    """
     if isinstance(value, str):
-        return value.rpartition(".")[2] if name.endswith("_target_") else value
+        is_class = name.endswith("_target_") and name != "trainer._target_"
+        return value.rpartition(".")[2] if is_class else value
     return to_json(value)
 
 

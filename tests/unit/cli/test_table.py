@@ -42,7 +42,7 @@ def test_other_formats_are_alone_on_standard_output(factory, tmp_path, capsys):
     assert main([str(factory.root), "--out", str(out_folder), "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     (line,) = csv.DictReader(io.StringIO(out))
-    assert line["method"] == "erm"
+    assert line["method"] == "ERM"
     assert out == (out_folder / "table.csv").read_text()
     assert "Read 1 run: 1 done" in err
     assert "Gamma does not vary in colored_digits" in err
@@ -163,7 +163,7 @@ def test_own_and_imported_runs_stand_in_one_table(factory, capsys):
     assert main([str(factory.root), "--protocol", "domainbed"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^ERM +3 +85.0 ± 0.0 ≈", out, re.M)
-    assert re.search(r"^fishr +1 +90.0 ∘ +90.0 ∘ +X +X +X$", out, re.M)
+    assert re.search(r"^Fishr +1 +90.0 ∘ +90.0 ∘ +X +X +X$", out, re.M)
     assert "outside DomainBed's protocol" in out
 
 
@@ -176,7 +176,7 @@ def test_colored_mnist(factory, capsys):
     assert main([str(factory.root), "--protocol", "colored_mnist", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     lines = {(x["method"], x["column"]): x["verdict"] for x in csv.DictReader(io.StringIO(out))}
-    assert lines["erm", "gray"] == "within"
+    assert lines["ERM", "gray"] == "within"
     assert lines["Fishr", "gray"] == "missing"
     assert "Not counted: 1 on other data, or not of the last step." in err
 

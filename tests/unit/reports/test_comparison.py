@@ -250,7 +250,9 @@ def test_what_a_verdict_may_not_rest_on_is_said():
 def colored_mnist(
     factory, method, accuracies, seeds=range(10), gamma=None, noise=0.25, step=500, **changes
 ):
-    trainer = {"_target_": method, "l2": PRESCRIBED["trainer.l2"]}
+    name = method.partition("_")[0]
+    target = f"fishr_exp.trainers.{name}.{name.title()}"
+    trainer = {"_target_": target, "l2": PRESCRIBED["trainer.l2"]}
     if gamma is not None:
         trainer |= {"gamma": gamma, "convention": "colored_mnist", "anneal_steps": 190}
     optimizer = {"_target_": "torch.optim.Adam", "lr": PRESCRIBED["optimizer.lr"]}
@@ -271,15 +273,15 @@ def test_colored_mnist_beside_table_2(factory):
     (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
     assert table.columns == ("train", "test", "gray")
     methods = [row.method for row in table.rows]
-    assert methods == ["erm", "IRM", "V-REx", "fishr_colored_mnist"]
+    assert methods == ["ERM", "IRM", "V-REx", "Fishr"]
     erm, _, _, fishr = table.rows
     assert erm.cells["test"].own == (pytest.approx(14.0), pytest.approx(0.5), 10)
     assert [cell.verdict for cell in erm.cells.values()] == ["within", "within", "higher"]
     assert [cell.verdict for cell in fishr.cells.values()] == ["lower", "within", "within"]
     text = to_text([comparison_sheet(table)])
     assert re.search(r"^V-REx +0 +X +71.7 ± 1.5 +X +67.2 ± 1.5 +X +68.6 ± 2.2$", text, re.M)
-    assert re.search(r"^erm +10 +86.4 ± 0.5 ≈ +86.4 ± 0.2 +14.0 ± 0.5 ≈ +14.0 ± 0.7 ", text, re.M)
-    lines = [line for line in to_csv([cells_sheet(table)]).splitlines() if ",erm,test," in line]
+    assert re.search(r"^ERM +10 +86.4 ± 0.5 ≈ +86.4 ± 0.2 +14.0 ± 0.5 ≈ +14.0 ± 0.7 ", text, re.M)
+    lines = [line for line in to_csv([cells_sheet(table)]).splitlines() if ",ERM,test," in line]
     assert len(lines) == 10
 
 
@@ -292,14 +294,12 @@ def test_colored_mnist_that_departs_has_no_verdict_and_says_in_what(factory):
     assert {cell.verdict for cell in irm.cells.values()} == {"within"}
     assert {cell.verdict for cell in fishr.cells.values()} == {"departs"}
     text = to_text([comparison_sheet(table)])
-    assert re.search(
-        r"^fishr_colored_mnist, batch_size=64 +10 +71.0 ± 0.5 +71.0 ± 0.9 +69.5 ", text, re.M
-    )
+    assert re.search(r"^Fishr batch_size=64 +10 +71.0 ± 0.5 +71.0 ± 0.9 +69.5 ", text, re.M)
     assert (
-        "No verdict on fishr_colored_mnist, batch_size=64, which departs from the published runs:"
+        "No verdict on Fishr batch_size=64, which departs from the published runs:"
         " steps 3, not 500; batch_size 64, not null; trainer.gamma 1, not 91257.18613115903.\n"
     ) in text
-    assert "No verdict on irm_colored_mnist" not in text
+    assert "No verdict on IRM" not in text
 
 
 def test_the_experiments_and_the_records_of_colored_mnist_do_not_depart():
@@ -328,9 +328,9 @@ def test_colored_mnist_without_a_published_table_leaves_the_column_empty(factory
     colored_mnist(factory, "erm", (86.4, 14.0, 71.0))
     noisy, clean = build_colored_mnist_tables(read_runs(factory.root).done)
     assert (noisy.name, clean.name) == ("label noise 0.25", "label noise 0")
-    assert [row.method for row in clean.rows] == ["erm"]
+    assert [row.method for row in clean.rows] == ["ERM"]
     text = to_text([comparison_sheet(clean)])
-    assert re.search(r"^erm +10 +80.0 ± 0.5 ∘ +– +20.0 ± 0.5 ∘ +– +60.0 ± 0.5 ∘ +–$", text, re.M)
+    assert re.search(r"^ERM +10 +80.0 ± 0.5 ∘ +– +20.0 ± 0.5 ∘ +– +60.0 ± 0.5 ∘ +–$", text, re.M)
 
 
 def test_colored_mnist_counts_runs_of_the_last_step_on_its_dataset_only(factory):
@@ -346,7 +346,7 @@ def test_colored_mnist_tells_gammas_apart(factory):
         colored_mnist(factory, "fishr", (71.0, 69.5, 70.2), seeds=[0], gamma=gamma)
     (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
     labels = [row.method for row in table.rows if row.repeats]
-    assert labels == ["fishr, gamma=1", "fishr, gamma=10"]
+    assert labels == ["Fishr gamma=1", "Fishr gamma=10"]
     assert "Fishr" not in [row.method for row in table.rows]
 
 

@@ -69,7 +69,7 @@ def test_a_panel_has_two_lines_a_row(two_seeds, tmp_path, monkeypatch):
     ]
     assert len(axes.lines) == 4
     shown = [text.get_text() for text in figure.legends[0].texts]
-    assert shown[:2] == ["ERM", "fishr, γ=1"]
+    assert shown[:2] == ["ERM", "Fishr, γ=1"]
 
 
 def test_the_same_runs_give_the_same_file(two_seeds, tmp_path):

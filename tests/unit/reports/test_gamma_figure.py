@@ -58,11 +58,11 @@ def test_curve_over_gamma(factory, drawn):
     factory.sweep([0.0, 1.0, 100.0])
     figure = drawn()
     (axes,) = figure.axes
-    assert legend(figure) == ["fishr, test", "fishr, validation", "ERM, test", *SELECTED]
+    assert legend(figure) == ["Fishr, test", "Fishr, validation", "ERM, test", *SELECTED]
     assert axes.get_xscale() == "log"
     assert axes.get_ylabel() == "accuracy (%)"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "100"]
-    test, validation = (line(figure, f"fishr, {part}") for part in ("test", "validation"))
+    test, validation = (line(figure, f"Fishr, {part}") for part in ("test", "validation"))
     (table,) = build_tables(read_runs(factory.root).done)
     rows = table.rows[2:]
     assert list(test.get_xdata()) == [1.0, 100.0]
@@ -99,7 +99,7 @@ def test_erm_is_the_point_at_zero_and_the_line(factory, drawn, own_zero):
             factory.done("fishr", gamma, seed, 0.5)
     figure = drawn()
     label = "ERM (γ = 0), test" if own_zero else "ERM, test"
-    assert legend(figure)[:3] == ["fishr, test", "fishr, validation", label]
+    assert legend(figure)[:3] == ["Fishr, test", "Fishr, validation", label]
     assert list(line(figure, label).get_ydata()) == pytest.approx([25.0, 25.0])
     tested = figure.axes[0].containers[0].lines[0]
     assert list(tested.get_ydata()) == pytest.approx([25.0])
@@ -147,7 +147,7 @@ def test_a_panel_for_each_test_domain(factory, drawn):
         "test domain minus90",
         "test domain gray",
     ]
-    assert legend(figure) == ["fishr, test", "fishr, validation", *SELECTED]
+    assert legend(figure) == ["Fishr, test", "Fishr, validation", *SELECTED]
     # the oracle looks at the first test domain
     assert [
         len([of for of in axes.lines if of.get_label() in SELECTED]) for axes in figure.axes
@@ -165,7 +165,7 @@ def test_without_variation_of_gamma_one_point_a_row(factory, drawn):
     figure = drawn()
     (axes,) = figure.axes
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert labels == ["ERM", "fishr, γ=1"]
+    assert labels == ["ERM", "Fishr, γ=1"]
     assert legend(figure) == ["validation", "test"]
     assert axes.get_xlabel() == "accuracy (%)"
     assert "1 seed" in figure.get_suptitle()

@@ -63,7 +63,7 @@ def test_csv_gives_numbers_that_a_program_reads(factory):
     assert float(line["test_minus90_mean"]) == 69.5
     assert (line["test_minus90_se"], line["test_minus90_n"]) == ("", "1")
     assert float(line["validation_mean"]) == 71.0
-    erm = next(line for line in lines if line["method"] == "erm" and line["seeds"] == "0 1 2")
+    erm = next(line for line in lines if line["method"] == "ERM" and line["seeds"] == "0 1 2")
     difference = float(line["test_minus90_mean"]) - 100 * 0.1615  # about: paired, at seed 0
     assert float(line["delta_erm_mean"]) == pytest.approx(difference, abs=3)
     assert (erm["gamma"], erm["delta_erm_mean"], erm["delta_erm_n"]) == ("", "", "0")

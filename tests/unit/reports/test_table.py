@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fishr_exp.reports.tables.table import build_tables
+from fishr_exp.runs.methods import method_of
 from fishr_exp.runs.reading import Run, read_runs
 
 
@@ -24,7 +25,7 @@ def test_means_errors_and_paired_differences(factory):
         factory.done("fishr", 10.0, seed, fishr, validation=0.7 + seed / 100)
         factory.done("erm", None, seed, erm)
     erm, fishr = table_of(factory).rows
-    assert (erm.method, erm.gamma, erm.difference) == ("erm", None, None)
+    assert (erm.method, erm.gamma, erm.difference) == ("ERM", None, None)
     assert erm.test["minus90"] == pytest.approx((20.0, 10 / math.sqrt(3), 3))
     assert fishr.seeds == (0, 1, 2)
     assert fishr.validation == pytest.approx((71.0, 1 / math.sqrt(3), 3))
@@ -38,11 +39,11 @@ def test_order_erm_first_then_method_and_gamma_as_numbers(factory):
     factory.done("fishr", 0.0, 0, 0.1)
     rows = table_of(factory).rows
     assert [(row.method, row.gamma) for row in rows] == [
-        ("erm", None),
-        ("fishr", 0.0),
-        ("fishr", 9.0),
-        ("fishr", 100.0),
-        ("vrex", 2.0),
+        ("ERM", None),
+        ("Fishr", 0.0),
+        ("Fishr", 9.0),
+        ("Fishr", 100.0),
+        ("V-REx", 2.0),
     ]
 
 
@@ -85,11 +86,11 @@ def test_unlike_runs_are_never_averaged_and_what_varies_is_a_column(factory):
     assert table.setting_names == ("optimizer", "batch_size")  # lr and momentum follow the class
     rows = [(row.method, *row.settings.values(), len(row.seeds)) for row in table.rows]
     assert rows == [
-        ("erm", "Adam", "64", 2),
-        ("erm", "Adam", "128", 2),
-        ("fishr", "Adam", "64", 2),
-        ("fishr", "Adam", "128", 2),
-        ("fishr", "SGD", "64", 1),
+        ("ERM", "Adam", "64", 2),
+        ("ERM", "Adam", "128", 2),
+        ("Fishr", "Adam", "64", 2),
+        ("Fishr", "Adam", "128", 2),
+        ("Fishr", "SGD", "64", 1),
     ]
     differences = [row.difference.mean if row.difference else None for row in table.rows]
     # each with the ERM of its own batch size; there is none with SGD
@@ -190,10 +191,10 @@ def test_its_own_gamma_zero_is_a_method_s_baseline_before_erm(factory):
     assert [
         (row.method, row.gamma, row.difference and row.difference.mean) for row in table.rows
     ] == [
-        ("erm", None, None),
-        ("fishr", 0.0, None),
-        ("fishr", 9.0, pytest.approx(40.0)),
-        ("vrex", 9.0, pytest.approx(60.0)),
+        ("ERM", None, None),
+        ("Fishr", 0.0, None),
+        ("Fishr", 9.0, pytest.approx(40.0)),
+        ("V-REx", 9.0, pytest.approx(60.0)),
     ]
     assert [curve.baseline and curve.baseline.gamma for curve in table.curves] == [0.0, None]
 
@@ -246,7 +247,7 @@ def test_a_choice_by_the_test_domain_is_marked(factory):
 CHOICES = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2),
-        "method": st.sampled_from(["erm", "fishr"]),
+        "method": st.sampled_from(["erm", "fishr", "vrex", "mylab.Fishr"]),
         "gamma": st.sampled_from([0, 1.0, 2.0]),
         "batch_size": st.sampled_from([32, 64, None]),
         "optimizer": st.sampled_from([{"_target_": "a.Adam", "lr": 1}, {"_target_": "b.SGD"}]),
@@ -255,13 +256,17 @@ CHOICES = st.fixed_dictionaries(
 )
 
 
+TARGETS = {name: f"fishr_exp.trainers.{name}.{name.title()}" for name in ("erm", "fishr", "vrex")}
+
+
 def run_of(choice) -> Run:
     erm = choice["method"] == "erm"
     gamma = None if erm else choice["gamma"]
     data_seed = choice["seed"] if choice["data_seed"] is None else choice["data_seed"]
     config = {
         "seed": choice["seed"],
-        "trainer": {"_target_": choice["method"]} | ({} if erm else {"gamma": gamma}),
+        "trainer": {"_target_": TARGETS.get(choice["method"], choice["method"])}
+        | ({} if erm else {"gamma": gamma}),
         "batch_size": choice["batch_size"],
         "optimizer": choice["optimizer"],
         "dataset": {"seed": data_seed},
@@ -272,7 +277,7 @@ def run_of(choice) -> Run:
         config=config,
         dataset="d",
         model="m",
-        method=choice["method"],
+        method=method_of(config, None),
         gamma=gamma,
         seed=choice["seed"],
         test_domains=("t",),
@@ -283,6 +288,7 @@ def run_of(choice) -> Run:
         validation_accuracy=0.5,
         test_accuracy={"t": 0.5},
         is_erm=choice["method"] == "erm",
+        option=choice["method"],
     )
 
 
@@ -291,12 +297,12 @@ def run_of(choice) -> Run:
 def test_no_run_is_lost_and_no_two_rows_look_alike(choices):
     (table,) = build_tables(map(run_of, choices))
     assert sum(len(row.seeds) for row in table.rows) + len(table.repeats) == len(choices)
-    shown = [(row.method, row.gamma, *row.settings.values()) for row in table.rows]
+    shown = [(row.label, row.gamma, *row.settings.values()) for row in table.rows]
     assert len(set(shown)) == len(shown)
 
 
-def test_the_baseline_is_what_the_trainer_is(factory):
-    """A user's own option of ERM's class is the baseline; another class called erm is not."""
+def test_a_row_and_the_baseline_are_what_was_built(factory):
+    """A user's own option of ERM's class is the baseline; another class under `erm` is not."""
     erm = {"_target_": "fishr_exp.trainers.erm.Erm"}
     labels = {"trainer": "plain"}
     for seed in range(3):
@@ -304,8 +310,48 @@ def test_the_baseline_is_what_the_trainer_is(factory):
         factory.done("erm", None, seed, 0.2, labels=labels, trainer=erm)
         foreign = {"_target_": "mylab.methods.LogitDecay", "weight": 0.1}
         factory.done("erm", None, seed, 0.9, trainer=foreign)
-    (table,) = build_tables(read_runs(factory.root).done)
-    rows = {row.method: row for row in table.rows}
-    assert rows["plain"].is_baseline
-    assert not rows["erm"].is_baseline
-    assert rows["fishr"].difference.mean == pytest.approx(30.0)
+    rows = {row.label: row for row in table_of(factory).rows}
+    assert set(rows) == {"ERM", "Fishr", "LogitDecay"}
+    assert rows["ERM"].is_baseline
+    assert not rows["LogitDecay"].is_baseline
+    assert rows["Fishr"].difference.mean == pytest.approx(30.0)
+    assert rows["LogitDecay"].difference.mean == pytest.approx(70.0)
+
+
+def test_gamma_zero_is_called_erm_and_by_its_method_where_another_row_is_too(factory):
+    for gamma in (0.0, 1.0):
+        factory.done("fishr", gamma, 0, 0.5)
+    assert [row.label for row in table_of(factory).rows] == ["ERM", "Fishr"]
+    factory.done("vrex", 0.0, 0, 0.5)
+    assert [row.label for row in table_of(factory).rows] == ["ERM (Fishr)", "Fishr", "ERM (V-REx)"]
+
+
+@pytest.mark.parametrize("other", ["erm", "vrex"])
+def test_one_other_row_of_erm_is_enough(factory, other):
+    factory.done(other, None if other == "erm" else 0.0, 0, 0.5)
+    factory.done("fishr", 0.0, 0, 0.5)
+    assert "ERM (Fishr)" in [row.label for row in table_of(factory).rows]
+
+
+def test_one_method_under_several_options_is_one_method(factory):
+    for option, convention in (("fishr", "paper"), ("fishr_domainbed", "domainbed")):
+        trainer = {"_target_": TARGETS["fishr"], "gamma": 1.0, "convention": convention}
+        factory.done("fishr", 1.0, 0, 0.5, trainer=trainer, labels={"trainer": option})
+    rows = table_of(factory).rows
+    assert [(row.label, *row.settings.values()) for row in rows] == [
+        ("Fishr", "domainbed"),
+        ("Fishr", "paper"),
+    ]
+
+
+def test_a_method_without_l2_is_compared_with_an_erm_without_it(factory):
+    trainer = {"_target_": TARGETS["erm"], "l2": 0.0}
+    factory.done("erm", None, 0, 0.2, trainer=trainer)
+    factory.done("mine", None, 0, 0.5, trainer={"_target_": "mylab.Mine"})
+    table = table_of(factory)
+    assert table.setting_names == ()
+    assert table.rows[1].difference.mean == pytest.approx(30.0)
+    factory.done("erm", None, 0, 0.3, trainer={**trainer, "l2": 0.1})
+    table = table_of(factory)
+    assert [row.settings["trainer.l2"] for row in table.rows] == ["0", "0.1", "0"]
+    assert table.rows[2].difference.mean == pytest.approx(30.0)

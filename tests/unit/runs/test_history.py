@@ -51,7 +51,7 @@ def test_an_own_run(factory):
     found = read_histories(factory.root, read_runs(factory.root).done)
     assert not found.broken
     (run,) = found.runs
-    assert run.key == ("PACS", "erm", 1, 3, (1,))
+    assert run.key == ("PACS", "ERM", 1, 3, (1,))
     assert (run.domains, run.in_protocol, run.done) == (("a", "b"), True, True)
     assert [evaluation.step for evaluation in run.evaluations] == [0, 300]
     last = run.evaluations[-1]
@@ -112,3 +112,17 @@ def test_records_without_accuracies(factory):
     folder = factory.done("erm", None, 0, 0.5)
     found = read_histories(factory.root, read_runs(factory.root).done)
     assert found.broken == {folder.path / "records.jsonl": "a record lacks 'accuracy'"}
+
+
+def test_methods_of_one_name_from_several_sources_are_told_apart(factory):
+    write(factory.root / "theirs", domainbed_line(0, algorithm="VREx"))
+    write(factory.root / "theirs too", domainbed_line(0, algorithm="ERM"))
+    for option in ("vrex", "vrex_colored_mnist", "fishr_domainbed"):
+        method = option.partition("_")[0]
+        folder = factory.done(method, 1.0, 0, {"b": 0.5}, labels={"trainer": option})
+        line = {"step": 1, "accuracy": {"b": {"train": 0.1, "validation": 0.2}}}
+        (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    found = read_histories(factory.root, read_runs(factory.root).done)
+    assert {run.method for run in found.runs} == {
+        "V-REx (vrex)", "V-REx (vrex_colored_mnist)", "VREx (DomainBed)", "ERM", "Fishr",
+    }  # fmt: skip

@@ -97,6 +97,45 @@ def test_a_key_that_came_later_is_left_out_at_its_neutral_value() -> None:
     assert "total_steps" not in settings({"total_steps": None})
 
 
+OWN = {"_target_": "mylab.methods.LogitDecay", "gamma": 0.1, "weight": 0.5, "square": True}
+
+
+@pytest.mark.parametrize(
+    ("option", "trainer", "start"),
+    [
+        ("logit_decay", OWN, "logit_decay-gamma0.1-weight0.5-squaretrue-seed3-"),
+        # The option may be one of this package's, with another class.
+        ("erm", OWN, "erm-LogitDecay-gamma0.1-weight0.5-squaretrue-seed3-"),
+        ("logit_decay", {**OWN, "names": ["a"], "path": "a b/c"}, "logit_decay-gamma0.1-weight0.5"),
+        ("fishr", {"_target_": "fishr_exp.trainers.fishr.Fishr", "l2": 1}, "fishr-seed3-"),
+    ],
+)
+def test_the_settings_of_a_method_from_outside_name_its_folder(option, trainer, start) -> None:
+    name = folder_name({"seed": 3, "trainer": trainer}, option)
+    assert name.startswith(start)
+    assert len(name.rpartition("-")[2]) == 8
+    assert not {"names", "path", "/", " "} & {*name, *name.replace("-", " ").split()}
+
+
+def test_many_settings_make_no_name_too_long() -> None:
+    trainer = {"_target_": "mylab.Own", **{f"a_long_setting_{n}": n for n in range(50)}}
+    name = folder_name({"seed": 0, "trainer": trainer}, "own")
+    assert "a_long_setting_3" in name
+    assert len(name) < 130
+    other = folder_name({"seed": 0, "trainer": {**trainer, "a_long_setting_49": 0}}, "own")
+    assert other != name  # by the digest
+
+
+def test_a_folder_that_an_earlier_version_named_keeps_its_name(tmp_path: Path) -> None:
+    config = {"seed": 3, "trainer": OWN, "output_dir": str(tmp_path)}
+    name = folder_name(config, "logit_decay")
+    earlier = f"logit_decay-gamma0.1-seed3-{name.rpartition('-')[2]}"
+    (tmp_path / earlier).mkdir()
+    assert folder_name(config, "logit_decay") == name  # it holds no run
+    (tmp_path / earlier / "config.json").write_text("{}")
+    assert folder_name(config, "logit_decay") == earlier
+
+
 @pytest.mark.parametrize("value", ["", "null", "' '"])
 def test_runs_need_a_folder(value: str) -> None:
     config, trainer, _ = composed(f"output_dir={value}")

@@ -17,7 +17,7 @@ def test_reads_runs_at_any_depth_and_counts_the_others(factory, tmp_path):
     assert (runs.failed, runs.unfinished, runs.broken) == ([failed.path], [started.path], {})
     assert len(runs) == 3
     run = runs.done[0]
-    assert (run.method, run.gamma, run.seed, run.model) == ("fishr", 10.0, 1, "mlp")
+    assert (run.method, run.gamma, run.seed, run.model) == ("Fishr", 10.0, 1, "mlp")
     assert run.test_domains == ("minus90", "gray")
     assert run.test_accuracy == {"minus90": 0.6, "gray": 0.7}
     assert (run.train_accuracy, run.validation_accuracy) == (0.8, 0.7)

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fishr_exp.configuration.binding import arguments, conf_dir
-from fishr_exp.core.contracts import Batch, Facts, Minibatch, Model, Trainer
+from fishr_exp.core.contracts import Batch, Facts, Minibatch, Model, Trainer, printed_name
 from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.training.step import Player, make_players, optimizer_step
 
@@ -122,3 +122,17 @@ def test_gamma_zero_is_erm_to_the_last_bit(name: str) -> None:
             optimizer_step(m, n, o, batch(6, 7, seed=step), step)
     for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tables_call_it_by_its_printed_name(name: str) -> None:
+    printed = {"erm": "ERM", "fishr": "Fishr", "irm": "IRM", "vrex": "V-REx"}
+    made = ready(name)[0]
+    assert printed_name(made) == printed.get(name.partition("_")[0], type(made).__name__)
+
+
+def test_a_subclass_is_called_by_its_own_name() -> None:
+    class Mine(type(ready("fishr")[0])):  # type: ignore[misc]
+        pass
+
+    assert printed_name(Mine(gamma=1.0)) == "Mine"
