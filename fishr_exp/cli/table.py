@@ -145,13 +145,11 @@ def _make_comparison(options: argparse.Namespace) -> None:
     sheets = [comparison_sheet(table) for table in tables]
     cells = [sheet for sheet in map(cells_sheet, tables) if sheet.rows]
     files = _write(sheets, out, stem) + _write(cells, out, f"{stem}-cells", formats=("csv",))
-    if not cells:
-        report.append("No cell has a run behind it.")
     _say(cells if options.cells else sheets, options.format, report, files)
 
 
 def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
-    from fishr_exp.reports.tables.domainbed import build_domainbed_tables
+    from fishr_exp.reports.tables.domainbed import build_domainbed_tables, why_empty
     from fishr_exp.runs.history import read_histories
 
     found = read_histories(options.folder, runs.done)
@@ -167,7 +165,10 @@ def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison
             "pass the folder that contains the run folders of a sweep, or of DomainBed's",
         )
     selection = options.selection or SELECTIONS[0]
-    return build_domainbed_tables(found.runs, selection, options.published), report
+    tables = build_domainbed_tables(found.runs, selection, options.published)
+    if all(table.is_empty for table in tables):
+        raise why_empty(found.runs, selection)
+    return tables, report
 
 
 def _colored_mnist(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
@@ -180,12 +181,23 @@ def _colored_mnist(options: argparse.Namespace, runs: Runs) -> tuple[list[Compar
             options.folder,
             "it contains no completed run on dataset=colored_mnist with observer=last_step"
             f" ({_count(runs)})",
-            "start some with fishr-exp experiment=colored_mnist_fishr, or pass another folder",
+            "start some with fishr-exp -m experiment=colored_mnist_table2, or leave --protocol out"
+            " for a table of all runs",
         )
     report = _report(runs)
     if others:
         report.append(f"Not counted: {len(others)} on other data, or not of the last step.")
-    return build_colored_mnist_tables(runs.done), report
+    tables = build_colored_mnist_tables(runs.done)
+    if all(table.is_empty for table in tables):
+        raise ConfigError(
+            "--protocol",
+            "colored_mnist",
+            "no run recorded an accuracy of its columns: train, and the test domains minus90 and"
+            " gray",
+            "start runs with 'test_domains=[minus90,gray]', or leave --protocol out for a table of"
+            " all runs",
+        )
+    return tables, report
 
 
 def _read(folder: Path) -> Runs:

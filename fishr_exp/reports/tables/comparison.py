@@ -82,6 +82,11 @@ class Comparison:
     separate_columns: bool  # whether published figures have their own columns
     notes: tuple[str, ...]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell has a figure of ours."""
+        return not any(cell.own for row in self.rows for cell in row.cells.values())
+
 
 def over_trials(values: Sequence[float]) -> Estimate | None:
     """Estimate a mean as DomainBed does: the error is the population std over sqrt(trials).

@@ -13,6 +13,7 @@ from fishr_exp.reports.tables.comparison import Cell, Comparison, ComparisonRow,
 from fishr_exp.runs.history import History
 
 PROTOCOL = "domainbed"
+IRM_SETUP = "colored_mnist"  # the dataset of the other protocol, and its name
 SELECTED_BY = {
     "training": "selected by training-domain validation",
     "oracle": "selected by test-domain validation (oracle)",
@@ -109,16 +110,64 @@ def unrepeated(histories: Iterable[History]) -> tuple[list[History], list[Histor
             continue
         keys = [k for k in {**there.settings, **run.settings} if _value(there, k) != _value(run, k)]
         if keys:
-            raise ConfigError(
-                "DIR",
-                run.path,
-                f"this is {run.method} on {run.dataset}, trial {run.trial_seed}, hparams_seed"
-                f" {run.hparams_seed}, and so is {there.path}, with another {keys[0]}"
-                f" ({_value(there, keys[0])} there, {_value(run, keys[0])} here)",
-                "pass a folder with the runs of one sweep",
-            )
+            raise _conflict(there, run, keys[0])
         repeats.append(run)
     return list(first.values()), repeats
+
+
+def _conflict(there: History, run: History, key: str) -> ConfigError:
+    """Return the error for two runs at one place of the protocol that differ in `key`."""
+    before, here = _value(there, key), _value(run, key)
+    if there.in_protocol and run.in_protocol:
+        return ConfigError(
+            "--protocol",
+            PROTOCOL,
+            f"{run.path} is {run.method} on {run.dataset}, trial {run.trial_seed}, hparams_seed"
+            f" {run.hparams_seed}, and so is {there.path}, with another {key} ({before} there,"
+            f" {here} here)",
+            "pass a folder with the runs of one sweep, or count one value: --where KEY=VALUE",
+        )
+    return ConfigError(
+        "--protocol",
+        PROTOCOL,
+        f"these runs are a sweep over {key} ({before} in {there.path}, {here} in {run.path}),"
+        " outside DomainBed's protocol, where a method has one run for each trial and hparams_seed",
+        "leave --protocol out: the table then has a row for each setting",
+    )
+
+
+def why_empty(histories: Sequence[History], selection: str) -> ConfigError:
+    """Return the error for runs of which no accuracy is in a table: what they lack, and the fix."""
+    plain = "leave --protocol out for a table of all runs"
+    if all(run.dataset == IRM_SETUP for run in histories):
+        return ConfigError(
+            "--protocol",
+            PROTOCOL,
+            f"these are runs of the IRM setup, on dataset={IRM_SETUP} with two test domains",
+            f"pass --protocol {IRM_SETUP}",
+        )
+    if not any(len(run.test_domains) == 1 for run in histories):
+        return ConfigError(
+            "--protocol",
+            PROTOCOL,
+            "no run leaves out a single domain, of which its tables are",
+            f"start runs with one test domain each, as by experiment=domainbed_pacs, or {plain}",
+        )
+    if selection == "leave_one_out" and not any(len(run.test_domains) == 2 for run in histories):
+        return ConfigError(
+            "--selection",
+            selection,
+            "no run leaves out a second domain as well, by whose accuracy it selects",
+            "add runs with each pair of test domains, as 'test_domains=[a,b],[a,c],[b,c]', or pass"
+            " --selection training",
+        )
+    return ConfigError(
+        "--selection",
+        selection,
+        "the runs that it needs are incomplete, or did not record the accuracy on the training"
+        " part of their test domain at the selected step",
+        f"complete the sweep, with evaluate_train=true, or {plain}",
+    )
 
 
 def _select(runs: Sequence[History], domains: int, selection: str) -> Selected:

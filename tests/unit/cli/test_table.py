@@ -147,9 +147,6 @@ def test_cells_show_the_runs_not_the_tables(tmp_path, capsys):
     assert re.search(r"^ERM +S +2 .* 2-3$", out, re.M)
     assert f"\nThe runs are in {tmp_path}.\n" in out
     assert "published" not in out.split("Read 0 runs")[0]
-    command = [str(tmp_path), "--protocol", "domainbed", "--selection", "leave_one_out", "--cells"]
-    assert main(command) == 0
-    assert "No cell has a run behind it." in capsys.readouterr().out
 
 
 def test_own_and_imported_runs_stand_in_one_table(factory, capsys):
@@ -201,14 +198,63 @@ def test_mistakes_are_one_line(factory, capsys, arguments, said):
     assert len(err.splitlines()) == 1
 
 
+def recorded(folder, *names, train=0.9):
+    """Write one evaluation, in which all these domains have an accuracy."""
+    accuracy = {name: {"train": train, "validation": 0.8} for name in names}
+    line = json.dumps({"step": 10, "accuracy": accuracy}) + "\n"
+    (folder.path / "records.jsonl").write_text(line)
+
+
+def refused(capsys, *arguments):
+    """Run a command that writes nothing and says why in one line, and return that line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    return line
+
+
 def test_a_sweep_of_gamma_is_no_sweep_of_domainbed(factory, capsys):
     for gamma in (1.0, 10.0):
-        folder = factory.done("fishr", gamma, 0, 0.5)
-        accuracy = {name: {"train": 0.9, "validation": 0.8} for name in ("plus90", "minus90")}
-        line = json.dumps({"step": 10, "accuracy": accuracy}) + "\n"
-        (folder.path / "records.jsonl").write_text(line)
-    assert main([str(factory.root), "--protocol", "domainbed"]) == 2
-    assert "with another trainer.gamma (1 there, 10 here)" in capsys.readouterr().err
+        recorded(factory.done("fishr", gamma, 0, 0.5), "plus90", "minus90")
+    said = refused(capsys, factory.root, "--protocol", "domainbed")
+    assert f"a sweep over trainer.gamma (1 in {factory.root / '001'}, 10 in" in said
+    assert said.endswith("leave --protocol out: the table then has a row for each setting")
+    assert not (factory.root / "table").exists()
+
+
+@pytest.mark.parametrize("dataset", ["colored_mnist", "pacs"])
+def test_runs_that_have_no_place_in_domainbed_s_tables_are_refused(factory, capsys, dataset):
+    folder = factory.done("erm", None, 0, {"a": 0.5, "b": 0.5}, labels={"dataset": dataset})
+    recorded(folder, "a", "b", "c")
+    said = refused(capsys, factory.root, "--protocol", "domainbed")
+    right = {"colored_mnist": "pass --protocol colored_mnist", "pacs": "leave --protocol out"}
+    assert right[dataset] in said
+    assert not (factory.root / "table").exists()
+    assert main([str(factory.root)]) == 0  # as it says
+
+
+def test_a_selection_that_the_runs_do_not_allow_is_refused(factory, capsys):
+    for name in ("a", "b"):
+        folder = factory.done("erm", None, 0, {name: 0.5}, labels={"dataset": "pacs"})
+        recorded(folder, "a", "b")
+    command = [factory.root, "--protocol", "domainbed"]
+    said = refused(capsys, *command, "--selection", "leave_one_out")
+    assert "add runs with each pair of test domains" in said
+    assert main([*map(str, command), "--selection", "training"]) == 0
+
+
+def test_an_accuracy_that_no_run_recorded_is_named(factory, capsys):
+    folder = factory.done("erm", None, 0, {"a": 0.5}, labels={"dataset": "pacs"})
+    recorded(folder, "a", "b", train=None)
+    assert "with evaluate_train=true" in refused(capsys, factory.root, "--protocol", "domainbed")
+
+
+def test_colored_mnist_without_its_columns_is_refused(factory, capsys):
+    factory.done("erm", None, 0, {"plus90": 0.5}, train=None, labels={"dataset": "colored_mnist"},
+                 observer={"monitor": "last step"})  # fmt: skip
+    said = refused(capsys, factory.root, "--protocol", "colored_mnist")
+    assert "'test_domains=[minus90,gray]'" in said
 
 
 def test_the_tables_of_a_protocol_import_no_torch(factory):
