@@ -116,7 +116,8 @@ class Objective(NamedTuple):
 
     Attributes:
         total: Scalar, with graph; with `gradients` given, a value to record.
-        logs: Scalars to record, with `risk` and `objective` among those of a step.
+        logs: Scalars to record, with `risk` among those of a step; `objective` is `total` unless
+            it is given.
         player: The player that is updated: a name in `Trainer.players`, or several names that are
             updated together.
         gradients: The direction of the update if it is not the gradient of `total`: one tensor for

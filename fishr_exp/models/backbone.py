@@ -27,6 +27,7 @@ _WRAPPERS = (
 )  # keys under which programs store weights
 _PREFIXES = ("module.", "_orig_mod.")  # of a network that was saved while wrapped
 _BODY = "featurizer.body."
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that help to train GoogLeNet and Inception
 
 
 class Featurizer(nn.Module):
@@ -128,6 +129,11 @@ def _of_torchvision(name: str, channels: int) -> tuple[nn.Module, str, int]:
     if name not in known:
         raise _unknown(name, "torchvision", known)
     body = models.get_model(name, weights=None)
+    if getattr(body, "aux_logits", False):  # GoogLeNet, Inception: logits in training mode only
+        body.aux_logits = False
+        for auxiliary in _AUXILIARY:
+            if hasattr(body, auxiliary):
+                setattr(body, auxiliary, None)
     if channels != 3:
         _replace_first_convolution(body, channels)
     linear = [(n, m) for n, m in body.named_modules() if isinstance(m, nn.Linear)]
@@ -260,7 +266,8 @@ def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: st
 def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
     """Load the weights of a library's network, except those of its last layer."""
     body: nn.Module = model.featurizer.body  # type: ignore[assignment]
-    kept = {name: value for name, value in state.items() if not name.startswith(f"{last}.")}
+    left_out = tuple(f"{name}." for name in (last, *_AUXILIARY))
+    kept = {name: value for name, value in state.items() if not name.startswith(left_out)}
     for name, own in body.state_dict().items():
         given = kept.get(name)
         if given is None or given.shape == own.shape or own.dim() != 4 or given.dim() != 4:

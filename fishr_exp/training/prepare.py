@@ -21,6 +21,7 @@ from fishr_exp.data.splits import split
 from fishr_exp.gradient_variance import UnsupportedError
 from fishr_exp.runs.records import PARTS
 from fishr_exp.training.arguments import Arguments
+from fishr_exp.training.built import as_domains, as_model, as_trainer, check_fit
 from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS
@@ -43,10 +44,10 @@ def prepare(arguments: Arguments) -> Prepared:
     device = find_device(arguments.device)
     loss = _built(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
-    trainer = _as_trainer(arguments.trainer(loss=loss))
+    trainer = as_trainer(arguments.trainer(loss=loss))
     context = autocast(arguments.precision, device, trainer)
     observer = arguments.observer()
-    domains = arguments.dataset()
+    domains = as_domains(arguments.dataset())
     training_domains = _training_domains(arguments, domains, trainer)
     split_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     parts = {
@@ -104,11 +105,13 @@ def _training(
 ) -> Training:
     """Build the networks and their optimizers."""
     seeding.seed_global_streams(arguments.seed, "model")
-    model = arguments.model(input_shape=domains.input_shape, num_classes=domains.num_classes)
+    built = arguments.model(input_shape=domains.input_shape, num_classes=domains.num_classes)
+    model = as_model(built, domains.input_shape)
     seeding.seed_global_streams(arguments.seed, "trainer", "prepare")
     known = Facts(facts[0], domains.num_classes, model.classifier.in_features, facts[1])
     model = trainer.prepare(model, known).to(device)
     trainer.to(device)
+    check_fit(model, domains.input_shape, domains.num_classes, arguments.labels["model"])
     seeding.seed_global_streams(arguments.seed, "training")
     _check_batch_statistics([model, trainer], arguments.labels["model"])
     if arguments.channels_last:  # of the weights; images follow at the first convolution
@@ -126,23 +129,6 @@ def _training(
         return _built(make, "optimizer", arguments.config, ValueError)
 
     return Training(model, trainer, optimizer, observer, averaging, autocast=context)
-
-
-def _as_trainer(built: Any) -> Trainer:
-    """Return a trainer; a module that has an objective only takes all else from `Trainer`."""
-    if isinstance(built, Trainer):
-        return built
-    kind = type(built)
-    if not isinstance(built, nn.Module) or not callable(getattr(built, "objective", None)):
-        raise ConfigError(
-            "trainer", kind.__name__, "is not a Trainer",
-            "derive it from fishr_exp.core.contracts.Trainer, and give it an objective",
-        )  # fmt: skip
-    built.__class__ = type(kind.__name__, (kind, Trainer), {})
-    reset_at = getattr(built, "reset_optimizer_at", None)  # as methods said it before `resets`
-    if reset_at is not None and not built.resets:
-        built.resets = {int(reset_at): {}}  # type: ignore[assignment]
-    return built  # type: ignore[return-value]
 
 
 def _check_counts(arguments: Arguments) -> None:

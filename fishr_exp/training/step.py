@@ -90,7 +90,8 @@ def optimizer_step(
 ) -> dict[str, Tensor]:
     """Update each player whose turn it is; return the trainer's logs, freed from the graph.
 
-    Where several objectives log the same name, the log is their mean.
+    Where several objectives log the same name, the log is their mean. A trainer that does not log
+    `objective` logs the total.
 
     Raises:
         TrainingError: If an objective is NaN or infinite, with the weights left as they were
@@ -114,7 +115,9 @@ def optimizer_step(
             _check_reached(trainer, player)
             player.optimizer.step()
         for name, value in objective.logs.items():
-            logs.setdefault(name, []).append(value.detach())
+            logs.setdefault(name, []).append(torch.as_tensor(value).detach())
+        if "objective" not in objective.logs:
+            logs.setdefault("objective", []).append(objective.total.detach())
     return {name: v[0] if len(v) == 1 else torch.stack(v).mean() for name, v in logs.items()}
 
 
@@ -127,6 +130,11 @@ def _objectives(
     if isinstance(given, Objective):
         yield given
         return
+    if not isinstance(given, Iterator):
+        raise ConfigError(
+            "trainer", type(trainer).__name__, f"its objective is a {type(given).__name__}",
+            "return fishr_exp.contracts.Objective(total, logs), or yield several",
+        )  # fmt: skip
     while True:
         with autocast():
             objective = next(given, None)

@@ -1,0 +1,221 @@
+"""What a configuration has built, checked before anything depends on it.
+
+A part of a user's own may be any object. What a run needs of it is checked here, and taken from
+the classes of `fishr_exp.contracts` where it can be.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fishr_exp.core.contracts import Domains, Model, Trainer
+from fishr_exp.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_LARGEST_READ_AT_ONCE = 3 * 64 * 64  # numbers of a sample that a linear layer may sensibly read
+
+
+def as_trainer(built: Any) -> Trainer:
+    """Return a trainer; a module that has an objective only takes all else from `Trainer`.
+
+    Raises:
+        ConfigError: If it is no such module.
+    """
+    if isinstance(built, Trainer):
+        return built
+    kind = type(built)
+    if not isinstance(built, nn.Module) or not callable(getattr(built, "objective", None)):
+        raise ConfigError(
+            "trainer", kind.__name__, "is not a Trainer",
+            "derive it from fishr_exp.contracts.Trainer, and give it an objective",
+        )  # fmt: skip
+    built.__class__ = type(kind.__name__, (kind, Trainer), {})
+    reset_at = getattr(built, "reset_optimizer_at", None)  # as methods said it before `resets`
+    if reset_at is not None and not built.resets:
+        built.resets = {int(reset_at): {}}  # type: ignore[assignment]
+    return built  # type: ignore[return-value]
+
+
+def as_domains(built: Any) -> Domains:
+    """Return a dataset that was built.
+
+    Raises:
+        ConfigError: If it is something else, or has no domain or an empty one.
+    """
+    kind = type(built).__name__
+    if not isinstance(built, Domains):
+        hint = "return fishr_exp.contracts.Domains; domains_of makes it from PyTorch datasets"
+        raise ConfigError("dataset", kind, "is not a dataset with domains", hint)
+    if empty := [name for name, domain in built.by_name.items() if not len(domain)]:
+        raise ConfigError("dataset", built.name, f"domain {empty[0]} has no samples")
+    return built
+
+
+def as_model(built: Any, input_shape: Sequence[int]) -> Model:
+    """Return a model; any network that ends in a linear layer is divided before that layer.
+
+    Args:
+        built: A `Model`, a module with a `featurizer` and a linear `classifier`, or any module
+            that maps x [n, *input_shape] to logits by a linear layer that comes last.
+        input_shape: Shape of one sample.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    if isinstance(built, Model):
+        return built
+    name = type(built).__name__
+    hint = "build fishr_exp.contracts.Model(featurizer, classifier)"
+    if not isinstance(built, nn.Module):
+        raise ConfigError("model", name, "is not a torch.nn.Module", hint)
+    featurizer, last = getattr(built, "featurizer", None), getattr(built, "classifier", None)
+    sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    with _trial([built]):
+        expected = _first_call(built, sample, name, input_shape)
+        if not isinstance(featurizer, nn.Module) or not isinstance(last, nn.Linear):
+            featurizer, last = _divided(built, sample)
+        model = Model(featurizer, last) if featurizer is not None and last is not None else None
+        if model is None or not torch.equal(model.eval()(sample), expected):
+            reason = "does not end in a linear layer, whose gradients the methods need"
+            raise ConfigError("model", name, reason, hint)
+    return model
+
+
+def check_fit(model: Model, input_shape: Sequence[int], classes: int, label: str) -> None:
+    """Pass two samples through a model, in training and evaluation mode; its state stays.
+
+    Warns of a network that is absurd for samples of this shape.
+
+    Args:
+        model: With its weights, on its device.
+        input_shape: Shape of one sample.
+        classes: Number of classes.
+        label: What the model is called.
+
+    Raises:
+        ConfigError: If the samples do not fit the model, or its logits do not fit the classes.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    whole: list[str] = []
+    tiny: list[str] = []
+    with _trial([model]), _watching(model, math.prod(input_shape), whole, tiny):
+        for mode in (False, True):
+            logits = _first_call(model.train(mode), sample, label, input_shape)
+            fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2
+            if not fits or not (logits.shape[1] >= classes or (logits.shape[1], classes) == (1, 2)):
+                shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                reason = f"gives {shape} for two samples, not logits [2, {classes}]"
+                hint = "end it in a layer with num_classes outputs"
+                raise ConfigError("model", label, reason, hint)
+    shown = _shown(input_shape)
+    if whole:
+        log.warning(
+            "model=%s: %s reads all %d numbers of a sample of %s at once; choose a convolutional "
+            "network or a transformer for such images, as model=resnet50_pretrained",
+            label, whole[0], math.prod(input_shape), shown,
+        )  # fmt: skip
+    if tiny:
+        convolutions = sum(map(_looks_around, model.modules()))
+        log.warning(
+            "model=%s: %d of its %d convolutions see a single pixel, because samples of %s are "
+            "small for this network; raise dataset.image_size or choose a smaller network",
+            label, len(tiny), convolutions, shown,
+        )  # fmt: skip
+
+
+def _first_call(
+    network: Callable[[Tensor], Any], sample: Tensor, label: str, input_shape: Sequence[int]
+) -> Any:
+    try:
+        with torch.no_grad():
+            return network(sample)
+    except (MemoryError, torch.OutOfMemoryError, ConfigError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = f"does not fit samples of {_shown(input_shape)} ({lines[0] if lines else error!r})"
+        hint = "choose another model or another size of the samples (dataset.image_size)"
+        raise ConfigError("model", label, reason, hint) from error
+
+
+def _divided(network: nn.Module, sample: Tensor) -> tuple[nn.Module | None, nn.Linear | None]:
+    """Divide a network before the linear layer whose output it returns, if there is one."""
+    outputs: dict[str, Tensor] = {}
+    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: outputs.update({name: output})
+
+    handles = [module.register_forward_hook(note(name)) for name, module in linear.items()]
+    with torch.no_grad():
+        logits = network(sample)
+    for handle in handles:
+        handle.remove()
+    last = next((name for name, output in outputs.items() if output is logits), None)
+    if last is None:
+        return None, None
+    if not last:  # the network is that layer
+        return nn.Identity(), linear[last]
+    network.set_submodule(last, nn.Identity())
+    return network, linear[last]
+
+
+@contextmanager
+def _trial(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Leave mode, buffers and random streams as they were before the block."""
+    inner = [(m, m.training) for module in modules for m in module.modules()]
+    buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
+    devices = {t.device for m in modules for t in m.parameters() if t.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        for module in modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module, mode in inner:
+                module.training = mode
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+@contextmanager
+def _watching(model: nn.Module, size: int, whole: list[str], tiny: list[str]) -> Iterator[None]:
+    """Note linear layers that read a whole large sample, and convolutions that see one pixel."""
+    handles = []
+    for name, module in model.named_modules():
+
+        def look(module: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
+            x = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
+            if x is None:
+                return
+            if isinstance(module, nn.Linear) and size > _LARGEST_READ_AT_ONCE:
+                if x.shape[-1] == size and name not in whole:
+                    whole.append(name)
+            elif _looks_around(module) and set(x.shape[2:]) == {1} and name not in tiny:
+                tiny.append(name)
+
+        handles.append(module.register_forward_pre_hook(look))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _looks_around(module: nn.Module) -> bool:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(module, kinds) and max(module.kernel_size) > 1
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
