@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    r"""Escape what is not UTF-8 in a file's name: `caf\xe9`; no record or log could hold it."""
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that does not come from a name
+        return text.encode(errors="backslashreplace").decode()
+
+
 class ConfigError(ValueError):
     """An error in the configuration; nothing was computed or lost.
 
@@ -20,7 +28,7 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         value = "null" if self.value is None else self.value
         given = f"{self.key}={value}: {self.allowed}"
-        return f"{given}; {self.hint}" if self.hint else given
+        return printable(f"{given}; {self.hint}" if self.hint else given)
 
 
 class TrainingError(RuntimeError):

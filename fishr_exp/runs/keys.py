@@ -66,9 +66,10 @@ KEYS: dict[str, Key] = {
     "sweep_name": Key(bookkeeping=True, argument=False),
     # in groups
     "dataset.root": Key(of_each_run=True, example="DIR (the folder of its data)"),
-    "dataset.lists": Key(example="{DOMAIN:[FILE],OTHER:[FILE]} (files of lines `path label`)"),
+    "dataset.lists": Key(example="{DOMAIN:FILE,OTHER:FILE} (files of lines `path label`)"),
     "dataset.download": Key(bookkeeping=True, of_each_run=True),
     "dataset.cache": Key(bookkeeping=True),
+    "dataset.missing_classes": Key(bookkeeping=True),  # refuses or not; what is read is the same
     "model.weights_file": Key(of_each_run=True),
     "protocol.trial_seed": Key(of_each_run=True),
     "protocol.hparams_seed": Key(of_each_run=True),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fishr_exp.core.contracts import Domains
-from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.images.listed import Images, by_class, empty_domain, listed_domains
+from fishr_exp.core.errors import ConfigError, printable
+from fishr_exp.data.datasets.layout import check_layout, refuse_one_class
+from fishr_exp.data.images.folders import SUFFIXES, Folders, folders_in, images_of
+from fishr_exp.data.images.listed import (
+    Images,
+    by_class,
+    check_classes,
+    check_missing_classes,
+    empty_domain,
+    listed_domains,
+)
 
 _log = logging.getLogger(__name__)
-_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _NAMED = 5  # maximum number of names in a message; the rest are counted
 
 
@@ -25,6 +32,7 @@ def image_folder(
     augment: bool,
     domains: Sequence[str] | None = None,
     class_map: Mapping[str, Sequence[str]] | None = None,
+    missing_classes: str = "refuse",
     on_bad_image: str = "error",
     cache: str | None = None,
     stored_size: int | None = None,
@@ -32,9 +40,10 @@ def image_folder(
     """Build a domain of each folder under `root`; the folders in it are its classes.
 
     Domains, classes and files are in the order of their names. Images may be at any depth under
-    their class; hidden files, and files without the extension of an image, are ignored. Images are
-    rotated by their EXIF orientation, converted to RGB, and scaled by ImageNet's mean and standard
-    deviation. They are decoded at every read, or only once with a cache; the result is identical.
+    their class, also behind links; hidden files, and files without the extension of an image, are
+    ignored. What is not UTF-8 in the name of a domain or class is escaped. Images are rotated by
+    their EXIF orientation, converted to RGB, and scaled by ImageNet's mean and standard deviation.
+    They are decoded at every read, or only once with a cache; the result is identical.
 
     Args:
         root: The folder of the domains.
@@ -44,6 +53,9 @@ def image_folder(
         domains: The folders that are domains, in this order; None: all.
         class_map: For each class, in the order of the labels, the folders that contain it, for
             domains with different names for it; None: folders are classes of the same name.
+        missing_classes: `refuse` a domain that has no folder of a class, or `allow` it; the classes
+            are then those of all domains together. A class may always have an empty folder, or
+            with `class_map` no folder. The run warns of each class without images.
         on_bad_image: How to handle an image that cannot be read: `error` stops the run when it
             reads one, `skip` reads all images at the start and leaves the bad ones out. With a
             cache, all images are read once, before the run is stopped or the bad ones are left
@@ -62,7 +74,9 @@ def image_folder(
     Raises:
         ConfigError: If an argument is invalid, or `find_images` fails.
     """
-    images = find_images(root=root, domains=domains, class_map=class_map)
+    images = find_images(
+        root=root, domains=domains, class_map=class_map, missing_classes=missing_classes
+    )
     return listed_domains(
         by_class(images),
         len(next(iter(images.values()))),
@@ -81,29 +95,56 @@ def find_images(
     root: str,
     domains: Sequence[str] | None = None,
     class_map: Mapping[str, Sequence[str]] | None = None,
+    missing_classes: str = "refuse",
 ) -> Images:
     """List the images of all domains and classes; the arguments are those of `image_folder`.
 
     Raises:
-        ConfigError: If `root` does not exist, lacks a domain, or contains fewer than two domains,
-            a domain without images, or domains with different classes.
+        ConfigError: If `root` does not exist, lacks a domain, is not arranged as
+            domain/class/image, or contains fewer than two domains or classes, a domain without
+            images, domains with different classes, or a link to a folder that contains it.
     """
+    check_missing_classes(missing_classes)
+    files = _listed(root, domains)
+    images = {d: {c: images_of(paths) for c, paths in of.items()} for d, of in files.items()}
+    if ignored := _count(files) - _count(images):
+        files_said = "1 file" if ignored == 1 else f"{ignored} files"
+        message = "%s: ignored %s that are hidden or are not images by name"
+        _log.info(message, printable(root), files_said)
+    if class_map is not None:
+        images = {domain: _mapped(domain, of, class_map) for domain, of in images.items()}
+    _check_domains(root, images)
+    if class_map is None:
+        check_layout(root, images)
+        images = _with_the_same_classes(root, images, missing_classes)
+    refuse_one_class(root, images)
+    for domain, classes in images.items():
+        if not any(classes.values()):
+            raise empty_domain(root, domain)
+    check_classes("dataset.root", root, images, "allow")  # an empty folder or a map is a choice
+    return images
+
+
+def _listed(root: str, domains: Sequence[str] | None) -> dict[str, dict[str, list[str]]]:
+    """Return the files of each domain and folder in it."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise ConfigError("dataset.root", root, reason, "pass the folder that contains the domains")
+    folders = Folders(root)
     try:
-        there = {path.name: path for path in _folders(folder)}
+        there = {printable(path.name): path for path in folders_in(folder)}
         if missing := [domain for domain in domains or () if domain not in there]:
             raise ConfigError(
                 "dataset.root", root, f"has no folder {', '.join(missing)}; it has "
                 f"{', '.join(list(there)[:_NAMED]) or 'none'}",
                 "pass the folder that contains the domains, or their names as dataset.domains",
             )  # fmt: skip
-        files = {
-            domain: {c.name: _files(c) for c in _folders(there[domain])}
-            for domain in domains or there
-        }
+        files: dict[str, dict[str, list[str]]] = {}
+        for domain in domains or there:
+            folders.check_link(there[domain])
+            classes = folders_in(there[domain])
+            files[domain] = {printable(path.name): folders.files(path) for path in classes}
     except OSError as error:
         raise ConfigError(
             "dataset.root",
@@ -111,18 +152,7 @@ def find_images(
             f"{error.filename} cannot be listed ({error.strerror})",
             "check its permissions",
         ) from error
-    images = {
-        domain: {name: [path for path in paths if _is_image(path)] for name, paths in of.items()}
-        for domain, of in files.items()
-    }
-    ignored = _count(files) - _count(images)
-    if ignored:
-        files_said = "1 file" if ignored == 1 else f"{ignored} files"
-        _log.info("%s: ignored %s that are hidden or are not images by name", folder, files_said)
-    if class_map is not None:
-        images = {domain: _mapped(domain, of, class_map) for domain, of in images.items()}
-    _check(root, images)
-    return images
+    return files
 
 
 def _mapped(
@@ -151,48 +181,17 @@ def _mapped(
     }
 
 
-def files_of(folder: Path) -> list[str]:
-    """Return the image files at any depth under a folder, in the order of their names."""
-    return [path for path in _files(folder) if _is_image(path)]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name))
-
-
-def _files(folder: Path) -> list[str]:
-    """Return the files at any depth under a folder, in order, except in hidden folders."""
-    found = []
-    for inner, folders, files in os.walk(folder, onerror=_reraise, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        found += [os.path.join(inner, name) for name in files]
-    return sorted(found)
-
-
-def _reraise(error: OSError) -> None:  # os.walk would ignore folders that it cannot list
-    raise error
-
-
 def _count(files: Mapping[str, Mapping[str, Sequence[str]]]) -> int:
     return sum(len(paths) for classes in files.values() for paths in classes.values())
 
 
-def _is_image(path: str) -> bool:
-    name = os.path.basename(path)
-    return name.lower().endswith(_SUFFIXES) and not _hidden(name)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+def _check_domains(root: str, images: Images) -> None:
     if _count(images) == 0:
         raise ConfigError(
             "dataset.root",
             root,
             "contains no images at domain/class/image",
-            f"image files end in {', '.join(_SUFFIXES)}",
+            f"image files end in {', '.join(SUFFIXES)}",
         )
     first, *others = images
     if not others:
@@ -210,19 +209,26 @@ def _check(root: str, images: Mapping[str, Mapping[str, Sequence[str]]]) -> None
             f"the folder {none[0]} contains no class folders",
             f"if it is not a domain, exclude it: dataset.domains=[{', '.join(kept)}]",
         )
+
+
+def _with_the_same_classes(
+    root: str, images: Mapping[str, Mapping[str, list[str]]], missing_classes: str
+) -> dict[str, dict[str, list[str]]]:
+    """Give every domain the classes of all domains, in the order of their names."""
+    first, *others = images
     for other in others:
-        if images[other].keys() != images[first].keys():
+        if missing_classes == "refuse" and images[other].keys() != images[first].keys():
             raise ConfigError(
                 "dataset.root",
                 root,
                 f"the classes of domain {other} differ from those of domain {first}: "
                 f"{_difference(other, images[other], first, images[first])}",
-                "use the same folder names in all domains, or map them to classes: "
-                "dataset.class_map={car: [auto, vehicle], ...}",
+                "use the same folder names in all domains, map them to classes: "
+                "dataset.class_map={car: [auto, vehicle], ...}, or allow that a domain lacks a "
+                "class: dataset.missing_classes=allow",
             )
-    for domain, classes in images.items():
-        if not any(classes.values()):
-            raise empty_domain(root, domain)
+    classes = sorted({name for of in images.values() for name in of})
+    return {d: {name: list(of.get(name, ())) for name in classes} for d, of in images.items()}
 
 
 def _difference(one: str, ones: Iterable[str], other: str, others: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.datasets.image_folder import files_of
+from fishr_exp.data.images.folders import Folders, images_of
 from fishr_exp.data.images.listed import Images, by_class, listed_domains
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
@@ -147,7 +147,7 @@ def _first(paths: Sequence[str], share: float) -> list[str]:
 
 
 def _listed(folder: Path) -> list[str]:
-    paths = files_of(folder) if folder.is_dir() else []
+    paths = images_of(Folders(folder.parents[2]).files(folder)) if folder.is_dir() else []
     if not paths:
         place = os.path.join(*folder.parts[-3:])
         raise ConfigError(

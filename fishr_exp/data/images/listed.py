@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fishr_exp.core.contracts import Domains
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.images.decoding import fault
 from fishr_exp.data.images.domain import ImageDomain, stored
 
@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 Images = Mapping[str, Mapping[str, Sequence[str]]]
 """Domain -> class -> paths of its images, in order."""
+
+
+_NAMED = 5  # maximum number of classes in a message
 
 
 class Listed(NamedTuple):
@@ -33,6 +36,38 @@ class Listed(NamedTuple):
 def by_class(images: Images) -> dict[str, Listed]:
     """List each domain's images class by class; labels are the positions of the classes."""
     return {domain: Listed(*_flat(classes)) for domain, classes in images.items()}
+
+
+def check_missing_classes(value: str) -> None:
+    """Refuse an unknown value of `dataset.missing_classes`."""
+    if value not in ("refuse", "allow"):
+        raise ConfigError("dataset.missing_classes", value, "choose from refuse, allow")
+
+
+def check_classes(key: str, value: object, images: Images, missing_classes: str) -> None:
+    """Refuse a domain that has no image of a class; if that is allowed, warn of it.
+
+    Args:
+        key: The key that gives the images, for the message.
+        value: Its value.
+        images: The images; all domains have the same classes.
+        missing_classes: See `image_folder`.
+
+    Raises:
+        ConfigError: If a domain lacks a class and `missing_classes` is `refuse`.
+    """
+    said = []
+    for domain, classes in images.items():
+        if lacking := [name for name, paths in classes.items() if not paths]:
+            more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
+            said.append(
+                f"domain {domain} has no image of class {', '.join(lacking[:_NAMED])}{more}"
+            )
+    if said and missing_classes == "refuse":
+        hint = "add images, or allow it: dataset.missing_classes=allow"
+        raise ConfigError(key, value, "; ".join(said), hint)
+    if said:
+        _log.warning("%s", "; ".join(said))
 
 
 def listed_domains(
@@ -111,7 +146,7 @@ def listed_domains(
             "skipped %d of %d images that cannot be read, the first: %s (%s)",
             len(bad),
             sum(len(own.paths) for own in listed.values()),
-            *next(iter(bad.items())),
+            *map(printable, next(iter(bad.items()))),
         )
     return Domains(name, by_name, num_classes, (3, image_size, image_size), skipped)
 

@@ -85,7 +85,8 @@ def test_no_image_is_in_two_domains(root, variant):
 
 def test_of_whole_folders_the_counts_are_domainbeds(root, monkeypatch):
     monkeypatch.setattr(
-        "fishr_exp.data.datasets.spawrious.files_of", lambda p: [f"{p}/{i}" for i in range(3168)]
+        "fishr_exp.data.datasets.spawrious.Folders.files",
+        lambda _, p: [f"{p}/{i}.png" for i in range(3168)],
     )
     images = find_spawrious(root=str(root), variant="o2o_easy")
     assert counted(images["SC_group_1"]["corgi"]) == {"0/snow": 3072, "0/beach": 96}
