@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from fishr_exp.configuration.binding import conf_dir, part, unknown_key
 from fishr_exp.configuration.messages import one_line
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.datasets.known import KNOWN
 from fishr_exp.data.download.sources import SOURCES, UNTESTED
 
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from fishr_exp.data.images.check import Found
     from fishr_exp.data.images.listed import Images
 
-_IMAGES = "fishr_exp.data.datasets.image_folder.image_folder"
-_SPAWRIOUS = "fishr_exp.data.datasets.spawrious.spawrious"
-_LISTS = "fishr_exp.data.datasets.path_lists.path_lists"
+_BUILDERS = (  # of images in files
+    "fishr_exp.data.datasets.image_folder.image_folder",
+    "fishr_exp.data.datasets.path_lists.path_lists",
+    "fishr_exp.data.datasets.spawrious.spawrious",
+)
 _NAMED = 5  # maximum number of files in a message
 
 
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "check",
         help="count, read and compare all images of a dataset",
         description="Read every image. Exit status 1 for images that cannot be read, for files in"
-        " two domains, and for counts that differ from those of the dataset.",
+        " two domains, and for counts that differ from those of the dataset. Images of odd sizes"
+        " or of one color are only named.",
     )
     prepare = commands.add_parser(
         "prepare",
@@ -138,13 +141,14 @@ def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
 
 
 def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
-    from fishr_exp.data.images.check import duplicates, examine, oddly_sized, unreadable
+    from fishr_exp.data.images import check
 
     images = _images(dataset, root, overrides)
-    found = examine(images)
-    bad, odd, twice = unreadable(found), oddly_sized(found), list(duplicates(found))
+    found = check.examine(images)
+    bad, odd, twice = check.unreadable(found), check.oddly_sized(found), [*check.duplicates(found)]
+    plain = check.of_one_color(found)
     leaks = [group for group in twice if len({one.domain for one in group}) > 1]
-    sys.stdout.write(f"{_table(images, bad, odd, twice)}\n")
+    sys.stdout.write(f"{_table(images, bad, odd, plain, twice)}\n")
     known = KNOWN.get(dataset)
     wrong = []
     if known and (classes := len(next(iter(images.values())))) != known.classes:
@@ -155,18 +159,21 @@ def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
     wrong += _more(bad, "that cannot be read")
     wrong += [f"two domains share an image: {_paths(group)}" for group in leaks[:_NAMED]]
     wrong += _more(leaks, "that domains share")
-    notes = [f"{one.path}: {one.size[0]}x{one.size[1]} pixels" for one in odd[:_NAMED]]
+    notes = [
+        f"{one.path}: all pixels have the color {one.color} (red, green, blue)"
+        for one in plain[:_NAMED]
+    ]
+    notes += _more(plain, "of one color")
+    notes += [f"{one.path}: {one.size[0]}x{one.size[1]} pixels" for one in odd[:_NAMED]]
     for line in (*wrong, *notes):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{printable(line)}\n")
     return int(bool(wrong))
 
 
 def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
     from fishr_exp.data.images.cache import Cached
 
-    build = _builder(
-        dataset, root, ['dataset.cache="outputs/cache"', *overrides], (_IMAGES, _SPAWRIOUS, _LISTS)
-    )
+    build = _builder(dataset, root, ['dataset.cache="outputs/cache"', *overrides])
     domains, rows = build(), []
     for name, domain in domains.by_name.items():
         if not isinstance(domain.pictures, Cached):
@@ -190,31 +197,30 @@ def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
 def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
     """List the images of a dataset with the function that its builder uses."""
     from fishr_exp.data.datasets.image_folder import find_images, image_folder
-    from fishr_exp.data.datasets.spawrious import find_spawrious
+    from fishr_exp.data.datasets.path_lists import images_in_lists, path_lists
+    from fishr_exp.data.datasets.spawrious import find_spawrious, spawrious
 
-    build = _builder(dataset, root, overrides, (_IMAGES, _SPAWRIOUS))
-    find = find_images if build.func is image_folder else find_spawrious
+    build = _builder(dataset, root, overrides)
+    finders: dict[Any, Callable[..., Images]] = {
+        image_folder: find_images,
+        spawrious: find_spawrious,
+        path_lists: images_in_lists,
+    }
+    find = finders[build.func]
     keys = inspect.signature(find).parameters
-    return find(**{key: build.keywords[key] for key in keys})
+    return find(**{key: build.keywords[key] for key in keys if key in build.keywords})
 
 
-def _builder(
-    dataset: str, root: str, overrides: Sequence[str], builders: Sequence[str]
-) -> functools.partial[Any]:
+def _builder(dataset: str, root: str, overrides: Sequence[str]) -> functools.partial[Any]:
     """Return the dataset's builder, with its checked arguments."""
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         plain = hydra.compose("config", [f"dataset={dataset}"]).dataset
-        if plain._target_ not in builders:
+        if plain._target_ not in _BUILDERS:
             reason, hint = "is not a dataset of image files", "choose image_folder, pacs, vlcs, ..."
-            if plain._target_ == _LISTS:
-                reason, hint = (
-                    "has lists instead of folders",
-                    "use fishr-data prepare, which reads them all",
-                )
             raise ConfigError("dataset", dataset, reason, hint)
         for override in overrides:
             key, _, value = override.lstrip("+").partition("=")
-            if key.startswith("dataset.") and key.split(".")[1] not in plain:
+            if key.startswith("dataset.") and key.split(".")[1] not in [*plain]:
                 raise unknown_key(key, value, [name for name in plain if name[0] != "_"])
         node = hydra.compose("config", [f"dataset={dataset}", *overrides]).dataset
     node.root = root  # an override would need quotes and escapes
@@ -225,7 +231,13 @@ def _builder(
     return build
 
 
-def _table(images: Images, bad: list[Found], odd: list[Found], twice: list[list[Found]]) -> str:
+def _table(
+    images: Images,
+    bad: list[Found],
+    odd: list[Found],
+    plain: list[Found],
+    twice: list[list[Found]],
+) -> str:
     repeated = [
         one for group in twice for one in group[1:]
     ]  # the first of equal files is the image
@@ -233,13 +245,15 @@ def _table(images: Images, bad: list[Found], odd: list[Found], twice: list[list[
     for domain, classes in images.items():
         counts = {name: len(paths) for name, paths in classes.items()}
         least = min(counts, key=lambda name: counts[name])
-        lost = [sum(one.domain == domain for one in kind) for kind in (bad, repeated, odd)]
+        kinds = (bad, repeated, odd, plain)
+        lost = [sum(one.domain == domain for one in kind) for kind in kinds]
         rows.append(
             [domain, sum(counts.values()), len(counts), f"{least} ({counts[least]})", *lost]
         )
-    total = [sum(row[i] for row in rows) for i in (1, 4, 5, 6)]  # type: ignore[misc]
+    total = [sum(row[i] for row in rows) for i in (1, 4, 5, 6, 7)]  # type: ignore[misc]
     rows.append(["all", total[0], "", "", *total[1:]])
-    headers = ["domain", "images", "classes", "smallest class", "unreadable", "duplicates", "odd"]
+    headers = ["domain", "images", "classes", "smallest class", "unreadable", "duplicates", "odd",
+               "one color"]  # fmt: skip
     return tabulate(rows, headers, stralign="left")
 
 

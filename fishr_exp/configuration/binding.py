@@ -6,17 +6,20 @@ Every group's keys are the keywords of its `_target_`, and the root's keys the f
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib
 import inspect
+import os
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fishr_exp.configuration import protocol  # noqa: F401 - its resolvers must be known
 from fishr_exp.core.errors import ConfigError
@@ -35,10 +38,12 @@ TARGETS = (
     "torch.optim",
 )
 ALLOW_TARGETS = "allow_targets"
+ALLOW_TARGETS_VARIABLE = "FISHR_EXP_ALLOW_TARGETS"  # of the environment; names, with commas between
 # How types are called to people.
 _PLAIN = {
     "torch.Tensor": "Tensor",
     "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
+    "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
 }
 # Arguments that no configuration holds.
@@ -55,8 +60,15 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def run_name(config: DictConfig, trainer: str) -> str:
-    """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings."""
+def run_name(config: DictConfig, trainer: str, typed: Sequence[str] = ()) -> str:
+    """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings.
+
+    Args:
+        config: The configuration, without Hydra's own part.
+        trainer: The option of `trainer`.
+        typed: The overrides of the command line.
+    """
+    config = _without_leftovers(config, typed)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     check_output_dir(plain.get("output_dir"))
     return folder_name(plain, trainer)
@@ -74,18 +86,22 @@ def check_output_dir(value: object) -> str:
     return str(value)
 
 
-def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
+def arguments(
+    config: DictConfig, choices: Mapping[str, str], typed: Sequence[str] = ()
+) -> Arguments:
     """Turn a composed configuration into the plain arguments of a run.
 
     Args:
         config: The configuration, without Hydra's own part.
         choices: The selected options, by group.
+        typed: The overrides of the command line.
 
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
     """
     from fishr_exp.training.arguments import Arguments  # imports torch
 
+    config = _without_leftovers(config, typed)
     if missing := sorted(OmegaConf.missing_keys(config)):
         hint = f"add {' '.join(map(given_as, missing))}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", hint)
@@ -94,10 +110,41 @@ def arguments(config: DictConfig, choices: Mapping[str, str]) -> Arguments:
     root = {key: value for key, value in plain.items() if key not in apart}
     also = [key for key in (*PARTS, *APART) if key not in CHOICES]
     checked = bind(Arguments, root, "", supplied=(*PARTS, *SUPPLIED), also=also)
-    more = _convert(ALLOW_TARGETS, plain.get(ALLOW_TARGETS) or [], list[str])
+    more = allowed_targets(plain.get(ALLOW_TARGETS))
     parts: dict[str, Any] = {group: part(plain.get(group), group, more) for group in PARTS}
     labels = {group: choices[group] for group in ("dataset", "model", "trainer")}
     return Arguments(**checked, **parts, labels=labels, config=plain)
+
+
+def allowed_targets(given: object) -> list[str]:
+    """Return what `_target_` may name besides `TARGETS`: `allow_targets`, and the variable's names.
+
+    Raises:
+        ConfigError: If `given` is not a list of names.
+    """
+    always = os.environ.get(ALLOW_TARGETS_VARIABLE, "").replace(",", " ").split()
+    return [*_convert(ALLOW_TARGETS, given or [], list[str]), *always]
+
+
+def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
+    """Leave out the keys of an option whose `_target_` was replaced on the command line.
+
+    What was typed stays, and what the new target takes.
+    """
+    words = [word.lstrip("+").partition("=")[0] for word in typed]
+    replaced = [group for group in PARTS if f"{group}.{TARGET}" in words]
+    if not replaced:
+        return config
+    config = copy.deepcopy(config)
+    allowed = allowed_targets(OmegaConf.to_container(config).get(ALLOW_TARGETS))  # type: ignore[union-attr]
+    for group in replaced:
+        node = config[group]
+        taken = _parameters(_target(str(node[TARGET]), group, allowed))
+        for key in [key for key in node if key not in (TARGET, *taken)]:
+            if f"{group}.{key}" not in words:
+                with open_dict(node):
+                    del node[key]
+    return config
 
 
 def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[..., Any] | None:
@@ -116,6 +163,11 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
     target = _target(str(node[TARGET]), group, allowed)
     keywords = {key: value for key, value in node.items() if key not in (TARGET, NEUTRAL)}
     supplied = KEYS[group].builds or ()
+    parameters = _parameters(target)
+    without = [name for name in supplied if name not in parameters and name != "params"]
+    if without and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        reason = f"does not take {without[0]}, which every run gives to its {group}"
+        raise ConfigError(f"{group}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
     return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
 
 
@@ -138,11 +190,7 @@ def bind(
     Raises:
         ConfigError: If a keyword is unknown, missing or of the wrong type.
     """
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
-        if name not in supplied
-    }
+    parameters = {k: p for k, p in _parameters(target).items() if k not in supplied}
     for name, value in keywords.items():
         if name not in parameters:
             known = [key for key in (*parameters, *also) if key not in OF_A_PROTOCOL]
@@ -158,6 +206,10 @@ def bind(
         name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
         for name, value in keywords.items()
     }
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(target).parameters
 
 
 def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
@@ -181,17 +233,38 @@ def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]
     module, _, attribute = place_of(name).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        missing = getattr(error, "name", None)
-        hint = f"pass {group}=NAME"
-        if isinstance(error, ModuleNotFoundError) and not str(missing).startswith("fishr_exp"):
-            hint = f"install {missing}, or start the command with PYTHONPATH=DIR, its folder"
-        reason = f"cannot be imported ({error})"
+    except Exception as error:  # a module of a user's own may do anything
+        reason = f"cannot be imported ({type(error).__name__}: {error})"
+        hint = _how_to_import(name, group, error)
         raise ConfigError(f"{group}._target_", name, reason, hint) from error
     # A name that one of our modules has imported is not ours.
     if not _within(name, allowed) and not _within(str(getattr(found, "__module__", "")), TARGETS):
         raise refused
     return found
+
+
+def _how_to_import(name: str, group: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        if name.startswith("fishr_exp."):
+            return (
+                f"pass {group}=NAME"
+                if error.name.startswith("fishr_exp")
+                else (f"install {error.name}")
+            )
+        return (
+            f"install {error.name}, or name the folder that contains it: PYTHONPATH=DIR before the "
+            "command, PYTHONPATH=. for the current folder"
+        )
+    module, _, attribute = name.rpartition(".")
+    if isinstance(error, AttributeError) and module in sys.modules:
+        known = [n for n, v in vars(sys.modules[module]).items() if callable(v)]
+        near = difflib.get_close_matches(attribute, known, n=1)
+        return f"did you mean {module}.{near[0]}?" if near else f"pass {group}=NAME"
+    return (
+        f"write MODULE.CLASS, or pass {group}=NAME"
+        if not module
+        else ("HYDRA_FULL_ERROR=1 shows where")
+    )
 
 
 def _within(name: str, places: Iterable[str]) -> bool:

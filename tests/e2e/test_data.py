@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def test_sound_images(check, images: Path) -> None:
     rows = [line.split() for line in out.splitlines()[2:6]]
     odd = "12"  # sides of 16 pixels
     assert rows[:3] == [
-        [name, "12", "2", "cat", "(6)", "0", "0", odd] for name in ("cartoon", "photo", "sketch")
+        [name, "12", "2", "cat", "(6)", "0", "0", odd, "0"]
+        for name in ("cartoon", "photo", "sketch")
     ]
-    assert rows[3] == ["all", "36", "0", "0", "36"]
+    assert rows[3] == ["all", "36", "0", "0", "36", "0"]
     assert f"{images}/cartoon/cat/0.png: 16x16 pixels" in out
 
 
@@ -53,6 +55,50 @@ def test_each_fault_is_named(check, images: Path) -> None:
     assert f"two domains share an image: {cat}/3.png, {images}/sketch/dog/9.png" in out
 
 
+def test_images_of_one_color_are_named(check, images: Path) -> None:
+    path = images / "photo" / "cat" / "0.png"
+    Image.new("RGB", (40, 40), (0, 0, 0)).save(path)
+    status, out, _ = check()
+    assert status == 0
+    assert [line.split()[-1] for line in out.splitlines()[2:6]] == ["0", "1", "0", "1"]
+    assert f"{path}: all pixels have the color (0, 0, 0) (red, green, blue)" in out
+
+
+@pytest.fixture
+def lists(images: Path) -> Path:
+    """A list of each domain, beside the images."""
+    for domain in ("photo", "sketch", "cartoon"):
+        named = [(c, i) for c in (0, 1) for i in range(6)]
+        lines = [f"{domain}/{('cat', 'dog')[c]}/{i}.png {c}" for c, i in named]
+        (images / f"{domain}.txt").write_text("\n".join(lines))
+    return images
+
+
+def test_lists_are_checked(check, lists: Path) -> None:
+    given = "dataset.lists={photo:photo.txt,sketch:[sketch.txt]}"
+    status, out, _ = check(given, dataset="path_lists")
+    assert status == 0
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("sketch")]
+    assert row == ["sketch", "12", "2", "0", "(6)", "0", "0", "12", "0"]
+    (lists / "photo" / "cat" / "3.png").unlink()
+    status, out, _ = check(given, dataset="path_lists")
+    assert status == 1
+    assert f"{lists}/photo/cat/3.png: cannot be read (No such file or directory)" in out
+    status, out, err = check("dataset.lists={a:photo.txt,b:photo.txt}", dataset="path_lists")
+    assert (status, out) == (2, "")
+    assert "12 images are listed for domain a and for domain b" in err
+
+
+def test_names_that_are_not_utf8_are_escaped(check, images: Path, monkeypatch) -> None:
+    cat = os.fsencode(images / "photo" / "cat")
+    os.rename(cat + b"/0.png", cat + b"/\xe9.png")
+    (images / "photo" / "cat" / os.fsdecode(b"\xe8.png")).write_text("no image")
+    status, out, _ = check()
+    assert status == 1
+    assert f"{images}/photo/cat/\\xe8.png: cannot be read (" in out
+    out.encode()
+
+
 def test_counts_are_compared_with_the_known_ones(check, images: Path) -> None:
     status, out, _ = check("dataset.domains=[photo,sketch]", dataset="pacs")
     assert status == 1
@@ -64,7 +110,7 @@ def test_pacs_is_sound(check, shared_data: Path) -> None:
     if not (shared_data / "pacs_96").is_dir():
         pytest.skip("no real data: ../shared/data/pacs_96 is absent")
     status, out, _ = check(dataset="pacs", root=shared_data / "pacs_96")
-    assert (status, out.split()[-4:]) == (0, ["9991", "0", "0", "0"])
+    assert (status, out.split()[-5:]) == (0, ["9991", "0", "0", "0", "0"])
 
 
 def test_a_codec_that_is_not_in_the_name(check, shared_data: Path) -> None:
@@ -99,7 +145,7 @@ def test_a_mistake_is_one_line(check, dataset: str, said: str) -> None:
             "known are root, name, ",
         ),
         (("check", "image_folder", "dataset.clas_map={a:[b]}"), "did you mean dataset.class_map?"),
-        (("check", "path_lists"), "has lists instead of folders; use fishr-data prepare"),
+        (("check", "path_lists"), "dataset.lists=???: must be given; add dataset.lists=VALUE"),
         (("prepare", "path_lists"), "dataset.lists=???: must be given; add dataset.lists=VALUE"),
     ],
 )
@@ -175,7 +221,7 @@ def test_an_image_as_large_as_they_come(images: Path, check) -> None:
     Image.fromarray(wide).save(images / "photo" / "cat" / "wide.png")
     status, out, _ = check()
     assert status == 0
-    assert [line.split()[-1] for line in out.splitlines()[2:6]] == ["12", "13", "12", "37"]
+    assert [line.split()[-2] for line in out.splitlines()[2:6]] == ["12", "13", "12", "37"]
 
 
 def prepare(capsys, *words: object) -> tuple[int, str, str]:

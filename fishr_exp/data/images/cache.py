@@ -33,7 +33,9 @@ from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.data.images.decoding import Files, Picture
 
 _log = logging.getLogger(__name__)
-_MAGIC = b"fishr-2\n"  # version 1 was shrunk by Pillow, whose newer versions differ by a level
+# Version 1 was shrunk by Pillow, whose newer versions differ by a level; version 2 has black images
+# in place of floats, and of integers of 32 bits.
+_MAGIC = b"fishr-3\n"
 _HEAD = struct.Struct("<8sQ32s32s")
 _AT_ONCE = 256  # images decoded ahead of the writer
 _CHUNK = 1 << 24  # bytes to digest at a time
@@ -123,7 +125,7 @@ def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
     folder, root = folder.expanduser(), root.expanduser().resolve()
     size = files.stored_size or "original"
     stem = re.sub(r"[^\w.-]", "_", name)
-    location = hashlib.sha256(f"{name} {root}".encode()).hexdigest()[:8]
+    location = _sha256(f"{name} {root}")[:8]
     path = folder / f"{stem}-{size}-{location}.pixels"
     try:
         sources = _digest_of_sources(files, root)
@@ -134,7 +136,11 @@ def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
             if found := _found(path, sources):  # another process was first
                 return found
             if path.exists():
-                _log.info("%s: made from other images, or truncated; it is created again", path)
+                _log.info(
+                    "%s: made from other images or by an earlier version, or truncated; it is "
+                    "created again",
+                    path,
+                )
             _write(path, files, sources, f"decoding {name}")
         return Cached(path, sources)
     except OSError as error:
@@ -144,6 +150,10 @@ def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
             f"{error.filename or path} cannot be written ({error.strerror or error})",
             "choose a folder with enough space, or store smaller images: dataset.stored_size=224",
         ) from error
+
+
+def _sha256(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
 
 
 def _found(path: Path, sources: bytes) -> Cached | None:

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
-from fishr_exp.data.images.decoding import fault
+from fishr_exp.core.errors import TrainingError
+from fishr_exp.data.images.decoding import decode, reason
 from fishr_exp.data.images.listed import Images
 
 SMALLEST, LONGEST = 32, 4.0  # limits: pixels of the short side; long side over short side
@@ -26,6 +26,7 @@ class Found(NamedTuple):
     fault: str  # why it cannot be read; empty if it can
     size: tuple[int, int]  # width and height, pixels; (0, 0) if it cannot be read
     digest: str  # of the file's bytes
+    color: tuple[int, ...] = ()  # red, green, blue, if all pixels have the same color
 
 
 def examine(images: Images) -> list[Found]:
@@ -37,13 +38,20 @@ def examine(images: Images) -> list[Found]:
 
 
 def _found(domain: str, path: str) -> Found:
-    content = Path(path).read_bytes() if Path(path).is_file() else b""
-    digest = hashlib.sha256(content).hexdigest() if content else ""
-    reason = "the file is empty" if not content else fault(path)
-    if reason:
-        return Found(domain, path, reason, (0, 0), digest)
-    with Image.open(path) as image:
-        return Found(domain, path, "", image.size, digest)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        return Found(domain, path, error.strerror or type(error).__name__, (0, 0), "")
+    if not content:
+        return Found(domain, path, "the file is empty", (0, 0), "")
+    digest = hashlib.sha256(content).hexdigest()
+    try:
+        image = decode(path)
+    except TrainingError as error:
+        return Found(domain, path, reason(error), (0, 0), digest)
+    ranges = image.getextrema()  # of each channel: the lowest and the highest level
+    color = tuple(low for low, high in ranges if low == high)  # type: ignore[misc]
+    return Found(domain, path, "", image.size, digest, color if len(color) == 3 else ())
 
 
 def unreadable(found: Iterable[Found]) -> list[Found]:
@@ -59,6 +67,11 @@ def oddly_sized(found: Iterable[Found]) -> list[Found]:
         for one in readable
         if min(one.size) < SMALLEST or max(one.size) >= LONGEST * min(one.size)
     ]
+
+
+def of_one_color(found: Iterable[Found]) -> list[Found]:
+    """Return images whose pixels all have the same color, such as black."""
+    return [one for one in found if one.color]
 
 
 def duplicates(found: Iterable[Found]) -> Iterator[list[Found]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from fishr_exp.core.errors import TrainingError
+from fishr_exp.core.errors import TrainingError, printable
 
 # Raised by Pillow for files that are truncated, damaged, not images, or suspiciously large.
 _UNREADABLE = (
@@ -18,6 +18,7 @@ _UNREADABLE = (
     SyntaxError,
     EOFError,
     TypeError,
+    RuntimeError,
     struct.error,
     Image.DecompressionBombError,
 )
@@ -77,20 +78,48 @@ def decode(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image))
+            return _as_rgb(ImageOps.exif_transpose(image), image.format)
     except _UNREADABLE as error:
         hint = "repair it, or skip such images with dataset.on_bad_image=skip"
-        raise TrainingError(
-            f"{path}: the image cannot be read ({_message(error)}); {hint}"
-        ) from error
+        why = f"the image cannot be read ({_message(error)})"
+        raise TrainingError(f"{printable(path)}: {why}; {hint}") from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB as displayed; transparency is dropped."""
-    if image.mode.startswith("I"):  # 16 bits, or 32 with 16 in use: Pillow would clip them
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8)
-                               ).convert("RGB")  # fmt: skip
+def _as_rgb(image: Image.Image, form: str | None) -> Image.Image:
+    """Convert an image of any mode, from a file of a form such as PNG, to RGB as displayed.
+
+    Transparency is dropped.
+    """
+    if image.mode == "F":
+        return Image.fromarray(_levels_of_floats(np.asarray(image))).convert("RGB")
+    if image.mode.startswith("I"):  # Pillow would clip these to 8 bits
+        # A PNG of 16 bits has 32 in older versions of Pillow.
+        depth = 16 if image.mode != "I" or form == "PNG" else None
+        return Image.fromarray(_levels_of_integers(np.asarray(image), depth)).convert("RGB")
     return image.convert("RGB")
+
+
+def _levels_of_floats(values: np.ndarray) -> np.ndarray:
+    """Return the levels 0 to 255 of floats [h, w]: in [0, 1] by convention, otherwise levels."""
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are NaN or infinite")
+    if values.min() >= 0 and values.max() <= 1:
+        values = 255 * values
+    return values.clip(0, 255).round().astype(np.uint8)
+
+
+def _levels_of_integers(values: np.ndarray, depth: int | None) -> np.ndarray:
+    """Return the levels 0 to 255 of integers [h, w] of so many bits.
+
+    None: of 32 bits, of which files often use only 8 or 16; which, the largest value says.
+    """
+    top = int(values.max())
+    if depth is None:
+        depth = 8 if top < 2**8 else 16 if top < 2**16 else 31
+    if depth == 31 and top < 2**24:
+        raise ValueError(f"its pixels, integers up to {top}, have neither 8, 16 nor 32 bits")
+    white = 2**depth - 1
+    return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 
 def fault(path: str) -> str:
@@ -98,8 +127,13 @@ def fault(path: str) -> str:
     try:
         decode(path)
     except TrainingError as error:
-        return _message(error.__cause__ or error)
+        return reason(error)
     return ""
+
+
+def reason(error: TrainingError) -> str:
+    """Return why an image cannot be read, from the error of `decode`."""
+    return _message(error.__cause__ or error)
 
 
 def _message(error: BaseException) -> str:
