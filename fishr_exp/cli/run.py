@@ -121,7 +121,7 @@ def job(config: DictConfig) -> float | None:
                 prefix = f"rank {distributed.rank()}: "
                 _only_errors()
             choices = context.runtime.choices
-            checked = arguments(config, choices)
+            checked = arguments(config, choices, context.overrides.task)
             if config.get("protocol"):
                 checked.config["protocol"].update(_standing(config, choices))
             result = run(checked, folder)
@@ -181,7 +181,8 @@ def _only_errors() -> None:
 
 def _run_name(*, _root_: DictConfig) -> str:
     config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    return run_name(config, str(_root_.hydra.runtime.choices.get("trainer")))
+    typed = [str(word) for word in _root_.hydra.overrides.task]
+    return run_name(config, str(_root_.hydra.runtime.choices.get("trainer")), typed)
 
 
 def _sweep_dir(*, _root_: DictConfig) -> str:

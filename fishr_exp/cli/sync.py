@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.configuration.binding import part
+from fishr_exp.configuration.binding import allowed_targets, part
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.run_folder import CONFIG, RECORDS, RunFolder
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tree = os.walk(options.dir)
     # A tracker keeps copies of a run's configuration and result, without its records.
     folders = [Path(path) for path, _, files in tree if {CONFIG, RECORDS} <= {*files}]
-    to = To(options.tracking_uri, options.experiment, tuple(options.allow_targets))
+    to = To(options.tracking_uri, options.experiment, tuple(allowed_targets(options.allow_targets)))
     counts = Counter(send(RunFolder(path), to) for path in sorted(folders))
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
     sys.stdout.write(f"{len(folders)} runs under {options.dir}: {outcomes}\n")

@@ -129,7 +129,7 @@ def allowed_targets(given: object) -> list[str]:
 def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     """Leave out the keys of an option whose `_target_` was replaced on the command line.
 
-    What was typed stays, and what the new target takes.
+    What was typed stays, and what the new target needs.
     """
     words = [word.lstrip("+").partition("=")[0] for word in typed]
     replaced = [group for group in PARTS if f"{group}.{TARGET}" in words]
@@ -139,8 +139,9 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     allowed = allowed_targets(OmegaConf.to_container(config).get(ALLOW_TARGETS))  # type: ignore[union-attr]
     for group in replaced:
         node = config[group]
-        taken = _parameters(_target(str(node[TARGET]), group, allowed))
-        for key in [key for key in node if key not in (TARGET, *taken)]:
+        parameters = _parameters(_target(str(node[TARGET]), group, allowed)).items()
+        needed = [name for name, parameter in parameters if parameter.default is parameter.empty]
+        for key in [key for key in node if key not in (TARGET, *needed)]:
             if f"{group}.{key}" not in words:
                 with open_dict(node):
                     del node[key]

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import Stopped, UnfinishedError
+from fishr_exp.core.stopping import STOPPING, leave_closed_terminal
 from fishr_exp.runs.run_folder import CONFIG, RunFolder
 
 _MOST = 10  # failures to name
@@ -30,7 +31,7 @@ _lost: list[str] | None = None  # jobs of submitit with nothing to show; None: n
 
 @contextlib.contextmanager
 def handling_signals() -> Iterator[None]:
-    """In the block, let Ctrl-C and SIGTERM raise `Stopped`, and note which it was.
+    """In the block, let Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, and note which it was.
 
     Libraries turn what is raised into errors of their own; `stopped_by` returns which it was.
     """
@@ -38,7 +39,7 @@ def handling_signals() -> Iterator[None]:
     _command, _folder, _lost, _signal = os.getpid(), None, None, 0
     earlier = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 earlier[number] = signal.signal(number, _stop)
     try:
@@ -67,6 +68,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     del frame
     global _signal
     _signal = number
+    leave_closed_terminal()
     raise Stopped(number)
 
 
@@ -93,14 +95,16 @@ class PassSignalsOn(Callback):
         """Listen, where the launcher is Hydra's joblib launcher."""
         del kwargs
         if "joblib" in str(config.hydra.launcher.get("_target_")):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, _pass_on)
+            for number in STOPPING:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, _pass_on)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
     del frame
     global _signal
     _signal = number
+    leave_closed_terminal()
     jobs = [p for p in multiprocessing.active_children() if p.name.startswith("LokyProcess")]
     if not jobs:  # the launcher runs the jobs here, or none yet
         raise Stopped(number)

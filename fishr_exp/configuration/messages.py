@@ -8,6 +8,8 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +92,18 @@ def _overrides() -> dict[str, str]:
 
 
 def _folders() -> Iterator[Path]:
-    """The folders of the configuration: the package's, and the one of `--config-dir`."""
+    """The folders of the configuration: the package's, and those of the command line."""
     yield conf_dir()
     words = [part for word in sys.argv[1:] for part in word.split("=", 1)]
     for flag, value in itertools.pairwise(words):
         if flag in ("--config-dir", "-cd"):
             yield Path(value)
+    for place in _overrides().get("hydra.searchpath", "").strip("[]").split(","):
+        kind, _, path = place.strip(" '\"").rpartition("://")
+        if path and kind in ("", "file"):
+            yield Path(path)
+        elif path and kind == "pkg" and find_spec(path.partition(".")[0]):
+            yield Path(str(resources.files(path.replace("/", "."))))
 
 
 def _search_path() -> list[str]:
@@ -146,6 +154,8 @@ def _unknown(key: str) -> ConfigError:
     known = _own_keys(node)
     known += () if place or key.startswith("hydra.") else CHOICES
     error = unknown_key(f"{place}{name}", "", known)
+    if f"{group}._target_" in overrides:  # it may well take a key that the option lacks
+        error.hint = f"write +{key}={overrides.get(key, 'VALUE')} for a key of your own"
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.hint)
 
 

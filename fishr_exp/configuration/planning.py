@@ -174,7 +174,8 @@ def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
 
     folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    checked = arguments(own, config.hydra.runtime.choices)
+    typed = [str(word) for word in config.hydra.overrides.task]
+    checked = arguments(own, config.hydra.runtime.choices, typed)
     check_ranges(own, config.hydra.runtime.choices)
     with without_warnings():
         prepared = prepare(parts.shared(checked))

@@ -1,0 +1,50 @@
+"""Targets of a user's own: what is told where one cannot be imported, or does not fit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fishr_exp.configuration.binding import allowed_targets, part
+from fishr_exp.core.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs.py").write_text("class Method:\n    def __init__(self, weight): ...\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "needs.py").write_text("import absent_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("theirs", "broken", "needs"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("theirs.Methd", ["theirs.Methd: cannot be imported", "did you mean theirs.Method?"]),
+        ("theirs.Other", ["has no attribute", "pass trainer=NAME"]),
+        ("absent_package.Method", ["install absent_package, or name the folder that contains it:",
+                                   "PYTHONPATH=. for the current folder"]),
+        ("needs.Method", ["install absent_package"]),
+        ("broken.Method", ["ZeroDivisionError", "HYDRA_FULL_ERROR=1 shows where"]),
+        ("Method", ["write MODULE.CLASS, or pass trainer=NAME"]),
+        ("theirs.Method", ["theirs.Method: does not take loss, which every run gives to its",
+                           "add loss to it"]),
+    ],
+)  # fmt: skip
+def test_a_target_that_cannot_be_built_is_one_line(target: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        part({"_target_": target, "weight": 1}, "trainer", ["theirs", "absent_package", "needs",
+                                                           "broken", "Method"])  # fmt: skip
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_targets_can_be_allowed_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert allowed_targets(["mine"]) == ["mine"]
+    monkeypatch.setenv("FISHR_EXP_ALLOW_TARGETS", "one.part, other")
+    assert allowed_targets(["mine"]) == ["mine", "one.part", "other"]
+    assert allowed_targets(None) == ["one.part", "other"]
