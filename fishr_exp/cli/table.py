@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from fishr_exp.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fishr_exp.reports.sheets.layout import Layout
     from fishr_exp.reports.sheets.sheet import Sheet
     from fishr_exp.reports.tables.comparison import Comparison
     from fishr_exp.reports.tables.table import Table
     from fishr_exp.runs.reading import Runs
 
-SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+FORMATS = ("text", "markdown", "latex", "csv")
 PROTOCOLS = ("domainbed", "colored_mnist")
 SELECTIONS = ("training", "oracle", "leave_one_out")
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check(options)
         if options.protocol is None:
-            _make_table(options.folder, options.out or options.folder / "table", options.format)
+            _make_table(options)
         else:
             _make_comparison(options)
     except ConfigError as error:
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--format",
-        choices=["text", *SUFFIXES],
+        choices=FORMATS,
         default="text",
         help="what is printed (default: text); all are written",
     )
@@ -87,6 +88,44 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the runs behind each cell of a protocol's tables, not the tables",
     )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="count only runs with this value, or one of several: seed=0,1. KEY is a key of the"
+        " configuration, or method, dataset, model, trainer; can be given several times",
+    )
+    shown = parser.add_argument_group(
+        "for a paper", "what text, Markdown and LaTeX show; the CSV holds everything"
+    )
+    shown.add_argument(
+        "--columns",
+        type=_list,
+        default=[],
+        metavar="NAME,…",
+        help="show these columns, in this order: by header, as minus90, or test, delta, interval",
+    )
+    shown.add_argument(
+        "--rows",
+        type=_list,
+        default=[],
+        metavar="NAME,…",
+        help="show these rows, in this order: ERM,Fishr, or with the next cells: 'Fishr 100'",
+    )
+    shown.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="another name for a method, column, dataset or domain, in the figures as well; can be"
+        " given several times",
+    )
+    shown.add_argument(
+        "--bold-best",
+        action="store_true",
+        help="the highest accuracy of each test domain in bold, in Markdown and LaTeX",
+    )
     return parser
 
 
@@ -105,14 +144,27 @@ def _check(options: argparse.Namespace) -> None:
     if options.cells and options.protocol is None:
         reason = "only a protocol's tables are traced to their runs"
         raise ConfigError("--cells", "given", reason, f"add --protocol {' or '.join(PROTOCOLS)}")
+    layout = {
+        "--columns": options.columns,
+        "--rows": options.rows,
+        "--bold-best": options.bold_best,
+    }
+    for option, value in layout.items():
+        if value and options.cells:
+            reason = "--cells prints the runs behind the cells, which it does not change"
+            given = ",".join(value) if isinstance(value, list) else "given"
+            raise ConfigError(option, given, reason, "leave one of the two out")
 
 
-def _make_table(folder: Path, out: Path, printed: str) -> None:
+def _make_table(options: argparse.Namespace) -> None:
     from fishr_exp.reports.figures.curves import draw_curves
+    from fishr_exp.reports.output import draw_all, write
+    from fishr_exp.reports.sheets.layout import lay_out
     from fishr_exp.reports.sheets.table_sheet import table_sheet
     from fishr_exp.reports.tables.table import build_tables
 
-    runs = _read(folder)
+    folder, out = options.folder, options.out or options.folder / "table"
+    runs, layout = _read(options), _layout(options)
     if not runs.done:
         raise ConfigError(
             "DIR",
@@ -121,20 +173,22 @@ def _make_table(folder: Path, out: Path, printed: str) -> None:
             "start runs with fishr-exp, or pass the folder that contains them",
         )
     tables = build_tables(runs.done)
-    sheets = [table_sheet(table) for table in tables]
-    files = _write(sheets, out, "table", tables)
+    sheets = lay_out([table_sheet(table) for table in tables], layout)
+    files = [*write(sheets, out, "table"), *draw_all(tables, out, layout.renamed)]
     report = [*_report(runs), *_about_figures(tables)]
     try:
-        files += [f"  {file}" for file in draw_curves(tables, out / "curves")]
+        files += draw_curves(tables, out / "curves", layout.renamed)
     except (OSError, ValueError) as error:
         report.append(f"No curves: {error}")
-    _say(sheets, printed, report, files)
+    _say(sheets, options.format, report, files)
 
 
 def _make_comparison(options: argparse.Namespace) -> None:
+    from fishr_exp.reports.output import write
     from fishr_exp.reports.sheets.comparison_sheet import cells_sheet, comparison_sheet
+    from fishr_exp.reports.sheets.layout import lay_out
 
-    runs = _read(options.folder)
+    runs = _read(options)
     tables, report = (
         _domainbed(options, runs)
         if options.protocol == "domainbed"
@@ -142,17 +196,22 @@ def _make_comparison(options: argparse.Namespace) -> None:
     )
     stem = "-".join(part for part in (options.protocol, tables[0].selection) if part)
     out = options.out or options.folder / "table"
-    sheets = [comparison_sheet(table) for table in tables]
+    sheets = lay_out([comparison_sheet(table) for table in tables], _layout(options))
     cells = [sheet for sheet in map(cells_sheet, tables) if sheet.rows]
-    files = _write(sheets, out, stem) + _write(cells, out, f"{stem}-cells", formats=("csv",))
+    files = write(sheets, out, stem) + write(cells, out, f"{stem}-cells", formats=("csv",))
     _say(cells if options.cells else sheets, options.format, report, files)
 
 
 def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
+    from fishr_exp.reports.conditions import histories_where, none_left, parse_conditions
     from fishr_exp.reports.tables.domainbed import build_domainbed_tables, why_empty
     from fishr_exp.runs.history import read_histories
 
-    found = read_histories(options.folder, runs.done)
+    conditions = parse_conditions(options.where)
+    everything = read_histories(options.folder, runs.done)
+    found = histories_where(everything, conditions)
+    if everything.runs and not found.runs:
+        raise none_left(everything.runs, conditions)
     imported = len(found.runs) + len(found.broken) - len(runs.done)
     report = [*_report(runs), f"Imported {imported} results.jsonl."] if imported else _report(runs)
     report += [f"  unreadable: {path}: {problem}" for path, problem in found.broken.items()]
@@ -200,11 +259,13 @@ def _colored_mnist(options: argparse.Namespace, runs: Runs) -> tuple[list[Compar
     return tables, report
 
 
-def _read(folder: Path) -> Runs:
+def _read(options: argparse.Namespace) -> Runs:
+    from fishr_exp.reports.conditions import none_left, parse_conditions, runs_where
     from fishr_exp.runs.reading import read_runs
 
+    folder, conditions = options.folder, parse_conditions(options.where)
     try:
-        return read_runs(folder)
+        runs = read_runs(folder)
     except OSError as error:
         raise ConfigError(
             "DIR",
@@ -212,10 +273,32 @@ def _read(folder: Path) -> Runs:
             f"this folder cannot be read ({error.strerror})",
             "pass the folder that contains the run folders, such as outputs/runs",
         ) from error
+    kept = runs_where(runs, conditions)
+    if runs.done and not kept.done and options.protocol != "domainbed":
+        raise none_left(runs.done, conditions)
+    return kept
+
+
+def _layout(options: argparse.Namespace) -> Layout:
+    from fishr_exp.reports.sheets.layout import Layout
+
+    names = {}
+    for word in options.rename:
+        old, sign, new = word.partition("=")
+        if not sign or not old:
+            raise ConfigError("--rename", word, "must be OLD=NEW, such as Fishr=Ours")
+        names[old] = new
+    return Layout(options.columns, options.rows, names, options.bold_best)
+
+
+def _list(text: str) -> list[str]:
+    """Return the items of a comma-separated list; an item with a comma is in double quotes."""
+    items = next(csv.reader([text], skipinitialspace=True), [])
+    return [item.strip() for item in items if item.strip()]
 
 
 def _say(
-    sheets: Sequence[Sheet], printed: str, report: Sequence[str], files: Sequence[str]
+    sheets: Sequence[Sheet], printed: str, report: Sequence[str], files: Sequence[Path]
 ) -> None:
     from fishr_exp.reports.sheets.sheet import FORMATS
 
@@ -223,45 +306,7 @@ def _say(
     sys.stdout.flush()
     # If a program may read the table, the report about it goes to stderr.
     stream = sys.stdout if printed == "text" else sys.stderr
-    stream.write("\n".join(["", *report, "Wrote:", *files]) + "\n")
-
-
-def _write(
-    sheets: Sequence[Sheet],
-    out: Path,
-    stem: str,
-    figures: Sequence[Table] = (),
-    formats: Sequence[str] = tuple(SUFFIXES),
-) -> list[str]:
-    """Write the files and return their names, one per line."""
-    from fishr_exp.reports.sheets.sheet import FORMATS
-    from fishr_exp.runs.files import write_atomically
-
-    files = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in formats:
-            files.append(out / f"{stem}.{SUFFIXES[name]}")
-            write_atomically(files[-1], FORMATS[name](sheets))
-        for number, table in enumerate(figures, start=1):
-            from fishr_exp.reports.figures.gamma import draw
-
-            files += draw(table, out / _figure_name(table, number, len(figures)))
-    except OSError as error:
-        raise ConfigError(
-            "--out",
-            out,
-            f"this folder cannot be written ({error.strerror or error})",
-            "pass another folder with --out",
-        ) from error
-    return [f"  {file}" for file in files]
-
-
-def _figure_name(table: Table, number: int, of: int) -> str:
-    if of == 1:
-        return "figure"
-    name = re.sub(r"[^\w-]+", "-", "-".join([table.dataset, *table.test_domains]))
-    return f"figure-{number}-{name}"
+    stream.write("\n".join(["", *report, "Wrote:", *(f"  {file}" for file in files)]) + "\n")
 
 
 def _count(runs: Runs) -> str:
@@ -280,13 +325,21 @@ def _report(runs: Runs) -> list[str]:
 
 
 def _about_figures(tables: Sequence[Table]) -> list[str]:
+    from fishr_exp.reports.figures.curves import MOST_ROWS
     from fishr_exp.reports.figures.gamma import varies_gamma
 
-    return [
+    lines = [
         f"Gamma does not vary in {table.title}: its figure shows one point per row."
         for table in tables
         if not varies_gamma(table)
     ]
+    lines += [
+        f"No curves of {table.title}: it has more than {MOST_ROWS} rows; count fewer runs with"
+        " --where KEY=VALUE."
+        for table in tables
+        if len(table.rows) > MOST_ROWS
+    ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def test_the_example_of_a_table_runs(
     assert run("fishr-exp trainer=erm", own).status == 0
     monkeypatch.setattr(sys, "argv", ["steps_table.py", str(own / "runs")])
     runpy.run_path("mylab/steps_table.py")
-    assert re.search(r"^erm +0 +2$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^ERM +0 +2$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_example_of_a_metric_measures() -> None:

@@ -19,6 +19,9 @@ LINE_HEIGHT = 0.145  # inches, of a line of text in a title or legend
 DPI = 300  # of the PNG
 # The palette of Okabe and Ito, which color-blind readers can distinguish; black is for ERM.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ERM_COLOR = "black"
+# Scales for values in an order, from light to dark, each with the part that is dark enough.
+SCALES = (("viridis_r", 0.12, 1.0), ("YlOrRd", 0.4, 1.0), ("PuRd", 0.4, 1.0), ("YlGn", 0.45, 1.0))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -42,6 +45,15 @@ def styled() -> Iterator[None]:
 
     with matplotlib.rc_context(STYLE):
         yield
+
+
+def sequential_colors(scale: int, count: int) -> list[Any]:
+    """Return `count` colors in an order, from light to dark; each scale (by number) has its own."""
+    from matplotlib import colormaps
+
+    name, low, high = SCALES[scale % len(SCALES)]
+    steps = [low + (high - low) * place / max(count - 1, 1) for place in range(count)]
+    return [colormaps[name](step) for step in steps]
 
 
 def create_panels(

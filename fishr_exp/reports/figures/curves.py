@@ -1,27 +1,32 @@
-"""Draws accuracies over the steps, of the test domains and on validation parts."""
+"""Draws accuracies over the steps, in the test domains and in the training domains."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fishr_exp.reports.figures.canvas import (
     COLORS,
+    ERM_COLOR,
     LINE_HEIGHT,
+    MARKERS,
     ROW_HEIGHT,
     TEST_LINE,
-    VALIDATION_LINE,
     add_legend,
     create_panels,
     draw_grid,
     draw_means,
     label_steps,
+    literal,
     save,
+    sequential_colors,
+    set_title,
     styled,
 )
-from fishr_exp.reports.figures.gamma import row_label
+from fishr_exp.reports.figures.gamma import about_seeds, row_label
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
 from fishr_exp.reports.tables.table import Row, Table
 from fishr_exp.runs.run_folder import RECORDS, Record, parse_records
@@ -29,7 +34,8 @@ from fishr_exp.runs.run_folder import RECORDS, Record, parse_records
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_ROWS = 2 * len(COLORS)  # of a table; a panel with more lines is unreadable
+MOST_ROWS = 12  # of a table; a panel with more lines is unreadable
+LEGEND_WIDTH, HANDLE_WIDTH = 110, 7  # characters, of the legend and beside a name
 
 Points = Mapping[int, Estimate]  # by step
 
@@ -68,11 +74,27 @@ def of_validation(record: Record) -> float | None:
     return record.get("validation_accuracy")
 
 
-def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
-    """Draw tables into `stem`.pdf and `stem`.png, one panel per test domain.
+@dataclass(frozen=True)
+class _Line:
+    """A row of a table, as it is drawn."""
 
-    Test accuracy is a line with a band of its standard error, validation accuracy a thin dashed
-    one. A row with a single evaluation has no line, and a table with too many rows no panel.
+    label: str
+    family: tuple[str, ...]  # method and settings: rows that differ only in gamma
+    gamma: float | None
+    is_erm: bool
+    test: Points
+    validation: Points
+
+
+def draw_curves(
+    tables: Sequence[Table], stem: Path, rename: Callable[[str], str] = str
+) -> list[Path]:
+    """Draw tables into `stem`.pdf and `stem`.png: for each test domain, two panels in a row.
+
+    The left one has the accuracy in the test domain, the right one the validation accuracy of the
+    training domains, both with a band of the standard error. The colors of a method are ordered
+    like its gammas; ERM is black. A row with a single evaluation has no line, and a table with
+    more than `MOST_ROWS` rows no panels. Names are written by `rename`.
 
     Returns:
         The files written; none if there is no line.
@@ -80,65 +102,95 @@ def draw_curves(tables: Sequence[Table], stem: Path) -> list[Path]:
     Raises:
         ValueError: If a record cannot be read.
     """
-    panels = {
-        (f"{table.dataset}; test domain {domain}", table.title): lines
+    pairs = [
+        (table.dataset, domain, lines)
         for table in tables
         if len(table.rows) <= MOST_ROWS
         for domain in table.test_domains
         if (lines := _lines(table, domain))
-    }
-    if not panels:
+    ]
+    if not pairs:
         return []
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    styles = _styles(line for *_, lines in pairs for line in lines)
+    datasets = list(dict.fromkeys(dataset for dataset, *_ in pairs))
     with styled():
-        columns = min(2, len(panels))
-        rows = -(-len(panels) // columns)
-        handles, names = _legend(labels, 52 * columns)
-        legend = sum(name.count("\n") + 1 for name in names)
-        height = (ROW_HEIGHT + LINE_HEIGHT) * rows + LINE_HEIGHT * (legend + 1)
-        figure, grid = create_panels(len(panels), columns, height=height)
-        for axes, ((title, _), lines) in zip(grid, panels.items(), strict=True):
-            _draw_panel(axes, lines, labels)
-            axes.set_title(title)
-        label_steps(grid, columns)
-        for axes in grid[::columns]:
-            axes.set_ylabel("accuracy (%)")
-        add_legend(figure, handles, names)
+        names = [rename(label) for label in styles]
+        columns = max(1, min(len(names), LEGEND_WIDTH // (max(map(len, names)) + HANDLE_WIDTH)))
+        names = [textwrap.fill(name, LEGEND_WIDTH) for name in names]
+        legend = -(-len(names) // columns) + sum(name.count("\n") for name in names)
+        height = (ROW_HEIGHT + LINE_HEIGHT) * len(pairs) + LINE_HEIGHT * (legend + 3)
+        figure, grid = create_panels(2 * len(pairs), 2, height=height)
+        for number, (dataset, domain, lines) in enumerate(pairs):
+            left, right = grid[2 * number : 2 * number + 2]
+            of = f"{dataset}: " if len(datasets) > 1 else ""
+            left.set_title(literal(rename(f"{of}test domain {domain}")))
+            without = f" without {domain}" if len(pairs) > 1 else ""
+            right.set_title(literal(rename(f"{of}training domains{without}")))
+            left.set_ylabel("accuracy (%)")
+            _draw_panel(left, {line.label: line.test for line in lines}, styles)
+            _draw_panel(right, {line.label: line.validation for line in lines}, styles)
+        label_steps(grid, 2)
+        seeds = about_seeds(row for table in tables for row in table.rows)
+        title = "; ".join([*datasets[: len(datasets) == 1], "accuracy on validation parts", seeds])
+        set_title(figure, literal(rename(title)))
+        add_legend(figure, _handles(styles), names, columns)
         return save(figure, stem)
 
 
-def _lines(table: Table, domain: str) -> dict[str, tuple[Points, Points]]:
-    """Return test and validation accuracies over the steps by row, of rows with two or more."""
-    found = {}
+def _lines(table: Table, domain: str) -> list[_Line]:
+    """Return the rows that have two or more evaluations."""
+    found = []
     for row in table.rows:
         test, validation = over_steps(row, of_test_domain(domain)), over_steps(row, of_validation)
         if len(test) > 1:
-            found[row_label(table, row)] = (test, validation)
+            family = (row.method, *(f"{key}={value}" for key, value in row.settings.items()))
+            is_erm = row.is_baseline or row.gamma == 0
+            label = row_label(table, row)
+            found.append(_Line(label, family, row.gamma, is_erm, test, validation))
     return found
 
 
 def _draw_panel(
-    axes: Axes, lines: Mapping[str, tuple[Points, Points]], labels: Sequence[str]
+    axes: Axes, lines: Mapping[str, Points], styles: Mapping[str, dict[str, Any]]
 ) -> None:
     draw_grid(axes)
-    for label, (test, validation) in lines.items():
-        style = _style(labels.index(label))
-        draw_means(axes, list(test), list(test.values()), band=0.18, **TEST_LINE, **style)
-        thin = {**style, **VALIDATION_LINE, "marker": ""}
-        axes.plot(list(validation), [e.mean for e in validation.values()], **thin)
+    for label, points in lines.items():
+        style = {**TEST_LINE, **styles[label]}
+        draw_means(axes, list(points), list(points.values()), band=0.15, **style)
 
 
-def _style(number: int) -> dict[str, Any]:
-    marker = ("o", "s")[number // len(COLORS) % 2]
-    return {"color": COLORS[number % len(COLORS)], "marker": marker, "markersize": 2.5}
+def _styles(lines: Iterable[_Line]) -> dict[str, dict[str, Any]]:
+    """Return color and marker by label.
+
+    Gammas of one family have colors in their order, from a scale of the family's own. A family with
+    one gamma has a color that is on no scale.
+    """
+    by_label = {line.label: line for line in lines}
+    families: dict[tuple[str, ...], list[float]] = {}
+    for line in by_label.values():
+        if not line.is_erm:
+            families.setdefault(line.family, []).append(line.gamma or 0.0)
+    scales = [family for family, gammas in families.items() if len({*gammas}) > 1]
+    single = [family for family in families if family not in scales]
+    styles = {}
+    erm = 0
+    for label, line in by_label.items():
+        if line.is_erm:
+            color, marker = ERM_COLOR, MARKERS[erm % len(MARKERS)]
+            erm += 1
+        elif line.family in scales:
+            gammas = sorted({*families[line.family]})
+            place, scale = gammas.index(line.gamma or 0.0), scales.index(line.family)
+            color = sequential_colors(scale, len(gammas))[place]
+            marker = MARKERS[place % len(MARKERS)]
+        else:
+            number = single.index(line.family)
+            color, marker = COLORS[number % len(COLORS)], MARKERS[number // len(COLORS) + 1]
+        styles[label] = {"color": color, "marker": marker, "markersize": 2.8}
+    return styles
 
 
-def _legend(labels: Sequence[str], width: int) -> tuple[list[Any], list[str]]:
+def _handles(styles: Mapping[str, dict[str, Any]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], **TEST_LINE, **_style(i)) for i in range(len(labels))]
-    dashed = Line2D([], [], color="black", **VALIDATION_LINE)
-    solid = Line2D([], [], color="black", **TEST_LINE)
-    handles += [solid, dashed]
-    names = [*labels, "validation part of the test domain", "of the training domains, mean"]
-    return handles, [textwrap.fill(name, width) for name in names]
+    return [Line2D([], [], **{**TEST_LINE, **style}) for style in styles.values()]

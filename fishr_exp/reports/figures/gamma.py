@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +45,12 @@ def _sweeps(table: Table) -> list[Curve]:
     return [c for c in table.curves if sum(row.gamma is not None for row in c.rows.values()) > 1]
 
 
-def draw(table: Table, stem: Path) -> list[Path]:
+def draw(table: Table, stem: Path, rename: Callable[[str], str] = str) -> list[Path]:
     """Draw `table` into `stem`.pdf and `stem`.png, one panel per test domain.
 
     Where gamma varies, test accuracy over gamma with the validation accuracy as a thin line, ERM
     as a horizontal one, and the gamma that each selection selects; otherwise one point for
-    each row. Error bars and bands are standard errors over seeds.
+    each row. Error bars and bands are standard errors over seeds. Names are written by `rename`.
 
     Returns:
         The files written.
@@ -63,14 +63,16 @@ def draw(table: Table, stem: Path) -> list[Path]:
                 _draw_over_gamma(axes, table, domain)
                 panels[0].set_ylabel("accuracy (%)")
             else:
-                _draw_points(axes, table, domain)
-        _finish(figure, panels, table)
+                _draw_points(axes, table, domain, rename)
+        _finish(figure, panels, table, rename)
         return save(figure, stem)
 
 
 def _label(of: Row | Curve) -> str:
     method = of.label if isinstance(of, Row) else of.method
-    known = {name: value for name, value in of.settings.items() if value != ABSENT}
+    last = {name: name.rpartition(".")[2] for name in of.settings}
+    short = {name: s if [*last.values()].count(s) == 1 else name for name, s in last.items()}
+    known = {short[name]: value for name, value in of.settings.items() if value != ABSENT}
     values = ", ".join(f"{name}={value}" for name, value in known.items())
     return literal(f"{method}, {values}" if values else method)
 
@@ -90,14 +92,21 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
         _draw_curve(axes, place, validated, thin, f"{label}, validation")
         if domain == table.test_domains[0]:  # the domain that the oracle uses
             _mark_selections(axes, place, curve, tested)
-    for number, row in enumerate(_levels(table, curves)):
-        _draw_level(axes, row, row.test[domain], (":", "-.", (0, (1, 3)))[number % 3])
+    for number, (label, row) in enumerate(_levels(table, curves).items()):
+        style = {"label": label, "linestyle": (":", "-.", (0, (1, 3)))[number % 3]}
+        _draw_level(axes, row.test[domain], style)
 
 
-def _levels(table: Table, curves: Sequence[Curve]) -> list[Row]:
-    """Return the rows drawn as a horizontal line: those without gamma, or else ERM as gamma 0."""
-    rows = [row for row in table.rows if row.gamma is None]
-    return rows or [c.baseline for c in curves if c.baseline]
+def _levels(table: Table, curves: Sequence[Curve]) -> dict[str, Row]:
+    """Return the rows drawn as horizontal lines: those without gamma, or else ERM as gamma 0."""
+    rows = {f"{_label(row)}, test": row for row in table.rows if row.gamma is None}
+    if rows:
+        return rows
+    # Of equal ones, one: the gamma 0 of several methods is the same run.
+    zero = {tuple(c.baseline.test.values()): c.baseline for c in curves if c.baseline}
+    if len(zero) == 1:
+        return {"ERM (γ = 0), test": next(iter(zero.values()))}
+    return {f"{_label(row)}, γ=0, test": row for row in zero.values()}
 
 
 def _draw_curve(
@@ -162,12 +171,11 @@ def _mark_selections(
         )
 
 
-def _draw_level(axes: Axes, row: Row, estimate: Estimate | None, dashes: Any) -> None:
-    """Draw a row as a horizontal line, its standard error as a band."""
+def _draw_level(axes: Axes, estimate: Estimate | None, style: Mapping[str, Any]) -> None:
+    """Draw a mean as a horizontal line, its standard error as a band."""
     if estimate is None:
         return
-    label = f"{_label(row)}, test" if row.gamma is None else "ERM (γ = 0), test"
-    axes.axhline(estimate.mean, color="black", linestyle=dashes, linewidth=1, label=label, zorder=1)
+    axes.axhline(estimate.mean, color="black", linewidth=1, zorder=1, **style)
     if error := estimate.standard_error:
         axes.axhspan(
             estimate.mean - error, estimate.mean + error, color="black", alpha=0.08, linewidth=0
@@ -226,19 +234,20 @@ def _mark_break(axes: Axes, at: float) -> None:
     )
 
 
-def _draw_points(axes: Axes, table: Table, domain: str) -> None:
+def _draw_points(axes: Axes, table: Table, domain: str, rename: Callable[[str], str]) -> None:
     """Draw a point for each row, for tables in which gamma does not vary."""
     _draw_series(axes, [row.validation for row in table.rows], "validation", COLORS[1], "s", 2.5)
     _draw_series(axes, [row.test[domain] for row in table.rows], "test", COLORS[0], "o", 4)
-    labels = _point_labels(table)
+    labels = _point_labels(table, rename)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)  # the first row on top, as in the table
     axes.set_xlabel("accuracy (%)")
     draw_grid(axes, "x")
 
 
-def _point_labels(table: Table) -> list[str]:
-    return [textwrap.fill(row_label(table, row), 24) for row in table.rows]
+def _point_labels(table: Table, rename: Callable[[str], str]) -> list[str]:
+    labels = [rename(row_label(table, row)) for row in table.rows]
+    return [textwrap.fill(of, 26, break_long_words=False, break_on_hyphens=False) for of in labels]
 
 
 def row_label(table: Table, row: Row) -> str:
@@ -272,17 +281,21 @@ def _draw_series(
         )
 
 
-def _finish(figure: Figure, panels: Sequence[Axes], table: Table) -> None:
+def _finish(
+    figure: Figure, panels: Sequence[Axes], table: Table, rename: Callable[[str], str]
+) -> None:
     """Add titles, and a legend below all panels, where it covers nothing; set the size."""
     for axes, domain in zip(panels, table.test_domains, strict=True):
         if len(panels) > 1:
-            axes.set_title(literal(f"test domain {domain}"))
-    title = literal(textwrap.fill(table.title, 58 * len(panels))) + "\n" + _about_seeds(table)
+            axes.set_title(literal(rename(f"test domain {domain}")))
+    wrapped = textwrap.fill(rename(table.title), 58 * len(panels))
+    title = f"{literal(wrapped)}\n{about_seeds(table.rows)}"
     set_title(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))  # curves share the labels of their marks
     labels = sorted(once, key=lambda label: label.startswith("selected"))
     handles = [once[label] for label in labels]
+    labels = [rename(label) for label in labels]
     half = -(-len(labels) // 2)
     widest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
     columns = (2 if widest <= 52 else 1) * len(panels)  # as many as fit next to each other
@@ -290,13 +303,15 @@ def _finish(figure: Figure, panels: Sequence[Axes], table: Table) -> None:
     lines = title.count("\n") + 1 - (-len(labels) // columns)
     height = PANEL_HEIGHT + LINE_HEIGHT * lines
     if not varies_gamma(table):
-        rows = sum(label.count("\n") + 1.5 for label in _point_labels(table))
-        height = max(height, LINE_HEIGHT * (rows + lines + 1))
+        texts = _point_labels(table, rename)  # at equal distances
+        rows = len(texts) * max(text.count("\n") + 1.5 for text in texts)
+        height = max(height, LINE_HEIGHT * (rows + lines + 3))
     figure.set_size_inches(COLUMN_WIDTH * len(panels), height)
 
 
-def _about_seeds(table: Table) -> str:
-    counts = sorted({len(row.seeds) for row in table.rows})
+def about_seeds(rows: Iterable[Row]) -> str:
+    """Say how many seeds the rows have, and what bars and bands show."""
+    counts = sorted({len(row.seeds) for row in rows})
     if counts == [1]:
         return "1 seed"
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"

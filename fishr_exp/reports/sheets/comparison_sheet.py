@@ -33,20 +33,30 @@ def comparison_sheet(table: Comparison) -> Sheet:
                 cells += [_show_published(cell.published)] if table.separate_columns else []
         method = f"{row.method} (published)" if row.published_only else row.method
         rows.append([method, ABSENT if row.published_only else str(row.repeats), *cells])
-    columns = [
-        header
+    columns = [  # key and header
+        pair
         for column in table.columns
-        for header in ([column, "published"] if table.separate_columns else [column])
+        for pair in (
+            [(column, column), (f"published {column}", "published")]
+            if table.separate_columns
+            else [(column, column)]
+        )
     ]
     lines = [_line(table, row, column) for row in table.rows for column in table.columns]
     return Sheet(
         title=table.title,
-        headers=["method", table.repeated, *columns],
+        headers=["method", table.repeated, *(header for _, header in columns)],
         rows=rows,
         left=1,
         notes=[*table.notes, *_legend(table), *_sources(table)],
         lines=lines,
-        wide=True,
+        label=" ".join(filter(None, [table.protocol, table.name, table.selection])),
+        keys=["method", table.repeated, *(key for key, _ in columns)],
+        compared=frozenset(
+            place
+            for place, (_, header) in enumerate(columns, start=2)
+            if header not in ("train", "published")
+        ),
     )
 
 

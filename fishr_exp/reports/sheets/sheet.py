@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tabulate import tabulate
+
+from fishr_exp.reports.sheets.latex import to_latex
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,39 @@ class Sheet:
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int  # number of first columns with text; the next ones are numbers
-    notes: Sequence[str]
+    notes: Sequence[str]  # the first one says what the numbers are
     lines: Sequence[Line] = field(default_factory=list)
     last: int = 0  # number of last columns with text
-    wide: bool = False  # small print in LaTeX, to fit a page
+    label: str = ""  # what LaTeX refers to it by; empty: by its title
+    keys: Sequence[str] = ()  # short names of the columns, by which they can be chosen too
+    about: Mapping[str, Sequence[str]] = field(default_factory=dict)  # note -> columns it explains
+    compared: frozenset[int] = frozenset()  # columns in which the highest number is the best
+    bold: frozenset[tuple[int, int]] = frozenset()  # cells, as (row, column)
+
+    @property
+    def alignment(self) -> list[str]:
+        """The side of each column on which its cells are: `left` or `right`."""
+        numbers = len(self.headers) - self.left - self.last
+        return ["left"] * self.left + ["right"] * numbers + ["left"] * self.last
+
+    def written(self, escape: Callable[[str], str], bold: Callable[[str], str] = str) -> Sheet:
+        """Return the sheet with each header and cell on one line, escaped, and bold where it is."""
+
+        def clean(cell: str) -> str:
+            return escape(" ".join(cell.split()))
+
+        rows = [
+            [bold(clean(c)) if (i, j) in self.bold else clean(c) for j, c in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        return replace(self, headers=[clean(header) for header in self.headers], rows=rows)
 
 
 def to_text(sheets: Sequence[Sheet]) -> str:
     """Write `sheets` for a terminal."""
-    parts = ("\n".join([s.title, "", _lay_out(s, "simple"), "", *s.notes]) for s in sheets)
+    parts = (
+        "\n".join([s.title, "", _tabulate(s.written(str), "simple"), "", *s.notes]) for s in sheets
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -44,15 +69,10 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
     """Write `sheets` in Markdown, as GitHub reads it."""
     parts = []
     for sheet in sheets:
-        table = _lay_out(sheet, "pipe", escape_markdown)
+        table = _tabulate(sheet.written(escape_markdown, "**{}**".format), "pipe")
         notes = [f"- {escape_markdown(note)}" for note in sheet.notes]
         parts.append("\n".join([f"### {escape_markdown(sheet.title)}", "", table, "", *notes]))
     return "\n\n".join(parts) + "\n"
-
-
-def to_latex(sheets: Sequence[Sheet]) -> str:
-    r"""Write `sheets` for `\input` in a document that uses the packages booktabs and graphicx."""
-    return "% Needs \\usepackage{booktabs,graphicx}.\n" + "\n".join(_latex_table(s) for s in sheets)
 
 
 def to_csv(sheets: Sequence[Sheet]) -> str:
@@ -83,84 +103,11 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_<>\[\]|~&#$])", r"\\\1", text)
 
 
-def escape_latex(text: str) -> str:
-    """Escape `text` for LaTeX, that is, for pdflatex with its default fonts.
-
-    A character that those fonts lack is shown by its code point: `[U+7D20]`.
-    """
-    return "".join(
-        _LATEX.get(c, c if _KNOWN.fullmatch(c) else f"[U+{ord(c):04X}]")
-        for c in unicodedata.normalize("NFC", text)
-    )
-
-
-_KNOWN = re.compile("[ -~À-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ]")
-_LATEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-    "√": r"$\surd$",
-    "≈": r"$\approx$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "∘": r"$\circ$",
-    "–": "--",
-}
-
-
-def _lay_out(sheet: Sheet, style: str, change: Callable[[str], str] = str) -> str:
-    headers, rows = _cells(sheet, change)
+def _tabulate(sheet: Sheet, style: str) -> str:
     return tabulate(
-        rows, headers, tablefmt=style, colalign=_alignment(sheet), disable_numparse=True
+        sheet.rows,
+        sheet.headers,
+        tablefmt=style,
+        colalign=sheet.alignment,
+        disable_numparse=True,
     )
-
-
-def _alignment(sheet: Sheet) -> list[str]:
-    numbers = len(sheet.headers) - sheet.left - sheet.last
-    return ["left"] * sheet.left + ["right"] * numbers + ["left"] * sheet.last
-
-
-def _cells(sheet: Sheet, change: Callable[[str], str]) -> tuple[list[str], list[list[str]]]:
-    """Put each cell on one line, and escape it."""
-
-    def clean(cell: str) -> str:
-        return change(" ".join(cell.split()))
-
-    return [clean(h) for h in sheet.headers], [[clean(c) for c in row] for row in sheet.rows]
-
-
-def _latex_table(sheet: Sheet) -> str:
-    headers, rows = _cells(sheet, escape_latex)
-    headers = [r"$\gamma$" if header == "gamma" else header for header in headers]
-    # A hyphen is not a minus sign.
-    rows = [[re.sub(r"(^|[\[ ])-(?=\d)", r"\1$-$", cell) for cell in row] for row in rows]
-    small = [r"  \footnotesize\setlength{\tabcolsep}{3pt}"] if sheet.wide else []
-    notes = escape_latex(" ".join(sheet.notes)).replace("/", r"/\allowbreak{}")  # long paths
-    columns = "".join(side[0] for side in _alignment(sheet))
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{escape_latex(sheet.title)}.}}",
-        r"  \smallskip",
-        *small,
-        # Its natural width, but at most the width of the text.
-        r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"  \begin{{tabular}}{{{columns}}}",
-        r"    \toprule",
-        rf"    {' & '.join(headers)} \\",
-        r"    \midrule",
-        *(rf"    {' & '.join(row)} \\" for row in rows),
-        r"    \bottomrule",
-        r"  \end{tabular}}",
-        r"  \par\smallskip",
-        rf"  \parbox{{\linewidth}}{{\footnotesize\raggedright {notes}}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"

@@ -8,10 +8,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from fishr_exp.reports.sheets.sheet import Line, Sheet
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.statistics.gamma_selection import VALIDATION, SelectedGamma
-from fishr_exp.reports.statistics.paired import CONFIDENCE, coverage_bound, seeds_needed, smallest_p
+from fishr_exp.reports.statistics.paired import (
+    CONFIDENCE,
+    EXACT,
+    RESAMPLES,
+    coverage_bound,
+    seeds_needed,
+    smallest_p,
+)
 from fishr_exp.reports.tables.table import Curve, Row, Table
 
 ABSENT = "–"
+_MEANS = "train, validation: mean over the training domains, on their two parts."
 
 
 def table_sheet(table: Table) -> Sheet:
@@ -20,17 +28,18 @@ def table_sheet(table: Table) -> Sheet:
     with_gamma = bool(gammas)
     with_difference = any(row.difference for row in table.rows)
     with_paired = any(row.paired for row in table.rows)
-    headers = [
-        "method",
-        *(["gamma"] if with_gamma else []),
-        *table.setting_names,
-        "seeds",
-        "train",
-        "validation",
-        *(f"{domain} (test)" for domain in table.test_domains),
-        *(["Δ ERM"] if with_difference else []),
-        *([f"{CONFIDENCE:.0%} interval".replace("%", " %"), "p"] if with_paired else []),
+    columns = [  # key and header
+        ("method", "method"),
+        *([("gamma", "gamma")] if with_gamma else []),
+        *((name, name) for name in table.setting_names),
+        ("seeds", "seeds"),
+        ("train", "train"),
+        ("validation", "validation"),
+        *(("test", f"{domain} (test)") for domain in table.test_domains),
+        *([("delta", "Δ ERM")] if with_difference else []),
+        *([("interval", f"{100 * CONFIDENCE:.0f} % interval"), ("p", "p")] if with_paired else []),
     ]
+    keys, headers = ([column[part] for column in columns] for part in (0, 1))
     rows = []
     for row in table.rows:
         n = len(row.seeds)
@@ -50,8 +59,23 @@ def table_sheet(table: Table) -> Sheet:
         )
     left = 1 + with_gamma + len(table.setting_names)
     lines = [_line(table, row) for row in table.rows]
-    notes = [*_notes(table), *_about_selections(table, gammas)]
-    return Sheet(table.title, headers, rows, left, notes, lines, wide=with_paired)
+    differences, intervals = [*_about_differences(table)], [*_about_intervals(table)]
+    about = {_MEANS: ["train", "validation"]}
+    about |= {note: ["delta"] for note in differences}
+    about |= {note: ["interval", "p"] for note in intervals}
+    notes = [*_notes(table, [*differences, *intervals]), *_about_selections(table, gammas)]
+    return Sheet(
+        table.title,
+        headers,
+        rows,
+        left,
+        notes,
+        lines,
+        label=f"{table.dataset} {' '.join(table.test_domains)}",
+        keys=keys,
+        about=about,
+        compared=frozenset(place for place, key in enumerate(keys) if key == "test"),
+    )
 
 
 def show_estimate(
@@ -88,13 +112,14 @@ def show_gammas(gammas: Sequence[float]) -> dict[float, str]:
     return texts
 
 
-def _notes(table: Table) -> list[str]:
+def _notes(table: Table, about_differences: Iterable[str]) -> list[str]:
+    single = "; one seed has no error" if any(len(row.seeds) == 1 for row in table.rows) else ""
     notes = [
-        "Accuracy in %, mean ± standard error over seeds; one seed has no error.",
-        "train, validation: mean over the training domains, on their two parts.",
+        f"Accuracy in %, mean ± standard error over seeds{single}.",
+        _MEANS,
     ]
     if any(row.difference for row in table.rows):
-        notes += _about_differences(table)
+        notes += about_differences
     elif any(not row.is_baseline and row.gamma != 0 for row in table.rows):
         notes.append("No row of ERM has the same settings and seeds, so there is no Δ ERM.")
     if any(row.selected_by_test_domain for row in table.rows):
@@ -108,6 +133,8 @@ def _notes(table: Table) -> list[str]:
 
 
 def _about_differences(table: Table) -> Iterator[str]:
+    if not any(row.difference for row in table.rows):
+        return
     gammas = {curve.baseline.gamma for curve in table.curves if curve.baseline}
     which = " (gamma 0, else the row of ERM)" if len(gammas) > 1 else " (gamma 0)"
     yield (
@@ -116,19 +143,28 @@ def _about_differences(table: Table) -> Iterator[str]:
     )
     if unpaired := [f"{_name(row)}, {_seeds(row.unpaired)}" for row in table.rows if row.unpaired]:
         yield f"Left out of Δ ERM, since one run of the pair is missing: {'; '.join(unpaired)}."
+
+
+def _about_intervals(table: Table) -> Iterator[str]:
     compared = [row for row in table.rows if row.paired]
     if not compared:
         return
+    counts = [row.difference.n for row in compared if row.difference]
+    test = "exact sign-flip test"
+    if max(counts) > EXACT:
+        test = f"sign-flip test, with {RESAMPLES} random signs for more than {EXACT} seeds"
     yield (
-        "Interval: bootstrap over seeds, of Δ ERM. p: exact sign-flip test, corrected by Holm for"
+        f"Interval: bootstrap over seeds, of Δ ERM. p: {test}, corrected by Holm for"
         f" the {len(compared)} comparison{'s' * (len(compared) > 1)} here."
     )
-    n = min(row.difference.n for row in compared if row.difference)
+    n = min(counts)
     if smallest_p(n) * len(compared) > 1 - CONFIDENCE:
+        needed = seeds_needed(len(compared))
+        enough = f"; {needed} seeds could bring it to {1 - CONFIDENCE:.2g}" if needed else ""
         yield (
             f"With {n} seeds the interval covers the true difference in at most"
-            f" {100 * coverage_bound(n):.3g} % of cases, and p is at least {smallest_p(n):.2g};"
-            f" {seeds_needed(len(compared))} seeds could bring it to {1 - CONFIDENCE:.2g}."
+            f" {100 * coverage_bound(n):.3g} % of cases, and p is at least"
+            f" {smallest_p(n):.2g}{enough}."
         )
 
 

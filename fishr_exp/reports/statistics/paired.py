@@ -6,12 +6,12 @@ seed varies less than either accuracy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+EXACT = RESAMPLES.bit_length() - 1  # most seeds of which a test uses all combinations of signs
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of the sign-flip test of the mean.
 
     Without an effect, each difference could equally have the opposite sign. All 2^n combinations of
-    signs are used (for more than 13 seeds, `RESAMPLES` random ones). The test is exact for any
+    signs are used (for more than `EXACT` seeds, `RESAMPLES` random ones). The test is exact for any
     symmetric distribution, while the t-test assumes a normal one; its limitation is `smallest_p`.
 
     Source: Fisher, The Design of Experiments (1935), section 21.
@@ -93,13 +93,21 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """Return the smallest possible p-value of n differences: all of one sign, 2 of 2^n cases."""
-    return 2.0 ** (1 - n)
+    """Return the smallest p-value that `sign_flip_p` can return for n differences.
+
+    Of all combinations, the two with equal signs: 2 of 2^n. Of random ones, none is as far from 0
+    as what was measured, which counts as one of them.
+    """
+    return 2.0 ** (1 - n) if n <= EXACT else 2 / (RESAMPLES + 1)
 
 
-def seeds_needed(comparisons: int, level: float = 1 - CONFIDENCE) -> int:
-    """Return the number of seeds from which a corrected p-value can be at most `level`."""
-    return 1 + math.ceil(math.log2(max(comparisons, 1) / level) - 1e-9)
+def seeds_needed(comparisons: int, level: float = 1 - CONFIDENCE) -> int | None:
+    """Return the number of seeds from which a corrected p-value can be at most `level`.
+
+    None if no number is enough: above `EXACT` seeds, more do not lower the smallest p-value.
+    """
+    numbers = range(2, EXACT + 2)
+    return next((n for n in numbers if comparisons * smallest_p(n) <= level + 1e-12), None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -27,7 +27,7 @@ def test_prints_the_table_and_says_what_it_wrote(factory, capsys):
     assert "Read 9 runs: 6 done, 1 failed, 1 unfinished, 1 unreadable.\n" in out
     assert f"failed: {failed.path}\n" in out
     assert f"unreadable: {broken.path}: config.json is not an object\n" in out
-    names = ["table.md", "table.tex", "table.csv", "figure.pdf", "figure.png"]
+    names = ["table.md", "table.tex", "table.csv", "table-notes.tex", "figure.pdf", "figure.png"]
     for name in names:
         path = factory.root / "table" / name
         assert path.stat().st_size > 0
@@ -185,6 +185,13 @@ def test_colored_mnist(factory, capsys):
         (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed has a select"),
         (["--published"], "--published=given: only domainbed adds rows"),
         (["--cells"], "--cells=given: only a protocol's tables"),
+        (["--protocol", "domainbed", "--cells", "--rows", "ERM"], "--rows=ERM: --cells prints"),
+        (["--rows", "IRM"], "--rows=IRM: there is no such row; there are ERM"),
+        (["--columns", "metod"], "--columns=metod: there is no such column; there are method"),
+        (["--rename", "IRM"], "--rename=IRM: must be OLD=NEW"),
+        (["--rename", "Irm=IRM"], "--rename=Irm: there is no such name; there are method"),
+        (["--where", "seed"], "--where=seed: must be KEY=VALUE"),
+        (["--where", "seed=3"], "--where=seed=3: no run has this value; there are 0"),
         (["--protocol", "colored_mnist"], "it contains no completed run on dataset=colored_mnist"),
         (["--protocol", "domainbed"], "it contains no run with records of evaluations (1 run"),
     ],
@@ -212,6 +219,46 @@ def refused(capsys, *arguments):
     assert out == ""
     (line,) = err.splitlines()
     return line
+
+
+def test_a_table_for_a_paper(factory, capsys):
+    factory.sweep([0.0, 1.0, 100.0])
+    factory.done("vrex", 1.0, 0, 0.99)
+    command = [str(factory.root), "--rows", "ERM,Fishr 100", "--columns", "method, gamma, minus90",
+               "--rename", "Fishr=Ours", "--rename", "minus90=reversed", "--bold-best",
+               "--where", "seed=0", "--where", "method=ERM,Fishr"]  # fmt: skip
+    assert main([*command, "--format", "markdown"]) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["method", "gamma", "reversed (test)"]
+    assert [row[0] for row in cells[2:]] == ["ERM", "ERM (Ours)", "Ours"]
+    assert cells[-1][2].startswith("**")
+    assert "reversed" in out.splitlines()[0]
+    assert "1 row of the table not shown." in out
+    latex = (factory.root / "table" / "table.tex").read_text()
+    assert r"\textbf{" in latex
+    assert r"\label{tab:colored-digits-minus90}" in latex  # whatever it is renamed to
+    everything = list(csv.DictReader((factory.root / "table" / "table.csv").open()))
+    assert [line["label"] for line in everything] == ["ERM", "ERM (Fishr)", "Fishr", "Fishr"]
+
+
+def test_published_rows_can_be_chosen_and_renamed_too(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    command = [str(tmp_path), "--protocol", "domainbed", "--published", "--rows", "ERM,CORAL",
+               "--columns", "method,Avg", "--rename", "ERM=Baseline", "--bold-best"]  # fmt: skip
+    assert main([*command, "--format", "markdown"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^\| Baseline +\| +85.0 ↓ \|$", out, re.M)
+    assert re.search(r"^\| CORAL \(published\) +\| +\*\*86.2 ± 0.3\*\* \|$", out, re.M)
+
+
+def test_conditions_hold_for_domainbed_s_own_files(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    command = [str(tmp_path), "--protocol", "domainbed", "--where"]
+    assert main([*command, "trial_seed=0,1"]) == 0
+    assert re.search(r"^ERM +2 +85.0 ± 0.0", capsys.readouterr().out, re.M)
+    assert "no run has this value; there are 0, 1, 2" in refused(capsys, *command, "trial_seed=5")
 
 
 def test_a_sweep_of_gamma_is_no_sweep_of_domainbed(factory, capsys):

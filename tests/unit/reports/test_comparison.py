@@ -20,7 +20,8 @@ from fishr_exp.configuration.binding import conf_dir
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.reports.published import Published
 from fishr_exp.reports.sheets.comparison_sheet import cells_sheet, comparison_sheet
-from fishr_exp.reports.sheets.sheet import to_csv, to_latex, to_markdown, to_text
+from fishr_exp.reports.sheets.latex import to_latex
+from fishr_exp.reports.sheets.sheet import to_csv, to_markdown, to_text
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.tables.colored_mnist import (
     PRESCRIBED,

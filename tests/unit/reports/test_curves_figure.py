@@ -57,19 +57,83 @@ def drawn(tables, tmp_path, monkeypatch):
     return files, figures[0] if figures else None
 
 
-def test_a_panel_has_two_lines_a_row(two_seeds, tmp_path, monkeypatch):
+def test_a_panel_for_the_test_domain_and_one_for_the_others(two_seeds, tmp_path, monkeypatch):
     files, figure = drawn(two_seeds, tmp_path, monkeypatch)
     figure.draw_without_rendering()
     assert [file.name for file in files] == ["curves.pdf", "curves.png"]
-    (axes,) = figure.axes
-    assert axes.get_title() == "colored_digits; test domain minus90"
-    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [
-        pytest.approx([20, 30]),
-        pytest.approx([80, 70]),
-    ]
-    assert len(axes.lines) == 4
-    shown = [text.get_text() for text in figure.legends[0].texts]
-    assert shown[:2] == ["ERM", "Fishr, γ=1"]
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("test domain minus90", "training domains")
+    assert figure.get_suptitle().startswith("colored_digits; accuracy on validation parts; 2 seeds")
+    assert left.get_ylim() == right.get_ylim()
+    for axes, means in ((left, [20, 30]), (right, [80, 70])):
+        assert len(axes.lines) == 2  # ERM and Fishr
+        assert list(axes.lines[0].get_ydata()) == pytest.approx(means)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ERM", "Fishr, γ=1"]
+
+
+def with_curves(factory, method, gamma, seed=0, **settings):
+    folder = factory.done(method, gamma, seed, 0.5, **settings)
+    for step in (11, 12):
+        folder.append(record(step, 0.5, 0.6))
+    folder.close()
+
+
+def colors(figure):
+    from matplotlib.colors import to_rgb
+
+    handles, texts = figure.legends[0].legend_handles, figure.legends[0].texts
+    return {
+        text.get_text(): to_rgb(handle.get_color())
+        for text, handle in zip(texts, handles, strict=True)
+    }
+
+
+def lightness(color):
+    return sum(weight * part for weight, part in zip((0.2, 0.7, 0.1), color, strict=True))
+
+
+def test_the_colors_of_a_method_are_ordered_like_its_gammas(factory, tmp_path, monkeypatch):
+    gammas = [0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
+    for gamma in gammas:
+        with_curves(factory, "fishr", gamma)
+    for gamma in gammas[1:4]:
+        with_curves(factory, "vrex", gamma)
+    with_curves(factory, "irm", 5.0)
+    found = colors(drawn(tables(factory), tmp_path, monkeypatch)[1])
+    assert found.pop("ERM") == (0, 0, 0)
+    assert len({*found.values()}) == len(found) == 10  # no color twice
+    for method in ("Fishr", "V-REx"):
+        own = [lightness(color) for label, color in found.items() if label.startswith(method)]
+        assert own == sorted(own, reverse=True)  # the darker, the larger
+
+
+def test_the_legend_takes_a_small_part_of_the_figure(factory, tmp_path, monkeypatch):
+    for gamma in [0.0, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5]:
+        with_curves(factory, "fishr", gamma)
+    _, figure = drawn(tables(factory), tmp_path, monkeypatch)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent(figure.canvas.get_renderer())
+    assert box.height < 0.2 * figure.bbox.height
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    for axes in figure.axes:
+        assert axes.get_window_extent().height > 0.5 * figure.bbox.height
+
+
+def test_several_test_domains_and_datasets_are_named(factory, tmp_path, monkeypatch):
+    with_curves(factory, "erm", None)
+    with_curves(factory, "erm", None, labels={"dataset": "pacs"})
+    _, figure = drawn(tables(factory), tmp_path, monkeypatch)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "colored_digits: test domain minus90", "colored_digits: training domains without minus90",
+        "pacs: test domain minus90", "pacs: training domains without minus90",
+    ]  # fmt: skip
+
+
+def test_names_are_written_as_asked(two_seeds, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))
+    draw_curves(two_seeds, tmp_path / "curves", lambda text: text.replace("Fishr", "Ours"))
+    assert [text.get_text() for text in figures[0].legends[0].texts] == ["ERM", "Ours, γ=1"]
 
 
 def test_the_same_runs_give_the_same_file(two_seeds, tmp_path):

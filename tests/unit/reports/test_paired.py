@@ -74,7 +74,23 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+@pytest.mark.parametrize("n", [2, 3, 12, 13, 14, 15, 30])
+def test_the_smallest_p_is_what_the_test_returns_at_best(n):
+    assert sign_flip_p([1.0 + i / 100 for i in range(n)]) == pytest.approx(smallest_p(n))
+
+
+@pytest.mark.parametrize("n", [12, 13, 14, 15])
+def test_no_p_is_below_the_smallest(n):
+    draw = np.random.default_rng(n)
+    for mean in (0.0, 1.0, 5.0):
+        assert sign_flip_p(list(draw.normal(mean, 1.0, n))) >= smallest_p(n) - 1e-12
+
+
 def test_seeds_that_a_corrected_p_needs():
-    for comparisons in range(1, 12):
+    for comparisons in (*range(1, 12), 204, 205, 250):
         n = seeds_needed(comparisons)
-        assert comparisons * smallest_p(n) <= 0.05 < comparisons * smallest_p(n - 1)
+        assert comparisons * smallest_p(n) <= 0.05 + 1e-12
+        assert comparisons * smallest_p(n - 1) > 0.05
+    assert seeds_needed(204) == 13
+    assert seeds_needed(250) == 14
+    assert seeds_needed(251) is None  # 2 of 10000, 251 times, is above 0.05

@@ -2,20 +2,11 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-import shutil
-import subprocess
 
 import pytest
 
-from fishr_exp.reports.sheets.sheet import (
-    FORMATS,
-    escape_latex,
-    escape_markdown,
-    to_csv,
-    to_latex,
-    to_text,
-)
+from fishr_exp.reports.sheets.latex import to_latex_notes
+from fishr_exp.reports.sheets.sheet import FORMATS, escape_markdown, to_csv, to_text
 from fishr_exp.reports.sheets.table_sheet import show_gammas, table_sheet
 from fishr_exp.reports.tables.table import build_tables
 from fishr_exp.runs.reading import read_runs
@@ -53,6 +44,8 @@ def odd(factory) -> None:
 def test_golden(factory, golden, scene, name):
     scene(factory)
     golden(f"table_{scene.__name__}.{SUFFIX[name]}", FORMATS[name](sheets(factory)))
+    if name == "latex":
+        golden(f"table_{scene.__name__}-notes.tex", to_latex_notes(sheets(factory)))
 
 
 def test_csv_gives_numbers_that_a_program_reads(factory):
@@ -96,24 +89,3 @@ def test_gammas_are_short_and_told_apart(gammas, texts):
 
 def test_escapes():
     assert escape_markdown("a_b|c*d&e%") == r"a\_b\|c\*d\&e%"
-    assert escape_latex("a_b & 5 % {x}\\ ~^") == (
-        r"a\_b \& 5 \% \{x\}\textbackslash{} \textasciitilde{}\textasciicircum{}"
-    )
-    assert escape_latex("é Δ 素") == r"é $\Delta$ [U+7D20]"
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
-def test_latex_compiles(factory, tmp_path):
-    sweep(factory)
-    odd(factory)
-    factory.done("erm", None, 0, {"".join(map(chr, range(0x21, 0x180))) + "e\u0301素": 0.5})
-    (tmp_path / "table.tex").write_text(to_latex(sheets(factory)))
-    (tmp_path / "paper.tex").write_text(
-        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
-    found = re.findall(r"^(?:Overfull \\hbox|Missing character).*", done.stdout, re.M)
-    assert len(found) == 1  # the caption that is one word of 300 letters; the tables fit
-    assert (tmp_path / "paper.pdf").exists()

@@ -1,0 +1,74 @@
+"""Writes tables and figures into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.reports.figures.gamma import draw
+from fishr_exp.reports.sheets.latex import to_latex_notes
+from fishr_exp.reports.sheets.sheet import FORMATS, Sheet
+from fishr_exp.reports.tables.table import Table
+from fishr_exp.runs.files import write_atomically
+
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+
+
+def write(
+    sheets: Sequence[Sheet], out: Path, stem: str, formats: Sequence[str] = tuple(SUFFIXES)
+) -> list[Path]:
+    """Write sheets as `out`/`stem`.md and so on, and LaTeX's notes as `stem`-notes.tex.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+    """
+    contents = {f"{stem}.{SUFFIXES[name]}": FORMATS[name](sheets) for name in formats}
+    if "latex" in formats:
+        contents[f"{stem}-notes.tex"] = to_latex_notes(sheets)
+    with _explaining_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            write_atomically(out / name, content)
+    return [out / name for name in contents]
+
+
+def draw_all(tables: Sequence[Table], out: Path, rename: Callable[[str], str] = str) -> list[Path]:
+    """Draw the figure of each table into `out`, with names as `rename` writes them.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: If the folder cannot be written.
+    """
+    files: list[Path] = []
+    with _explaining_os_errors(out):
+        for number, table in enumerate(tables, start=1):
+            files += draw(table, out / _figure_name(table, number, len(tables)), rename)
+    return files
+
+
+def _figure_name(table: Table, number: int, of: int) -> str:
+    if of == 1:
+        return "figure"
+    name = re.sub(r"[^\w-]+", "-", "-".join([table.dataset, *table.test_domains]))
+    return f"figure-{number}-{name}"
+
+
+@contextlib.contextmanager
+def _explaining_os_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            "--out",
+            out,
+            f"this folder cannot be written ({error.strerror or error})",
+            "pass another folder with --out",
+        ) from error
