@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fishr_exp.core.errors import ConfigError
@@ -93,7 +94,8 @@ def build_domainbed_tables(
         by_dataset = {dataset: selected.get((dataset, method)) for dataset in datasets}
         return _averages_row(reference, method, by_dataset)
 
-    return [*tables, table(AVERAGES, datasets, averages)]
+    found = table(AVERAGES, datasets, averages)
+    return [*tables, replace(found, notes=(*notes, *_about_incomplete_trials(selected)))]
 
 
 def unrepeated(histories: Iterable[History]) -> tuple[list[History], list[History]]:
@@ -222,6 +224,29 @@ def _trial_means(selected: Selected) -> list[float]:
         for trial in trials
         if all(trial in choices for choices in selected.values())
     ]
+
+
+def _about_incomplete_trials(selected: Mapping[tuple[str, str], Selected]) -> Iterable[str]:
+    """Give the averages of DomainBed's script where it counts trials that ours leaves out."""
+    theirs = []
+    for (dataset, method), of in selected.items():
+        trials = sorted({trial for choices in of.values() for trial in choices})
+        means = [
+            100 * mean([choices[trial].accuracy for choices in of.values() if trial in choices])
+            for trial in trials
+        ]
+        estimate = over_trials(means)
+        if estimate and len(_trial_means(of)) < len(trials):
+            error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.1f}"
+            plural = "s" * (estimate.n > 1)
+            theirs.append(
+                f"{method} on {dataset} {estimate.mean:.1f}{error} ({estimate.n} trial{plural})"
+            )
+    if theirs:
+        yield (
+            "Only trials with all test domains are averaged. DomainBed's script averages each trial"
+            f" over the test domains that it has, which gives: {'; '.join(theirs)}."
+        )
 
 
 def _mean_of(estimates: Sequence[Estimate | None], repeats: int) -> Estimate | None:

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -161,6 +162,36 @@ def test_a_trial_that_lacks_a_domain_is_in_no_average():
     assert own(table)["P"].n == 2
     assert "97.5 ± 0.0 (n=2) ≈" in to_text([comparison_sheet(table)])
     assert own(averages)["PACS"] == (pytest.approx(85.75), pytest.approx(0.05 / 2**0.5), 2)
+
+
+def domainbeds_averages(runs):
+    """DomainBed's collect_results: means over what a trial has, then numpy's mean and std."""
+    found = {}
+    for trial in sorted({run.trial_seed for run in runs}):
+        group = [run.evaluations[0].train[min(run.test_domains)] for run in runs
+                 if run.trial_seed == trial]  # fmt: skip
+        found[trial] = np.mean(group)
+    values = list(found.values())
+    return f"{100 * np.mean(values):.1f} ± {100 * np.std(values / np.sqrt(len(values))):.1f}"
+
+
+def test_the_average_of_domainbed_s_script_stands_below_by_name():
+    runs = [r for r in pacs() if (r.test_domains, r.trial_seed) not in [({2}, 0), ({0}, 1)]]
+    table, averages = build_domainbed_tables(runs, "training")
+    assert own(averages)["PACS"].n == 1
+    said = f"which gives: erm on PACS {domainbeds_averages(runs)} (3 trials)."
+    assert averages.notes[-1].endswith(said)
+    assert averages.notes[-1] not in table.notes
+    assert not any(
+        "DomainBed's script" in n for n in build_domainbed_tables(pacs(), "oracle")[1].notes
+    )
+
+
+def test_an_average_that_only_domainbed_s_script_has_is_given_too():
+    runs = [run for run in pacs() if run.test_domains != {2}]
+    averages = build_domainbed_tables(runs, "training")[1]
+    assert own(averages)["PACS"] is None
+    assert f"erm on PACS {domainbeds_averages(runs)} (3 trials)." in averages.notes[-1]
 
 
 def test_an_accuracy_that_nobody_measured_is_missing():
