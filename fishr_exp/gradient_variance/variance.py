@@ -93,14 +93,21 @@ def gradient_variance(
 
     Limits:
         Engine `"native"` assumes that the first dimension of a layer's output is the sample, in the
-        order of the batch. It compares its gradients with autograd's at calls 1, 2, 4, 8, 16, ...
-        with the same model, selection and shapes. From then on, parameters that fail are computed
-        from single samples, which is slow but exact; a model that mixes samples is refused. So a
+        order of the batch; if it has another size, that samples and positions are folded, [N * T,
+        ...], or positions come first, [T, N, ...]. It compares its gradients with autograd's at
+        calls 1, 2, 4, 8, 16, ... with the same model, selection and shapes. From then on,
+        parameters that fail are computed from single samples, which is slow but exact; a model that
+        mixes samples is refused. So a
         model that starts to mix or reorder its samples later gives wrong variances until the next
         of these calls, at most as many calls as were made before; one that does so only at other
         calls is not detected. From the second comparison on, parameters with small gradients are
         compared loosely, and in half precision all are, so that rounding never refuses a correct
-        model. After BatchNorm with `batch_statistics="constant"` nothing is compared.
+        model. After BatchNorm with `batch_statistics="constant"` nothing is compared, and no layout
+        is guessed.
+
+        What is computed from single samples is vectorized by `torch.func`, unless that gives other
+        gradients, or another gradient of the variances, than autograd does on two samples (as over
+        TorchScript); this is compared at the same calls. If it does, the samples run in a loop.
 
     Source: Ramé et al. 2022 (arXiv:2109.02934), the domain-level gradient variance.
     Departs: Divided by n instead of n - 1, as all public code does.

@@ -77,6 +77,8 @@ def _batch_norm(
     **named: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     arguments = dict(zip(("training", "momentum", "eps"), rest, strict=False)) | named
+    if running_mean is None and len(x) == 1:  # a standardized weight [1, C, ...]
+        return _group_norm(x, x.shape[1], weight, bias, arguments.get("eps", 1e-5))
     if running_mean is None or running_var is None or arguments.get("training", False):
         normal = F.batch_norm(x, running_mean, running_var, None, None, **arguments)
         return normal, weight, bias
@@ -87,9 +89,24 @@ def _batch_norm(
     return normal.to(x.dtype), weight, bias
 
 
+def _rms_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor | None, None]:
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    scale = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
+    return (wide * scale).to(x.dtype), weight, None
+
+
 NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     F.batch_norm: _batch_norm,
@@ -108,7 +125,7 @@ def normalize(function: Callable[..., Any], args: Any, kwargs: Any, give: Give) 
     if "input" in kwargs:
         args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
     normal, weight, bias = NORMALIZATIONS[function](*args, **kwargs)
-    by_channel = NORMALIZATIONS[function] is not _layer_norm
+    by_channel = NORMALIZATIONS[function] not in (_layer_norm, _rms_norm)
 
     def given(parameter: Tensor) -> Tensor:
         if by_channel:  # one entry per channel, the second dimension

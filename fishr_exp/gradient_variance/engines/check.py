@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -32,40 +32,61 @@ LATER_IN_HALF_PRECISION = Tolerance(0.5, 0.1)
 
 
 @dataclass
-class _Checked:
+class Checked:
     """What is known about a model's uses of its parameters."""
 
     calls: int = 0
     failed: frozenset[str] = frozenset()  # names of parameters
+    turned: frozenset[str] = frozenset()  # of those whose layout is not the one guessed first
 
 
-_checked: WeakKeyDictionary[nn.Module, dict[Any, _Checked]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, dict[Any, Checked]] = WeakKeyDictionary()
 """By model, and by its uses of parameters and their shapes."""
 
 
-def failing_the_check(
-    model: nn.Module,
+def known_of(model: nn.Module, plans: Sequence[Plan], count: int) -> Checked:
+    """Return what is known about a model with these uses of parameters on `count` samples."""
+    known = _checked.setdefault(model, {})
+    uses = [(use.function, use.output.shape, *(name for name, _ in ruled)) for use, ruled in plans]
+    return known.setdefault((count, *uses), Checked())
+
+
+def check(
+    known: Checked,
     plans: Sequence[Plan],
-    terms: Mapping[str, Sequence[Term]],
+    terms: dict[str, list[Term]],
+    turned: Callable[[frozenset[str]], dict[str, list[Term]]],
     parameters: Mapping[str, nn.Parameter],
     losses: Tensor,
     limit: int,
-) -> frozenset[str]:
-    """Return the names of parameters whose rules give, or have given, wrong gradients.
+) -> None:
+    """Find parameters whose rules give wrong gradients; correct `terms` where possible.
 
     A rule assumes that the first dimension is the sample, in the order of the batch. If it is
     another one of the same size (windows, positions), or the model reorders its samples, only the
     result shows it. Checked at calls 1, 2, 4, 8, ... with the same model,
     parameters and shapes: a model may change over time, and the mean cost per call goes to zero.
+
+    Args:
+        known: Of this model and its uses; what is found is added to it.
+        plans: The uses.
+        terms: By parameter.
+        turned: Returns the terms of these parameters in the other layout, where there is one.
+        parameters: By name.
+        losses: [N].
+        limit: Maximum number of entries of a temporary tensor.
     """
-    known = _checked.setdefault(model, {})
-    uses = [(use.function, use.output.shape, *(name for name, _ in ruled)) for use, ruled in plans]
-    checked = known.setdefault((len(losses), *uses), _Checked())
-    checked.calls += 1
-    if checked.calls & (checked.calls - 1) == 0:  # a power of two
-        tolerance = FIRST if checked.calls == 1 else _later(plans)
-        checked.failed |= _wrong(terms, parameters, losses, limit, tolerance)
-    return checked.failed
+    known.calls += 1
+    if known.calls & (known.calls - 1):  # not a power of two
+        return
+    tolerance = FIRST if known.calls == 1 else _later(plans)
+    wrong = _wrong(terms, parameters, losses, limit, tolerance)
+    if wrong:
+        others = turned(wrong)
+        right = others.keys() - _wrong(others, parameters, losses, limit, tolerance)
+        known.turned |= right
+        known.failed |= wrong - right
+        terms.update({name: others[name] for name in right})
 
 
 def _later(plans: Sequence[Plan]) -> Tolerance:

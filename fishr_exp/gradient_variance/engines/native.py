@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from weakref import WeakKeyDictionary
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..autograd.at_once import at_once
+from ..errors import UnsupportedError
 from ..losses import Loss, losses_of_samples
-from ..rules.rules import RULES
 from ..terms.moments import Moments, moments_of_terms
-from ..terms.uses import Direct, Plan, Term, Use
-from .check import failing_the_check
+from ..terms.uses import Direct, Term
+from .check import check, known_of
 from .fallback import gradients_one_by_one
+from .planning import Planner
 from .recorder import Recorder
 
 Finish = Callable[[str, Moments], Tensor]  # of a parameter's name and moments
@@ -52,12 +53,17 @@ def native_statistics(
             convolution is requested.
     """
     count = len(inputs)
-    recorder = Recorder(parameters.values(), count, allow_batch_statistics)
+    constants = [*model.parameters(), *model.buffers()]
+    recorder = Recorder(parameters.values(), count, constants, allow_batch_statistics)
     with recorder:
         logits = model(inputs)
     losses = losses_of_samples(loss, logits, targets, count)
-    plans, slow = _plan(recorder.uses, parameters, count)
-    slow |= _used_unrecorded(plans, parameters, losses, slow)
+    planner = Planner(recorder, parameters)
+    checked = not recorder.met_batch_statistics  # these couple the samples' gradients
+    plans, slow = planner.plan(losses, checked)
+    known = known_of(model, plans, count)
+    if known.turned:
+        plans, slow = planner.plan(losses, checked, known.turned)
     finished: dict[str, Tensor] = {}
 
     def finish_terms(name: str, terms: Sequence[Term]) -> None:
@@ -68,12 +74,20 @@ def native_statistics(
         finished[name] = _scalar_of_terms(of, terms) if to_scalars else of(terms)
 
     with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(create_graph):
-        terms = _terms(plans, logits, losses, targets, loss, create_graph)
+        of = (logits, losses, targets, loss, create_graph)
+        terms = planner.terms(plans, *of)
+        if checked:
+
+            def turned(names: frozenset[str]) -> dict[str, list[Term]]:
+                plans, slow = planner.plan(losses, checked, known.turned | names)
+                found = planner.terms(plans, *of)
+                return {name: found[name] for name in names - slow if name in found}
+
+            check(known, plans, terms, turned, parameters, losses, memory_limit)
+            slow |= known.failed
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
-        if not recorder.met_batch_statistics:  # these couple the samples' gradients
-            slow |= failing_the_check(model, plans, terms, parameters, losses, memory_limit)
         plans.clear()
-        recorder.uses.clear()  # they hold the layers' outputs
+        planner.clear()
         for name in reversed([name for name in parameters if name not in slow]):
             if name in terms:
                 finish_terms(name, terms.pop(name))  # frees them
@@ -81,6 +95,12 @@ def native_statistics(
                 zero = _zero_moments(parameters[name], len(sizes), covariance)
                 finished[name] = finish(name, zero)
     if slow:
+        if recorder.couples_samples:
+            raise UnsupportedError(
+                "BatchNorm in training mode, and a selected parameter without a rule: its "
+                "per-sample gradients need each sample on its own, which has no batch statistics; "
+                "put BatchNorm into evaluation mode, or choose a different scope"
+            )
         _report(model, slow)
         left = {name: parameters[name] for name in parameters if name in slow}
         gradients = gradients_one_by_one(model, inputs, targets, left, loss, losses, create_graph)
@@ -107,7 +127,7 @@ def _report(model: nn.Module, names: set[str]) -> None:
     if new:
         _reported[model] |= new
         _log.info(
-            "no rule applies to %s: computed by torch.func, which is exact but slow",
+            "no rule applies to %s: computed sample by sample, which is exact but slow",
             ", ".join(sorted(new)),
         )
 
@@ -116,72 +136,3 @@ def _zero_moments(parameter: Tensor, domains: int, covariance: bool) -> Moments:
     mean = parameter.new_zeros(domains, *parameter.shape)
     p = parameter.numel()
     return Moments(mean, parameter.new_zeros(domains, p, p) if covariance else mean)
-
-
-def _plan(
-    uses: Iterable[Use], parameters: Mapping[str, nn.Parameter], count: int
-) -> tuple[list[Plan], set[str]]:
-    """Find the rule for each use, and the parameters that have a use without one."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    plans: list[Plan] = []
-    slow: set[str] = set()
-    for use in uses:
-        rule = RULES.get(use.function)
-        found = (rule(use, count) if rule else None) or []
-        ruled = [(names[id(value)], make) for value, make in found if id(value) in names]
-        if ruled:
-            plans.append((use, ruled))
-        slow |= use.names(names) - {name for name, _ in ruled}
-    return plans, slow
-
-
-def _used_unrecorded(
-    plans: Iterable[Plan],
-    parameters: Mapping[str, nn.Parameter],
-    losses: Tensor,
-    slow: set[str],
-) -> set[str]:
-    """Parameters without a recorded use on which the losses nevertheless depend."""
-    seen = {name for _, ruled in plans for name, _ in ruled} | slow
-    unrecorded = [name for name in parameters if name not in seen]
-    if not unrecorded:
-        return set()
-    grads = torch.autograd.grad(
-        losses.sum(),
-        [parameters[name] for name in unrecorded],
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return {name for name, grad in zip(unrecorded, grads, strict=True) if grad is not None}
-
-
-def _terms(
-    plans: Sequence[Plan],
-    logits: Tensor,
-    losses: Tensor,
-    targets: Tensor,
-    loss: Loss,
-    create_graph: bool,
-) -> dict[str, list[Term]]:
-    """Terms of each parameter, one per use."""
-    uses = [use for use, _ in plans]
-    terms: dict[str, list[Term]] = {}
-    in_closed_form = getattr(loss, "gradient_at_logits", None)
-    if in_closed_form and len(uses) == 1 and logits.grad_fn is uses[0].edge.node:
-        deltas: Sequence[Tensor | None] = [in_closed_form(logits, targets)]
-    elif uses:
-        deltas = torch.autograd.grad(
-            losses,
-            [use.edge for use in uses],
-            torch.ones_like(losses),
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
-        )
-    else:
-        deltas = []
-    for (use, ruled), delta in zip(plans, deltas, strict=True):
-        for name, make in ruled:
-            if delta is not None:
-                terms.setdefault(name, []).append(make(delta.reshape(use.output.shape)))
-    return terms

@@ -23,6 +23,7 @@ from ..autograd.double_backward import TWICE_DIFFERENTIABLE
 from ..autograd.normalization import NORMALIZATIONS, normalize, uses_batch_statistics
 from ..errors import UnsupportedError
 from ..terms.uses import Use, flatten
+from .derived import DerivedTensors
 
 ELEMENTWISE = frozenset(
     variant
@@ -35,6 +36,7 @@ ELEMENTWISE = frozenset(
 def give_copies(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Give each of shape[0] samples its own copy of `parameter`."""
     aligned = (1,) * (len(shape) - parameter.ndim) + tuple(parameter.shape)
+    aligned = aligned[-len(shape) :]
     return parameter.reshape(aligned).expand(shape[0], *aligned[1:])
 
 
@@ -44,18 +46,25 @@ class Recorder(TorchFunctionMode):
     Args:
         parameters: The selected parameters.
         count: N, the number of samples in the forward pass.
+        constants: All parameters and buffers of the model; they do not depend on the samples.
         allow_batch_statistics: Whether BatchNorm may be in training mode; `met_batch_statistics`
-            is set if it was, between a use and the loss.
+            is set if it was, between a use and the loss. `couples_samples` is set if it was
+            anywhere.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], count: int, allow_batch_statistics: bool = False
+        self,
+        parameters: Iterable[nn.Parameter],
+        count: int,
+        constants: Iterable[Tensor] = (),
+        allow_batch_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.selected = {id(parameter) for parameter in parameters}
+        self.derived = DerivedTensors(self.selected, constants)
         self.count = count
         self.allow_batch_statistics = allow_batch_statistics
-        self.met_batch_statistics = False
+        self.met_batch_statistics = self.couples_samples = False
         self.uses: list[Use] = []
         self._in_attention = False
 
@@ -63,52 +72,91 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        values = list(flatten((*args, *kwargs.values())))
+        of_parameters = self.derived.contains(values)
+        if func is F.batch_norm and not of_parameters and uses_batch_statistics(args, kwargs):
+            self.couples_samples = True
         if not torch.is_grad_enabled():  # inside a custom autograd function, for one
             return func(*args, **kwargs)
+        if of_parameters and not self._is_given_to_samples(func, args):
+            return self._derive(func, args, kwargs, values)
         if func is F.multi_head_attention_forward and self._can_open(args, kwargs):
             return self._attention(args, kwargs)
-        used = any(id(value) in self.selected for value in flatten((*args, *kwargs.values())))
+        used = self._uses(values)
         if self.uses:  # only what is between a use and the loss is differentiated twice
             func = TWICE_DIFFERENTIABLE.get(func, func)
         if func is F.batch_norm:
             self._meet_batch_statistics(used, args, kwargs)
         if func in NORMALIZATIONS and (used or self.uses) and not self._in_attention:
             return normalize(func, args, kwargs, self._replacement)
-        if not used:
-            return func(*args, **kwargs)
-        if getattr(func, "__name__", "") in ELEMENTWISE:
+        if used and getattr(func, "__name__", "") in ELEMENTWISE:
             args = self._copy_bare(func, args)
+            values = list(flatten((*args, *kwargs.values())))
         result = func(*args, **kwargs)
-        if any(id(value) in self.selected for value in flatten((*args, *kwargs.values()))):
+        if used and self._uses(values):
             for output in flatten((result,)):
                 self._record(func, args, kwargs, output)
+        self.derived.remove(args[:1] if func is Tensor.__setitem__ else flatten((result,)))
         return result
 
-    def _record(self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+    def _uses(self, values: Iterable[Any]) -> bool:
+        return any(id(v) in self.selected or self.derived.is_derived(v) for v in values)
+
+    def _derive(self, func: Any, args: tuple[Any, ...], kwargs: Any, values: list[Any]) -> Any:
+        """Run a function of nothing but parameters and buffers."""
+        if func in NORMALIZATIONS:
+            result = normalize(func, args, kwargs, lambda parameter, _: parameter)
+        else:
+            result = TWICE_DIFFERENTIABLE.get(func, func)(*args, **kwargs)
+        self.derived.add(values, args[0] if func is Tensor.__setitem__ else result)
+        return result
+
+    def _is_given_to_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether a parameter is expanded to as many rows as there are samples."""
+        if func is not Tensor.expand or not self._uses(args[:1]):
+            return False
+        shape = _shape_of_result(func, args)
+        bare = args[0].ndim < len(shape) or len(args[0]) == 1
+        return bare and shape[0] % self.count == 0
+
+    def _record(
+        self, func: Any, args: tuple[Any, ...], kwargs: Any, output: Any, guessed: bool = False
+    ) -> None:
         if isinstance(output, Tensor) and output.requires_grad:  # not a shape, not `.data`
             edge = get_gradient_edge(_root(output))
-            self.uses.append(Use(func, args, kwargs, output, edge, self._in_attention))
+            self.uses.append(Use(func, args, kwargs, output, edge, self._in_attention, guessed))
 
     def _copy_bare(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give each sample its own copy of a parameter that is broadcast over the samples.
 
         The gradient at the copies [N, ...] is then the per-sample gradient, whatever the function
-        is. Possible where the result's first dimension is N and the parameter's is 1 or absent.
+        is. Possible where the parameter is broadcast over the dimension of the samples: the first,
+        or, if positions come before the samples, the second.
         """
         shape = _shape_of_result(func, args)
-        if self._in_attention or not shape or shape[0] != self.count:
+        if self._in_attention or not shape:
             return args
-        return tuple(self._replacement(a, shape) if id(a) in self.selected else a for a in args)
+        return tuple(self._replacement(a, shape) if self._uses([a]) else a for a in args)
 
     def _replacement(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
-        if id(parameter) not in self.selected:
+        if not self._uses([parameter]):
             return parameter
-        if shape[0] != self.count or (parameter.ndim == len(shape) and len(parameter) != 1):
+        own = (1,) * (len(shape) - parameter.ndim) + tuple(parameter.shape)
+        if shape[0] % self.count == 0 and own[0] == 1:
+            copies = give_copies(parameter, (self.count, *shape[1:]))  # [N, ...]
+            given = copies
+            if shape[0] != self.count:  # [N * T, ...]
+                times = shape[0] // self.count
+                given = copies.unsqueeze(1).expand(-1, times, *own[1:]).flatten(0, 1)
+        elif len(shape) > 1 and shape[1] == self.count and own[:2] == (1, 1):  # [T, N, ...]
+            copies = give_copies(parameter, shape[1:])
+            given = copies.unsqueeze(0)
+        else:
             self._record(self._replacement, (parameter,), {}, parameter)  # a use without a rule
             return parameter
-        copies = give_copies(parameter, shape)
-        self._record(give_copies, (parameter, shape), {}, copies)
-        return copies
+        guessed = shape[0] != self.count
+        self._record(give_copies, (parameter, shape), {}, copies, guessed)
+        return given
 
     def _can_open(self, args: tuple[Any, ...], kwargs: Any) -> bool:
         query = args[0] if args else kwargs["query"]

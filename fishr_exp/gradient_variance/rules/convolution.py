@@ -52,7 +52,8 @@ def convolution(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     x, weight, bias, stride, padding, dilation, groups = use.bind(*names)
     dims = weight.ndim - 2
-    if x.ndim != weight.ndim or len(x) != count:
+    laid_out = _laid_out(use, x, weight, count)
+    if laid_out is None:
         return None
     dilation = _each(dilation, 1, dims)
     if isinstance(padding, str):
@@ -60,7 +61,7 @@ def convolution(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
     settings = _Settings(
         _each(stride, 1, dims), _each(padding, 0, dims), dilation, False, (0,) * dims, groups or 1
     )
-    return _terms(use, count, x, weight, bias, settings)
+    return _terms(laid_out, count, x, weight, bias, settings)
 
 
 def transposed_convolution(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
@@ -68,7 +69,8 @@ def transposed_convolution(use: Use, count: int) -> list[tuple[Any, MakeTerm]] |
     names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
     x, weight, bias, stride, padding, output_padding, groups, dilation = use.bind(*names)
     dims = weight.ndim - 2
-    if x.ndim != weight.ndim or len(x) != count:
+    laid_out = _laid_out(use, x, weight, count)
+    if laid_out is None:
         return None
     settings = _Settings(
         _each(stride, 1, dims),
@@ -78,7 +80,13 @@ def transposed_convolution(use: Use, count: int) -> list[tuple[Any, MakeTerm]] |
         _each(output_padding, 0, dims),
         groups or 1,
     )
-    return _terms(use, count, x, weight, bias, settings)
+    return _terms(laid_out, count, x, weight, bias, settings)
+
+
+def _laid_out(use: Use, x: Tensor, weight: Tensor, count: int) -> Use | None:
+    """The layout of the input's images, [N, C, ...] or [N * T, C, ...]."""
+    laid_out = use.laid_out(x, count) if x.ndim == weight.ndim else None
+    return None if laid_out is None or laid_out.positions_first else laid_out
 
 
 def _terms(
@@ -96,7 +104,9 @@ def _terms(
         return Outer(factors, (delta, x))
 
     def of_bias(delta: Tensor) -> Direct:
-        return Direct(use.samples_first(delta, count).flatten(2).sum(2))
+        channels = delta.shape[1]
+        parts = use.samples_first(delta, count).reshape(count, -1, channels, delta[0, 0].numel())
+        return Direct(parts.sum((1, 3)))
 
     return [(weight, of_weight), (bias, of_bias)]
 
@@ -105,19 +115,26 @@ def _by_kernels(delta: Tensor, x: Tensor, like: Tensor, settings: _Settings) -> 
     """One sample at a time, by the kernels that differentiate a convolution.
 
     The gradient at the weight is linear in delta and in x; its backward pass is a convolution of x,
-    and the input gradient of a convolution, both with the incoming gradient as the weight.
+    and the input gradient of a convolution, both with the incoming gradient as the weight. A sample
+    may hold several images, [1, T, ...].
     """
+    dims = like.ndim
+
+    def images(tensor: Tensor) -> Tensor:
+        return tensor if tensor.ndim == dims else tensor.flatten(0, 1)
 
     def gradient(delta: Tensor, x: Tensor) -> Tensor:
-        return _backward(delta, x, like, None, *settings, (False, True, False))[1]
+        return _backward(images(delta), images(x), like, None, *settings, (False, True, False))[1]
 
     def pull_back(
         grad: Tensor, delta: Tensor, x: Tensor, at_x: bool
     ) -> tuple[Tensor, Tensor | None]:
-        at_delta = torch.convolution(x, grad, None, *settings)
+        at_delta = torch.convolution(images(x), grad, None, *settings).view_as(delta)
         if not at_x:
             return at_delta, None
-        return at_delta, _backward(delta, x, grad, None, *settings, (True, False, False))[0]
+        mask = (True, False, False)
+        at_input = _backward(images(delta), images(x), grad, None, *settings, mask)[0]
+        return at_delta, at_input.view_as(x)
 
     return Single(delta, x, gradient, pull_back)
 

@@ -13,12 +13,14 @@ from ..engines.recorder import give_copies
 from ..terms.uses import Direct, MakeTerm, Rule, Use
 from .convolution import convolution, transposed_convolution
 from .embedding import embedding
-from .linear import linear, matmul
+from .linear import addmm, linear, matmul, mm
 
 
 def _copied(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
     """A parameter of which the recorder gave each sample its own copy."""
     parameter, _ = use.args
+    if use.guessed and use.guess != 0:
+        return None
 
     def of_copy(delta: Tensor) -> Direct:
         return Direct(use.samples_first(delta, count).reshape(count, *parameter.shape))
@@ -31,6 +33,9 @@ RULES: dict[Callable[..., Any], Rule] = {
     torch.matmul: matmul,
     Tensor.matmul: matmul,
     Tensor.__matmul__: matmul,
+    torch.mm: mm,
+    Tensor.mm: mm,
+    torch.addmm: addmm,
     torch.conv1d: convolution,
     torch.conv2d: convolution,
     torch.conv3d: convolution,

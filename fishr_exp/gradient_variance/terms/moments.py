@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedError
 from .outer import outer_moments
-from .single import Single, single_moments
+from .single import Single, gradients_of_single, single_moments
 from .uses import Direct, Outer, Term
 
 
@@ -53,9 +53,7 @@ def moments_of_terms(
         return moments_of_gradients(functools.reduce(torch.add, direct), sizes, covariance)
     joined = _joined([term for term in terms if isinstance(term, Outer)])
     if covariance:
-        left, right = joined.factors(*joined.tensors)
-        gradients = (left.transpose(-1, -2) @ right).reshape(-1, *shape)
-        return moments_of_gradients(gradients, sizes, covariance)
+        return moments_of_gradients(gradients_of_terms([joined], shape), sizes, covariance)
     mean, variance = outer_moments(joined.factors, sizes, limit, *joined.tensors)
     return Moments(mean.reshape(-1, *shape), variance.reshape(-1, *shape))
 
@@ -75,6 +73,25 @@ def moments_of_gradients(
         else:
             variances.append(deviation.square().mean(0))
     return Moments(torch.stack(means), torch.stack(variances))
+
+
+def gradients_of_terms(terms: Sequence[Term], shape: torch.Size) -> Tensor:
+    """Per-sample gradients [N, *shape] of the sum of `terms`, all of them in memory.
+
+    Differentiable, and so are their gradients.
+    """
+    total = None
+    for term in terms:
+        if isinstance(term, Direct):
+            own = term.gradients
+        elif isinstance(term, Outer):
+            left, right = term.factors(*term.tensors)
+            own = (left.transpose(-1, -2) @ right).reshape(-1, *shape)
+        else:
+            own = gradients_of_single(term)
+        total = own if total is None else total + own
+    assert total is not None
+    return total
 
 
 def weighted_sum(term: Term, weights: Tensor, shape: torch.Size, limit: int) -> Tensor:

@@ -21,6 +21,9 @@ from .product import moments_by_products, pull_back_products
 Factors = Callable[..., tuple[Tensor, Tensor]]
 """Maps tensors [b, ...] of b samples to left [b, G, T, R] and right [b, G, T, K], G groups."""
 
+Shapes = tuple[torch.Size, torch.Size]
+"""Of the factors of one sample, [1, G, T, R] and [1, G, T, K]."""
+
 CACHE_BLOCK = 2**18
 """Per-sample gradient entries processed at a time on a CPU, which fit into its level-2 cache."""
 
@@ -50,25 +53,27 @@ class _OuterMoments(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, factors: Factors, sizes: tuple[int, ...], limit: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        left, right = _shapes(factors, tensors)
+        shapes = _shapes(factors, tensors)
+        left, right = shapes
         mean = tensors[0].new_empty(
             len(sizes), left[1], left[3], right[3], dtype=_dtype(tensors)
         )  # [D, G, R, K]
         variance = torch.empty_like(mean)
         ctx.exact_rows = []  # per domain; None if all rows are exact
         for d, domain in enumerate(zip(*(t.split(sizes) for t in tensors), strict=True)):
-            if not _prefers_products(factors, domain):
-                mean[d], variance[d] = _moments(factors, limit, domain)
+            if not _prefers_products(shapes):
+                mean[d], variance[d] = _moments(factors, shapes, limit, domain)
                 ctx.exact_rows.append(None)
                 continue
             left_, right_ = factors(*domain)
             mean[d, 0], variance[d, 0], rows = moments_by_products(left_[:, 0, 0], right_[:, 0, 0])
             if len(rows):
-                exact = _moments(partial(_rows_only, factors, rows), limit, domain)
+                own, of_rows = partial(_rows_only, factors, rows), _of_rows(shapes, len(rows))
+                exact = _moments(own, of_rows, limit, domain)
                 mean[d, 0, rows], variance[d, 0, rows] = exact[0][0], exact[1][0]
             ctx.exact_rows.append(rows)
         ctx.save_for_backward(mean, *tensors)  # [D, G, R, K] and [N, ...] each
-        ctx.factors, ctx.sizes, ctx.limit = factors, sizes, limit
+        ctx.factors, ctx.shapes, ctx.sizes, ctx.limit = factors, shapes, sizes, limit
         ctx.set_materialize_grads(False)
         return mean, variance
 
@@ -89,23 +94,24 @@ class _OuterMoments(torch.autograd.Function):
             scale = torch.zeros_like(mean[d]) if grad_variance is None else grad_variance * (2 / n)
             rows = ctx.exact_rows[d]
             if rows is None:
-                _pull_back(ctx.factors, ctx.limit, domain, mean[d], scale, shift, out)
+                _pull_back(ctx.factors, ctx.shapes, ctx.limit, domain, mean[d], scale, shift, out)
                 continue
             _pull_back_products(ctx.factors, domain, mean[d], scale, shift, rows, out)
             if len(rows):
                 factors = partial(_rows_only, ctx.factors, rows)
+                shapes = _of_rows(ctx.shapes, len(rows))
                 c = None if shift is None else shift[:, rows]
                 extra = [None if whole is None else torch.empty_like(whole) for whole in out]
-                _pull_back(factors, ctx.limit, domain, mean[d][:, rows], scale[:, rows], c, extra)
+                m, s = mean[d][:, rows], scale[:, rows]
+                _pull_back(factors, shapes, ctx.limit, domain, m, s, c, extra)
                 for whole, part in zip(out, extra, strict=True):
                     if whole is not None and part is not None:
                         whole += part
         return None, None, None, *found
 
 
-def _prefers_products(factors: Factors, domain: tuple[Tensor, ...]) -> bool:
-    left, _ = _shapes(factors, domain)
-    _, groups, positions, rows = left
+def _prefers_products(shapes: Shapes) -> bool:
+    _, groups, positions, rows = shapes[0]
     return groups == 1 and positions == 1 and rows > FEW_ROWS
 
 
@@ -133,16 +139,18 @@ def _pull_back_products(
     _finish(leaves, (left, right), shaped, out)
 
 
-def _moments(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _moments(
+    factors: Factors, shapes: Shapes, limit: int, domain: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
     """Mean and variance [G, R, K] over the samples of one domain.
 
     Computed from deviations from the mean of the first samples, so that no digits are lost if the
     mean is much larger than the deviations.
     """
-    (_, groups, _, rows_all), (*_, columns) = _shapes(factors, domain)
+    (_, groups, _, rows_all), (*_, columns) = shapes
     around = domain[0].new_empty(groups, rows_all, columns, dtype=_dtype(domain))
     total, squares = torch.zeros_like(around), torch.zeros_like(around)
-    for own in _chunks(factors, limit, domain):
+    for own in _chunks(shapes, limit, domain):
         left, right = factors(*(t[own] for t in domain))
         for group, rows in _blocks(left, right, limit):
             a, b = left[group, :, :, rows], right[group]
@@ -158,6 +166,7 @@ def _moments(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> tuple[
 
 def _pull_back(
     factors: Factors,
+    shapes: Shapes,
     limit: int,
     domain: tuple[Tensor, ...],
     mean: Tensor,
@@ -169,7 +178,7 @@ def _pull_back(
 
     dg_i = scale * (g_i - mean) + shift.
     """
-    for own in _chunks(factors, limit, domain):
+    for own in _chunks(shapes, limit, domain):
         chunk = tuple(t[own] for t in domain)
         own_out = [None if whole is None else whole[own] for whole in out]
         leaves, (left, right) = _differentiable(factors, chunk, own_out)
@@ -265,12 +274,12 @@ def _add_at_right(total: Tensor, grad: Tensor, left: Tensor) -> None:
         total += left @ grad
 
 
-def _chunks(factors: Factors, limit: int, domain: tuple[Tensor, ...]) -> Iterator[slice]:
+def _chunks(shapes: Shapes, limit: int, domain: tuple[Tensor, ...]) -> Iterator[slice]:
     """Split a domain's samples into chunks whose factors stay within the limit.
 
     With T = 1 the factors are as large as the gradients, so they should fit into the cache too.
     """
-    left, right = _shapes(factors, domain)
+    left, right = shapes
     if right[2] == 1 and domain[0].device.type == "cpu":
         limit = min(limit, CACHE_BLOCK)
     return _slices(len(domain[0]), limit // max(left.numel(), right.numel()))
@@ -295,7 +304,11 @@ def _slices(count: int, length: int) -> Iterator[slice]:
     return (slice(start, min(count, start + length)) for start in range(0, count, length))
 
 
-def _shapes(factors: Factors, domain: tuple[Tensor, ...]) -> tuple[torch.Size, torch.Size]:
-    """Shapes of the factors of one sample, from tensors without data."""
-    left, right = factors(*(torch.empty_like(t[:1], device="meta") for t in domain))
+def _shapes(factors: Factors, tensors: Sequence[Tensor]) -> Shapes:
+    left, right = factors(*(t[:1] for t in tensors))
     return left.shape, right.shape
+
+
+def _of_rows(shapes: Shapes, rows: int) -> Shapes:
+    left, right = shapes
+    return torch.Size((*left[:3], rows)), right

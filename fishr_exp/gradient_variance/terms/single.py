@@ -57,6 +57,28 @@ def single_moments(
     return _SingleMoments.apply(kernels, tuple(sizes), limit, *tensors)
 
 
+def gradients_of_single(term: Single) -> Tensor:
+    """All per-sample gradients [N, *shape of the parameter]; differentiable once."""
+    return _SingleGradients.apply(term.gradient, term.pull_back, term.delta, term.x)
+
+
+class _SingleGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Any, pull_back: Any, delta: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(delta, x)
+        ctx.pull_back = pull_back
+        return torch.stack([gradient(delta[[i]], x[[i]]) for i in range(len(x))])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+        delta, x = ctx.saved_tensors
+        at_x = ctx.needs_input_grad[3]
+        parts = [ctx.pull_back(g, delta[[i]], x[[i]], at_x) for i, g in enumerate(grads)]
+        at_delta, at_input = zip(*parts, strict=True)
+        return None, None, torch.cat(at_delta), torch.cat(at_input) if at_x else None
+
+
 class _SingleMoments(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
