@@ -103,14 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         "--columns",
         type=_list,
         default=[],
-        metavar="NAME,…",
+        metavar="NAME,...",
         help="show these columns, in this order: by header, as minus90, or test, delta, interval",
     )
     shown.add_argument(
         "--rows",
         type=_list,
         default=[],
-        metavar="NAME,…",
+        metavar="NAME,...",
         help="show these rows, in this order: ERM,Fishr, or with the next cells: 'Fishr 100'",
     )
     shown.add_argument(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fishr_exp.runs.identity import compared, flatten
+from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.reading import Run
 from fishr_exp.runs.records import PARTS, Scores
 from fishr_exp.runs.run_folder import RECORDS, parse_records
@@ -150,7 +151,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
     return History(
         path=run.path,
         dataset=DATASETS.get(run.dataset, run.dataset),
-        method=run.method,
+        method=ERM if run.gamma == 0 else run.method,
         trial_seed=trial_seed,
         hparams_seed=hparams_seed,
         test_domains=frozenset(names.index(name) for name in run.test_domains),

@@ -126,3 +126,12 @@ def test_methods_of_one_name_from_several_sources_are_told_apart(factory):
     assert {run.method for run in found.runs} == {
         "V-REx (vrex)", "V-REx (vrex_colored_mnist)", "VREx (DomainBed)", "ERM", "Fishr",
     }  # fmt: skip
+
+
+def test_gamma_zero_is_erm(factory):
+    for gamma in (0.0, 1.0):
+        folder = factory.done("fishr", gamma, 0, {"b": 0.5})
+        line = {"step": 1, "accuracy": {"b": {"train": 0.1, "validation": 0.2}}}
+        (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    found = read_histories(factory.root, read_runs(factory.root).done)
+    assert [run.method for run in found.runs] == ["ERM", "Fishr"]
