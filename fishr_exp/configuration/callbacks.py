@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import one_line
-from fishr_exp.core.errors import Stopped, UnfinishedError
+from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError
 from fishr_exp.core.stopping import STOPPING, leave_closed_terminal
 from fishr_exp.runs.run_folder import CONFIG, RunFolder
 
@@ -70,6 +72,21 @@ def _stop(number: int, frame: FrameType | None) -> None:
     _signal = number
     leave_closed_terminal()
     raise Stopped(number)
+
+
+class CheckRunFolder(Callback):
+    """Refuse a folder for a run before Hydra writes to it: `hydra.run.dir` can be any."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit with a mistake, since Hydra makes a warning of what a callback raises."""
+        del kwargs
+        try:
+            RunFolder(check_output_dir(config.hydra.run.dir)).check_ours()
+        except OmegaConfBaseException:
+            return  # Hydra reports it next
+        except ConfigError as error:
+            sys.stderr.write(f"fishr-exp: {one_line(error)}\n")
+            raise SystemExit(2) from None
 
 
 class ShareSweepName(Callback):

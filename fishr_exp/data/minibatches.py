@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import atexit
 import functools
+import multiprocessing
 import signal
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
@@ -16,16 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fishr_exp.core.contracts import Domain, Minibatch
-from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.core.errors import TrainingError
 from fishr_exp.core.seeding import generator
+from fishr_exp.core.stopping import STOPPING
+from fishr_exp.data.batch_sizes import check_sizes, shard_of
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.images.domain import ImageDomain
+from fishr_exp.data.images.threads import PATIENCE, Request, Threads
 
-Request = tuple[Tensor, torch.Generator | None]
-"""Arguments of `Domain.read`: indices of the samples, and the stream of their augmentation."""
-
-_MIN_SAMPLES = 2  # a variance of per-sample gradients needs two
-_AHEAD = 2  # minibatches prefetched by each thread, as by PyTorch's workers
+_MORE_SPACE = "enlarge /dev/shm (docker run --shm-size=1g), or pass num_workers=0"
 
 
 _workers: weakref.WeakSet[Any] = weakref.WeakSet()  # processes that read for our loaders
@@ -68,7 +67,7 @@ class Minibatches(Dataset[Minibatch]):
         seed: int,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        _check_sizes(domain.name, len(indices), batch_size, shard[1])
+        check_sizes(domain.name, len(indices), batch_size, shard[1])
         self.domain = domain
         self.indices = indices
         self.batch_size = batch_size
@@ -101,51 +100,6 @@ class Minibatches(Dataset[Minibatch]):
             self._pass = number
         start = position * self.batch_size
         return self._order[start : start + self.batch_size]
-
-
-def shard_of(samples: int, rank: int, world_size: int) -> slice:
-    """Return the slice of a minibatch for one process: of even length for all but the last rank.
-
-    With even lengths, samples at even positions of a shard are at even positions of the minibatch.
-    """
-    pairs = samples // 2
-    start = 2 * (pairs * rank // world_size)
-    return slice(
-        start, samples if rank == world_size - 1 else 2 * (pairs * (rank + 1) // world_size)
-    )
-
-
-def _check_sizes(name: str, samples: int, batch_size: int | None, shards: int) -> None:
-    if batch_size is not None and batch_size < _MIN_SAMPLES:
-        raise ConfigError(
-            "batch_size",
-            batch_size,
-            "a variance needs at least 2 samples per domain",
-            "choose 2 or more, or null for the whole domain",
-        )
-    if samples < _MIN_SAMPLES:
-        raise ConfigError(
-            "batch_size",
-            batch_size,
-            f"domain {name} has {samples} training sample{'s' * (samples != 1)}, and a variance "
-            "needs at least 2",
-            "lower holdout_fraction, or give the domain more samples",
-        )
-    if batch_size is not None and batch_size > samples:
-        raise ConfigError(
-            "batch_size",
-            batch_size,
-            f"domain {name} has {samples} training samples",
-            f"choose at most {samples}, or null for the whole domain",
-        )
-    if (batch_size or samples) < _MIN_SAMPLES * shards:
-        raise ConfigError(
-            "batch_size",
-            batch_size,
-            f"{shards} processes share the {batch_size or samples} samples of domain {name}, and a "
-            "variance needs at least 2 in each",
-            f"choose {_MIN_SAMPLES * shards} or more, or start fewer processes",
-        )
 
 
 def loader(
@@ -201,6 +155,18 @@ def chunks(
     return _ahead(dataset, range(rank, len(dataset), step), num_workers, pin_memory)
 
 
+def awaited(minibatches: Iterable[Minibatch], waiting: Callable[[], None]) -> Iterator[Minibatch]:
+    """Iterate over minibatches; while one is awaited, call `waiting` about once a second.
+
+    Args:
+        minibatches: From `loader` or `chunks`; others are iterated over as they are.
+        waiting: May raise, to end the wait and the iteration.
+    """
+    if isinstance(minibatches, _Processes | Threads):
+        return minibatches.awaited(waiting)
+    return iter(minibatches)
+
+
 class _Chunks(Dataset[Minibatch]):
     def __init__(self, domain: Domain, indices: Tensor, size: int) -> None:
         self.domain = domain
@@ -220,7 +186,7 @@ def _ahead(
     dataset: Minibatches | _Chunks, items: range, num_workers: int, pin_memory: bool
 ) -> Iterable[Minibatch]:
     if isinstance(dataset.domain, ImageDomain):
-        return _Threads(dataset, dataset.domain, items, num_workers, pin_memory)
+        return Threads(dataset.request, dataset.domain, items, num_workers, pin_memory)
     if num_workers:
         _kill_workers_at_exit()
     return _Processes(
@@ -231,6 +197,7 @@ def _ahead(
         pin_memory=pin_memory,
         collate_fn=_unchanged,
         worker_init_fn=_ignore_signals,
+        timeout=PATIENCE if num_workers else 0,
         # A loader draws a seed for its workers: from its own stream, not from the global one.
         generator=torch.Generator(),
     )
@@ -246,15 +213,25 @@ def _kill_workers_at_exit() -> None:
 
 
 def _kill_workers() -> None:
-    for process in _workers:
+    _kill(list(_workers))
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    """Kill processes; PyTorch's handler of SIGCHLD, which would report them, is set aside."""
+    has_handler = hasattr(signal, "SIGCHLD") and current_thread() is main_thread()
+    earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
+    for process in processes:
         if process.is_alive():
             process.kill()
+            process.join(PATIENCE)
+    if earlier is not None:
+        signal.signal(signal.SIGCHLD, earlier)
 
 
 def _ignore_signals(worker: int) -> None:
     """Ignore signals in a worker: Ctrl-C reaches all processes, but the run finishes its step."""
     del worker
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -269,60 +246,70 @@ class _Guarded(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, k: int) -> Minibatch | TrainingError:
-        try:
+        worker = get_worker_info()
+        if worker is None:
             return self.dataset[k]
+        try:
+            return _shared(self.dataset[k], worker.num_workers)
         except TrainingError as error:
-            if get_worker_info() is None:
-                raise
             return error
+
+
+def _shared(minibatch: Minibatch, num_workers: int) -> Minibatch:
+    """Move a minibatch to shared memory.
+
+    PyTorch would do so in a thread of the worker, where an error is printed, and the process that
+    trains waits for that minibatch forever.
+    """
+    try:
+        for tensor in minibatch:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise TrainingError(
+            f"num_workers={num_workers}: a worker cannot send a minibatch ({why}); {_MORE_SPACE}"
+        ) from error
+    return minibatch
+
+
+def _wait(waiting: Callable[[], None], workers: Sequence[Any]) -> None:
+    """Call `waiting`; if it ends the wait, kill the workers, which may never return."""
+    try:
+        waiting()
+    except BaseException:
+        _kill(workers)
+        raise
 
 
 class _Processes(DataLoader[Minibatch]):
     """A loader that raises the errors that its workers return."""
 
     def __iter__(self) -> Iterator[Minibatch]:  # type: ignore[override]
-        items = super().__iter__()
+        return self.awaited(lambda: None)
+
+    def awaited(self, waiting: Callable[[], None]) -> Iterator[Minibatch]:
+        try:
+            if self.num_workers:
+                multiprocessing.Lock()  # in shared memory, too, like those of PyTorch's queues
+            items = super().__iter__()
+        except OSError as error:
+            why = f"the workers cannot be started ({error.strerror})"
+            raise TrainingError(f"num_workers={self.num_workers}: {why}; {_MORE_SPACE}") from error
         _workers.update(getattr(items, "_workers", ()))
-        for item in items:
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                why = str(error).splitlines()[0]
+                if why.startswith("DataLoader timed out"):
+                    _wait(waiting, getattr(items, "_workers", ()))
+                    continue
+                if not why.startswith("DataLoader worker"):
+                    raise
+                hint = f"it may lack memory, or space in /dev/shm; {_MORE_SPACE}"
+                raise TrainingError(f"num_workers={self.num_workers}: {why}; {hint}") from error
             if isinstance(item, TrainingError):
                 raise item
             yield item
-
-
-class _Threads:
-    """Minibatches of images, read by threads: no data is sent between processes."""
-
-    def __init__(
-        self,
-        dataset: Minibatches | _Chunks,
-        domain: ImageDomain,
-        items: range,
-        num_workers: int,
-        pin_memory: bool,
-    ) -> None:
-        self.dataset, self.domain, self.items = dataset, domain, items
-        self.num_workers, self.pin_memory = num_workers, pin_memory
-
-    def __iter__(self) -> Iterator[Minibatch]:
-        if not self.num_workers:
-            yield from (self._read(*self.dataset.request(k)) for k in self.items)
-            return
-        pool = ThreadPoolExecutor(self.num_workers, "images")
-        ahead: deque[Future[Minibatch]] = deque()
-        try:
-            for k in self.items:
-                ahead.append(pool.submit(self._read, *self.dataset.request(k)))
-                if len(ahead) > _AHEAD * self.num_workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _read(self, indices: Tensor, augment: torch.Generator | None) -> Any:
-        if not self.pin_memory:
-            return self.domain.read(indices, augment)
-        pixels = self.domain.read_pixels(indices, augment)
-        if not torch.cuda.is_available():
-            return pixels
-        return pixels._replace(x=pixels.x.pin_memory(), y=pixels.y.pin_memory())

@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Trainer
+from fishr_exp.data.minibatches import awaited
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
 from fishr_exp.training.early_stopping import EarlyStopping, Verdict
@@ -154,7 +155,6 @@ def fit(
         Stopped: If a signal asked for it; the last step is saved.
     """
     model, trainer, observer = training.model, training.trainer, training.observer
-    batches = _batches(loaders, training.device)
     epochs = -(-total_steps // steps_per_epoch)
     model.train()
     trainer.train()
@@ -169,15 +169,18 @@ def fit(
         if number:
             signals.handle(number)
 
+    def pause_if_signaled() -> None:
+        if signals.may_interrupt:
+            pause()
+
+    batches = _batches([awaited(own, pause_if_signaled) for own in loaders], training.device)
     with (
         tqdm(
             total=total_steps,
             initial=training.step,
             desc=title,
             unit="step",
-            disable=None
-            if distributed.is_first()
-            else True,  # None: no bar where there is no terminal
+            disable=None if distributed.is_first() else True,  # None: no bar without a terminal
             leave=False,
             dynamic_ncols=True,
         ) as bar,
@@ -210,7 +213,8 @@ def fit(
             if epoch == 1:
                 _warn_of_idle_players(training)
             bar.set_postfix_str("")
-            log.info(_line(evaluation, epochs, verdict.improved and observer.keep == "best"))
+            best = verdict.improved and observer.keep == "best"
+            log.info(_line(evaluation, epochs, total_steps, best))
     if observer.stop and training.step < total_steps:
         log.info(
             "stopped early: %s has not improved for %d evaluations",
@@ -275,14 +279,15 @@ def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> It
         yield batch
 
 
-def _line(evaluation: Evaluation, epochs: int, best: bool) -> str:
+def _line(evaluation: Evaluation, epochs: int, total_steps: int, best: bool) -> str:
     """One evaluation as a line for people."""
-    parts = [f"epoch {evaluation.epoch}/{epochs}", f"step {evaluation.step}"]
-    parts += [f"{name} {value:.4g}" for name, value in evaluation.losses.items()]
+    width, steps = len(str(epochs)), len(str(total_steps))
+    parts = [f"epoch {evaluation.epoch:>{width}}/{epochs}", f"step {evaluation.step:>{steps}}"]
+    parts += [f"{name} {value:<9.4g}" for name, value in evaluation.losses.items()]
     for part in ("train", "validation"):
         mean = evaluation.scores.mean("accuracy", part)
         if mean is not None:
-            parts.append(f"{part} {100 * mean:.1f} %")
+            parts.append(f"{part} {100 * mean:5.1f} %")
     seconds, waiting = evaluation.seconds_per_step, evaluation.seconds_waiting_per_step
     if evaluation.epoch > 1 and waiting > max(_MUCH_WAITING * seconds, _FELT):  # after the start
         parts.append(f"{100 * waiting / seconds:.0f} % of it waiting for data (num_workers)")

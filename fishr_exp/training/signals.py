@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from fishr_exp.core import distributed
+from fishr_exp.core.contracts import Minibatch
 from fishr_exp.core.errors import Stopped
+from fishr_exp.core.stopping import STOPPING, leave_closed_terminal
+from fishr_exp.data.minibatches import awaited
 
-T = TypeVar("T")
-STOPPING = (signal.SIGINT, signal.SIGTERM)  # what ends a process, Ctrl-C and preemption
 ANNOUNCING = (
     signal.SIGUSR1,
     signal.SIGUSR2,
@@ -55,16 +56,24 @@ class Signals:
         if self.pending and kind is None:  # it came too late to be asked for
             signal.raise_signal(self.pending)
 
-    def interrupting(self, chunks: Iterable[T]) -> Iterator[T]:
+    @property
+    def may_interrupt(self) -> bool:
+        """Whether a signal waits, and there is one process: several must stop at the same place."""
+        return bool(self.pending) and distributed.world_size() == 1
+
+    def interrupting(self, chunks: Iterable[Minibatch]) -> Iterator[Minibatch]:
         """Pass on the chunks of an evaluation.
 
         Raises:
-            InterruptedEvaluationError: When a signal waits. Ranks go on to the end, for they must
-                stop at the same place.
+            InterruptedEvaluationError: When a signal `may_interrupt`, also in a wait for a chunk.
         """
-        for chunk in chunks:
-            if self.pending and distributed.world_size() == 1:
+
+        def interrupt() -> None:
+            if self.may_interrupt:
                 raise InterruptedEvaluationError
+
+        for chunk in awaited(chunks, interrupt):
+            interrupt()
             yield chunk
 
     def handle(self, number: int) -> None:
@@ -85,6 +94,7 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
+        leave_closed_terminal()
         if self.pending == number and time.monotonic() > self._since + 1:
             raise Stopped(number)  # no sooner: a terminal and a launcher may both send one
         if self.pending != number:

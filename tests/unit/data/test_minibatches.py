@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.images.decoding import Picture
 from fishr_exp.data.images.domain import ImageDomain
-from fishr_exp.data.minibatches import Minibatches, chunks, loader
+from fishr_exp.data.minibatches import Minibatches, awaited, chunks, loader
 
 
 class Noisy:
@@ -235,6 +237,124 @@ def test_threads_end_with_their_loader():
         if thread.name.startswith("images"):
             thread.join(timeout=10)
             assert not thread.is_alive()
+
+
+class EnoughError(Exception):
+    pass
+
+
+class Stuck(Noisy):
+    """A domain of which only the first sample can be read, until there is a file."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def go_on(self):
+        self.file.touch()
+
+    def read(self, indices, augment=None):
+        while indices.tolist() != [0] and not self.file.exists():
+            time.sleep(0.01)
+        return super().read(indices, augment)
+
+
+class StuckPictures(Pictures):
+    """The same of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.event = threading.Event()
+
+    def go_on(self):
+        self.event.set()
+
+    def __getitem__(self, i):
+        if i:
+            self.event.wait()
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+def test_a_wait_can_be_ended(kind, monkeypatch, tmp_path):
+    """It would be endless, as on a file system that does not answer."""
+    for module in ("minibatches", "images.threads"):
+        monkeypatch.setattr(f"fishr_exp.data.{module}.PATIENCE", 0.01)
+    source = domain = Stuck(tmp_path / "go on")
+    if kind == "threads":
+        source, labels = StuckPictures(), torch.arange(23)
+        domain = ImageDomain("images", source, labels, image_size=6, augment=False)
+    calls = []
+
+    def waiting():
+        calls.append(None)
+        if first and len(calls) == 3:
+            raise EnoughError
+
+    first = None
+    read = awaited(chunks(domain, torch.arange(2), 1, num_workers=1), waiting)
+    try:
+        first = next(read)
+        assert first.y.tolist() == [0]
+        calls.clear()  # of the time in which the worker started
+        with pytest.raises(EnoughError):
+            next(read)
+    finally:
+        source.go_on()
+
+
+@pytest.mark.parametrize("kind", ["processes", "threads"])
+def test_a_wait_goes_on_otherwise(kind, monkeypatch, tmp_path):
+    for module in ("minibatches", "images.threads"):
+        monkeypatch.setattr(f"fishr_exp.data.{module}.PATIENCE", 0.01)
+    source = domain = Stuck(tmp_path / "go on")
+    if kind == "threads":
+        source, labels = StuckPictures(), torch.arange(23)
+        domain = ImageDomain("images", source, labels, image_size=6, augment=False)
+    read = list(awaited(chunks(domain, torch.arange(2), 1, num_workers=1), source.go_on))
+    assert [m.y.tolist() for m in read] == [[0], [1]]
+
+
+def test_what_is_not_read_by_workers_is_awaited_as_it_is():
+    batches = [Noisy().read(torch.tensor([k])) for k in range(2)]
+    assert same(awaited(batches, lambda: None), batches)
+
+
+def test_a_minibatch_that_cannot_be_sent_is_an_error(monkeypatch):
+    """With a full /dev/shm, PyTorch loses it in a thread of the worker, and waits forever."""
+
+    def full(tensor):
+        raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)\nmore")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    said = (
+        r"^num_workers=2: a worker cannot send a minibatch \(unable to write .* \(28\)\); enlarge"
+    )
+    with pytest.raises(TrainingError, match=said):
+        list(loader(stream(), 0, 3, num_workers=2))
+    assert len(list(loader(stream(), 0, 3))) == 3  # as the message says
+
+
+def test_workers_that_cannot_be_started_are_an_error(monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing, "Lock", full)
+    said = r"^num_workers=1: the workers cannot be started \(No space left on device\); enlarge"
+    with pytest.raises(TrainingError, match=said):
+        list(loader(stream(), 0, 3, num_workers=1))
+
+
+class Deadly(Noisy):
+    """A domain whose reader is killed, as by the system for its memory."""
+
+    def read(self, indices, augment=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_an_error():
+    with pytest.raises(TrainingError, match=r"^num_workers=1: DataLoader worker .*; it may lack"):
+        list(loader(stream(Deadly()), 0, 3, num_workers=1))
 
 
 LEAVES_OTHERS_ALONE = """

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import threading
 
+import numpy as np
 import pytest
 import torch
 
+from fishr_exp.core.errors import Stopped
+from fishr_exp.data.images import threads
+from fishr_exp.data.images.decoding import Picture
+from fishr_exp.data.images.domain import ImageDomain
+from fishr_exp.data.minibatches import Minibatches, loader
 from fishr_exp.models.mlp import mlp
 from fishr_exp.runs.records import Evaluation, Scores
 from fishr_exp.trainers.erm import Erm
@@ -88,3 +97,52 @@ def test_waiting_is_measured_and_survives_a_checkpoint(monkeypatch):
     del halfway["waited"]  # as an earlier version left it
     training.load_state_dict(halfway)
     assert training.waited == 0.0
+
+
+class Unreadable:
+    """Images of which the first minibatch can be read; then a signal comes, and nothing more."""
+
+    def __init__(self):
+        self.go_on = threading.Event()
+        self.reads = 0
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        self.reads += 1
+        if self.reads == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.reads > 4:
+            self.go_on.wait()
+        return Picture(np.full((2, 2, 3), 9 * i, np.uint8), (2, 2))
+
+
+def test_a_signal_is_handled_while_a_minibatch_is_awaited(monkeypatch):
+    """The wait would be endless, and the last step is saved."""
+    monkeypatch.setattr(threads, "PATIENCE", 0.01)
+    pictures = Unreadable()
+    labels = torch.tensor([0, 1, 0, 1])
+    domain = ImageDomain("a", pictures, labels, image_size=2, augment=False)
+    stream = Minibatches(domain, torch.arange(4), None, seed=0)
+    network = mlp(
+        input_shape=(3, 2, 2), num_classes=2, hidden=3, hidden_layers=1, single_logit=False
+    )
+    observer = EarlyStopping("risk", "min", None, 0.0, "last")
+    make = functools.partial(torch.optim.SGD, lr=0.1)
+    training = Training(network, Erm(), make, observer)
+    saved = []
+
+    def train():
+        with Signals() as signals:
+            fit(
+                training, [loader(stream, 0, 9, num_workers=1)], lambda: (Scores({}, {}), None),
+                lambda *_: None, lambda: saved.append(training.step),
+                Interval("99"), signals, total_steps=9, steps_per_epoch=9, title="a run",
+            )  # fmt: skip
+
+    with pytest.raises(Stopped) as stopped:
+        train()
+    pictures.go_on.set()
+    assert stopped.value.signal == signal.SIGTERM
+    assert saved == [1]
