@@ -70,9 +70,16 @@ def none_left(items: Iterable[Run | History], conditions: Conditions) -> ConfigE
 
 def _meets(facts: Mapping[str, Any], conditions: Conditions) -> bool:
     return all(
-        key in facts and normal(key, facts[key]) in [_read(key, value) for value in values]
+        key in facts and any(_equals(key, facts[key], value) for value in values)
         for key, values in conditions.items()
     )
+
+
+def _equals(key: str, fact: Any, text: str) -> bool:
+    value = _read(key, text)
+    if isinstance(fact, list) and not isinstance(value, list):
+        value = [value]  # one test domain may be written without brackets
+    return bool(normal(key, fact) == normal(key, value))
 
 
 def _read(key: str, text: str) -> Any:

@@ -14,9 +14,10 @@ from fishr_exp.reports.tables.comparison import (
     Trace,
     over_restarts,
 )
-from fishr_exp.reports.tables.table import Row, build_tables
+from fishr_exp.reports.tables.table import L2, Row, build_tables
 from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
+from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.reading import Run
 
 PROTOCOL = "colored_mnist"
@@ -52,6 +53,7 @@ PRESCRIBED: dict[str, Any] = {
     "trainer.within_classes": False,
     "trainer.penalty_interval": 1,
 }
+_OF_A_PENALTY = tuple(key for key in PRESCRIBED if key.startswith("trainer.") and key != L2)
 _NOTES = (
     "Accuracy in % at the last step, mean ± population standard deviation over seeds; one seed"
     " has no deviation.",
@@ -87,8 +89,12 @@ def departures(run: Run) -> list[str]:
     return [
         f"{key} {to_json(own[key])}, not {to_json(value)}"
         for key, value in PRESCRIBED.items()
-        if key in own and own[key] != value
+        if key in own and own[key] != value and (run.gamma != 0 or key not in _OF_A_PENALTY)
     ]
+
+
+def _method(row: Row) -> str:
+    return ERM if row.gamma == 0 else row.method
 
 
 def _label_noise(run: Run) -> float:
@@ -108,9 +114,9 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
         if (found := departures(row.runs[0]))  # the others differ only in their seed
     ]
     published = {method_key(method): method for method in reference.methods(name)}
-    present = {method_key(row.method) for row, _ in labelled}
+    present = {method_key(_method(row)) for row, _ in labelled}
     by_method = [
-        (method_key(row.method), _row(row, label, reference, name)) for row, label in labelled
+        (method_key(_method(row)), _row(row, label, reference, name)) for row, label in labelled
     ]
     by_method += [
         (
@@ -146,7 +152,7 @@ def _row(row: Row, label: str, reference: Reference, name: str) -> ComparisonRow
         known = [(run, value) for run in row.runs if (value := accuracy(run)) is not None]
         own = over_restarts([100 * value for _, value in known])
         traces = tuple(Trace(run.seed, 100 * value, run.path) for run, value in known)
-        cells[column] = Cell(own, reference.figure(name, row.method, column), traces, departs)
+        cells[column] = Cell(own, reference.figure(name, _method(row), column), traces, departs)
     return ComparisonRow(label, cells, len(row.runs))
 
 

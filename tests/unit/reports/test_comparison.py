@@ -382,6 +382,16 @@ def test_colored_mnist_tells_gammas_apart(factory):
     assert "Fishr" not in [row.method for row in table.rows]
 
 
+def test_colored_mnist_takes_gamma_zero_for_erm(factory):
+    colored_mnist(factory, "fishr_colored_mnist", (86.4, 14.0, 71.0), gamma=0.0)
+    (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
+    assert [(row.method, row.repeats) for row in table.rows][:2] == [("ERM", 10), ("IRM", 0)]
+    assert {cell.verdict for cell in table.rows[0].cells.values()} == {"within"}
+    colored_mnist(factory, "erm", (86.4, 14.0, 71.0), seeds=[0])
+    (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
+    assert [row.method for row in table.rows][:2] == ["ERM", "ERM (Fishr)"]
+
+
 def sheets(factory):
     colored_mnist(factory, "erm", (86.4, 14.0, 72.0))
     tables = build_colored_mnist_tables(read_runs(factory.root).done)

@@ -44,6 +44,8 @@ def runs(factory):
         (["batch_size=64"], 3),
         (["test_domains=[minus90,gray]"], 6),
         (["test_domains=[minus90]"], 3),
+        (["test_domains=minus90"], 3),
+        (["test_domains=gray"], 0),
         (["dataset=colored_digits", "model=mlp"], 9),
         (["optimizer.lr=1e-3"], 9),
         (["optimizer._target_=torch.optim.Adam"], 9),
