@@ -169,11 +169,8 @@ def fit(
         if number:
             signals.handle(number)
 
-    def pause_if_signaled() -> None:
-        if signals.may_interrupt:
-            pause()
-
-    batches = _batches([awaited(own, pause_if_signaled) for own in loaders], training.device)
+    read = [awaited(minibatches, signals.when_pending(pause)) for minibatches in loaders]
+    batches = _batches(read, training.device)
     with (
         tqdm(
             total=total_steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -56,24 +56,32 @@ class Signals:
         if self.pending and kind is None:  # it came too late to be asked for
             signal.raise_signal(self.pending)
 
-    @property
-    def may_interrupt(self) -> bool:
-        """Whether a signal waits, and there is one process: several must stop at the same place."""
-        return bool(self.pending) and distributed.world_size() == 1
+    def when_pending(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Return a function that calls `act` if a signal waits and there is one process.
+
+        Several processes must stop at the same place, and not each in its own wait.
+        """
+
+        def check() -> None:
+            if self.pending and distributed.world_size() == 1:
+                act()
+
+        return check
 
     def interrupting(self, chunks: Iterable[Minibatch]) -> Iterator[Minibatch]:
         """Pass on the chunks of an evaluation.
 
         Raises:
-            InterruptedEvaluationError: When a signal `may_interrupt`, also in a wait for a chunk.
+            InterruptedEvaluationError: When a signal waits, also in a wait for a chunk. Ranks go
+                on to the end.
         """
 
         def interrupt() -> None:
-            if self.may_interrupt:
-                raise InterruptedEvaluationError
+            raise InterruptedEvaluationError
 
-        for chunk in awaited(chunks, interrupt):
-            interrupt()
+        check = self.when_pending(interrupt)
+        for chunk in awaited(chunks, check):
+            check()
             yield chunk
 
     def handle(self, number: int) -> None:
