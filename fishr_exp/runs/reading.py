@@ -35,6 +35,7 @@ class Run:
     test_accuracy: Mapping[str, float]  # test domain -> accuracy over all its samples
     is_erm: bool  # its trainer is the ERM baseline
     option: str  # the option of `trainer` that configured it
+    data: Mapping[str, str] = field(default_factory=dict)  # domain -> digest, if it was recorded
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def _read_run(folder: Path) -> Run:
             test_accuracy={str(d): _known(a) for d, a in result.test["accuracy"].items()},
             is_erm=is_erm(config),
             option=str(outline.labels["trainer"]),
+            data={str(d): str(digest) for d, digest in (written.get("data") or {}).items()},
         )
     except KeyError as error:
         raise _UnreadableError(f"{RESULT} lacks {error}") from error

@@ -143,5 +143,6 @@ _LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "∘": r"$\circ$",
+    "†": r"$\dagger$",
     "–": "--",
 }

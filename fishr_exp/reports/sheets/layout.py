@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.reports.sheets.sheet import Sheet
 
+MARKS = "*†"  # after a row's name
 TEST = " (test)"  # after a test domain in a header
 # Words of headers and notes that are no names: renamed in the header only.
 _WORDS = {
@@ -64,9 +65,9 @@ def _matches_column(name: str, column: str) -> bool:
 
 
 def _row_names(sheet: Sheet) -> list[str]:
-    """Return what rows are called: their text cells, without the mark of a selection."""
+    """Return what rows are called: their text cells, without marks."""
     return [
-        " ".join(cell.removesuffix("*") for cell in row[: sheet.left] if cell != "–")
+        " ".join(cell.rstrip(MARKS) for cell in row[: sheet.left] if cell != "–")
         for row in sheet.rows
     ]
 
@@ -163,7 +164,7 @@ def _check_names(layout: Layout, sheets: Iterable[Sheet]) -> None:
         ]
         texts += f"{sheet.title} "
     for name in layout.rename:
-        at_start = any(_matches_row(name, of.removesuffix("*")) for of in names)
+        at_start = any(_matches_row(name, of.rstrip(MARKS)) for of in names)
         in_title = Layout(rename={name: ""}).renamed(texts) != texts
         if not at_start and not in_title and not any(_matches_column(name, of) for of in names):
             allowed = _few(list(dict.fromkeys(name for name in names if name != "–")))

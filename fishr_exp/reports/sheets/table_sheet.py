@@ -16,6 +16,7 @@ from fishr_exp.reports.statistics.paired import (
     seeds_needed,
     smallest_p,
 )
+from fishr_exp.reports.tables.data import MARK, about_data, on_other_data
 from fishr_exp.reports.tables.table import Curve, Row, Table
 
 ABSENT = "–"
@@ -40,13 +41,14 @@ def table_sheet(table: Table) -> Sheet:
         *([("interval", f"{100 * CONFIDENCE:.0f} % interval"), ("p", "p")] if with_paired else []),
     ]
     keys, headers = ([column[part] for column in columns] for part in (0, 1))
-    rows = []
-    for row in table.rows:
+    rows, other = [], on_other_data(table.rows)
+    for place, row in enumerate(table.rows):
         n = len(row.seeds)
+        marks = "*" * row.selected_by_test_domain + MARK * (place in other)
         gamma = ABSENT if row.gamma is None else gammas[row.gamma]
         rows.append(
             [
-                row.label + ("*" if row.selected_by_test_domain else ""),
+                row.label + marks,
                 *([gamma] if with_gamma else []),
                 *(row.settings[name] for name in table.setting_names),
                 str(n),
@@ -126,6 +128,7 @@ def _notes(table: Table, about_differences: Iterable[str]) -> list[str]:
         notes.append(
             "*: checkpoint selected by a test domain, so its accuracy is not a fair estimate."
         )
+    notes += about_data(table.rows)
     if table.repeats:
         folders = ", ".join(str(run.path) for run in table.repeats)
         notes.append(f"Not counted, since their row already has the seed: {folders}.")

@@ -1,0 +1,53 @@
+"""Whether the runs of a table were on the same data, by the digests that they recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fishr_exp.reports.tables.table import Row
+from fishr_exp.runs.identity import flatten
+from fishr_exp.runs.reading import Run
+
+MARK = "†"
+ALLOWED = "allow"  # of dataset.missing_classes
+
+
+def on_other_data(rows: Sequence[Row]) -> dict[int, list[str]]:
+    """Return, by the place of a row, the domains whose data differ from those of the first row.
+
+    Data that depend on a seed of their own are compared at that seed. Runs without digests, of
+    earlier versions, count as equal.
+    """
+    first: dict[tuple[str, object], str] = {}
+    found: dict[int, list[str]] = {}
+    for place, row in enumerate(rows):
+        for run in row.runs:
+            for domain, digest in run.data.items():
+                if first.setdefault((domain, _data_seed(run)), digest) != digest:
+                    found.setdefault(place, []).append(domain)
+    return {place: list(dict.fromkeys(domains)) for place, domains in found.items()}
+
+
+def about_data(rows: Sequence[Row]) -> list[str]:
+    """Return the notes below a table about the data of its runs."""
+    notes = []
+    domains = dict.fromkeys(d for of in on_other_data(rows).values() for d in of)
+    if domains:
+        notes.append(
+            f"{MARK}: some runs were on other images or labels of {', '.join(domains)} than the"
+            " rows before, so the difference may come from the data."
+        )
+    if any(run.config.get("dataset", {}).get("missing_classes") == ALLOWED for run in _runs(rows)):
+        notes.append(
+            "With dataset.missing_classes=allow a domain may lack classes; its accuracy is over the"
+            " classes that it has."
+        )
+    return notes
+
+
+def _runs(rows: Sequence[Row]) -> list[Run]:
+    return [run for row in rows for run in row.runs]
+
+
+def _data_seed(run: Run) -> object:
+    return flatten(run.config).get("dataset.seed")
