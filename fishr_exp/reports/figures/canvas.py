@@ -85,9 +85,14 @@ def create_panels(
 
 def label_steps(panels: Sequence[Axes], columns: int) -> None:
     """Label the x axis of the lowest panel of each column, which is shared by those above."""
-    for axes in panels[-columns:]:
-        axes.set_xlabel("step")
-        axes.tick_params(labelbottom=True)
+    from matplotlib.ticker import MaxNLocator
+
+    for column in range(columns):
+        visible = [axes for axes in panels[column::columns] if axes.get_visible()]
+        for axes in visible[-1:]:
+            axes.set_xlabel("step")
+            axes.tick_params(labelbottom=True)
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def draw_grid(axes: Axes, axis: str = "y") -> None:

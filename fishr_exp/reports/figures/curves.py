@@ -82,19 +82,22 @@ class _Line:
     family: tuple[str, ...]  # method and settings: rows that differ only in gamma
     gamma: float | None
     is_erm: bool
-    test: Points
+    test: Mapping[str, Points]  # by test domain
     validation: Points
+
+
+_Panel = tuple[str, Mapping[str, Points]]  # its title, and lines by label
 
 
 def draw_curves(
     tables: Sequence[Table], stem: Path, rename: Callable[[str], str] = str
 ) -> list[Path]:
-    """Draw tables into `stem`.pdf and `stem`.png: for each test domain, two panels in a row.
+    """Draw tables into `stem`.pdf and `stem`.png, in two columns of panels.
 
-    The left one has the accuracy in the test domain, the right one the validation accuracy of the
-    training domains, both with a band of the standard error. The colors of a method are ordered
-    like its gammas; ERM is black. A row with a single evaluation has no line, and a table with
-    more than `MOST_ROWS` rows no panels. Names are written by `rename`.
+    A table has a panel for the accuracy in each test domain, and one for the validation accuracy of
+    the training domains. Lines have a band of their standard error. The colors of a method are
+    ordered like its gammas; ERM is black. A row with a single evaluation has no line, and a table
+    with more than `MOST_ROWS` rows no panels. Names are written by `rename`.
 
     Returns:
         The files written; none if there is no line.
@@ -102,52 +105,64 @@ def draw_curves(
     Raises:
         ValueError: If a record cannot be read.
     """
-    pairs = [
-        (table.dataset, domain, lines)
-        for table in tables
-        if len(table.rows) <= MOST_ROWS
-        for domain in table.test_domains
-        if (lines := _lines(table, domain))
-    ]
-    if not pairs:
+    found = [(table, _lines(table)) for table in tables if len(table.rows) <= MOST_ROWS]
+    found = [(table, lines) for table, lines in found if lines]
+    if not found:
         return []
-    styles = _styles(line for *_, lines in pairs for line in lines)
-    datasets = list(dict.fromkeys(dataset for dataset, *_ in pairs))
+    styles = _styles(line for _, lines in found for line in lines)
+    datasets = list(dict.fromkeys(table.dataset for table, _ in found))
+    panels: list[_Panel | None] = []
+    for table, lines in found:
+        own = _panels(table, lines, len(datasets) > 1, len(found) > 1)
+        panels += [*own, *([None] * (len(own) % 2))]  # the next table starts in the first column
     with styled():
-        names = [rename(label) for label in styles]
+        names = [literal(rename(label)) for label in styles]
         columns = max(1, min(len(names), LEGEND_WIDTH // (max(map(len, names)) + HANDLE_WIDTH)))
         names = [textwrap.fill(name, LEGEND_WIDTH) for name in names]
         legend = -(-len(names) // columns) + sum(name.count("\n") for name in names)
-        height = (ROW_HEIGHT + LINE_HEIGHT) * len(pairs) + LINE_HEIGHT * (legend + 3)
-        figure, grid = create_panels(2 * len(pairs), 2, height=height)
-        for number, (dataset, domain, lines) in enumerate(pairs):
-            left, right = grid[2 * number : 2 * number + 2]
-            of = f"{dataset}: " if len(datasets) > 1 else ""
-            left.set_title(literal(rename(f"{of}test domain {domain}")))
-            without = f" without {domain}" if len(pairs) > 1 else ""
-            right.set_title(literal(rename(f"{of}training domains{without}")))
-            left.set_ylabel("accuracy (%)")
-            _draw_panel(left, {line.label: line.test for line in lines}, styles)
-            _draw_panel(right, {line.label: line.validation for line in lines}, styles)
+        height = (ROW_HEIGHT + LINE_HEIGHT) * len(panels) / 2 + LINE_HEIGHT * (legend + 3)
+        figure, grid = create_panels(len(panels), 2, height=height)
+        for axes, panel in zip(grid, panels, strict=True):
+            if panel is None:
+                axes.set_visible(False)
+                continue
+            axes.set_title(literal(rename(panel[0])))
+            _draw_panel(axes, panel[1], styles)
+        for axes in grid[::2]:
+            axes.set_ylabel("accuracy (%)")
         label_steps(grid, 2)
-        seeds = about_seeds(row for table in tables for row in table.rows)
+        seeds = about_seeds(row for table, _ in found for row in table.rows)
         title = "; ".join([*datasets[: len(datasets) == 1], "accuracy on validation parts", seeds])
         set_title(figure, literal(rename(title)))
         add_legend(figure, _handles(styles), names, columns)
         return save(figure, stem)
 
 
-def _lines(table: Table, domain: str) -> list[_Line]:
+def _lines(table: Table) -> list[_Line]:
     """Return the rows that have two or more evaluations."""
     found = []
     for row in table.rows:
-        test, validation = over_steps(row, of_test_domain(domain)), over_steps(row, of_validation)
-        if len(test) > 1:
+        test = {domain: over_steps(row, of_test_domain(domain)) for domain in table.test_domains}
+        if any(len(points) > 1 for points in test.values()):
             family = (row.method, *(f"{key}={value}" for key, value in row.settings.items()))
             is_erm = row.is_baseline or row.gamma == 0
-            label = row_label(table, row)
-            found.append(_Line(label, family, row.gamma, is_erm, test, validation))
+            validation = over_steps(row, of_validation)
+            found.append(_Line(row_label(table, row), family, row.gamma, is_erm, test, validation))
     return found
+
+
+def _panels(
+    table: Table, lines: Sequence[_Line], names_dataset: bool, names_domains: bool
+) -> list[_Panel]:
+    of = f"{table.dataset}: " if names_dataset else ""
+    without = f" without {', '.join(table.test_domains)}" if names_domains else ""
+    return [
+        *(
+            (f"{of}test domain {domain}", {line.label: line.test[domain] for line in lines})
+            for domain in table.test_domains
+        ),
+        (f"{of}training domains{without}", {line.label: line.validation for line in lines}),
+    ]
 
 
 def _draw_panel(

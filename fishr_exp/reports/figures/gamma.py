@@ -74,7 +74,7 @@ def _label(of: Row | Curve) -> str:
     short = {name: s if [*last.values()].count(s) == 1 else name for name, s in last.items()}
     known = {short[name]: value for name, value in of.settings.items() if value != ABSENT}
     values = ", ".join(f"{name}={value}" for name, value in known.items())
-    return literal(f"{method}, {values}" if values else method)
+    return f"{method}, {values}" if values else method
 
 
 def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
@@ -246,7 +246,7 @@ def _draw_points(axes: Axes, table: Table, domain: str, rename: Callable[[str], 
 
 
 def _point_labels(table: Table, rename: Callable[[str], str]) -> list[str]:
-    labels = [rename(row_label(table, row)) for row in table.rows]
+    labels = [literal(rename(row_label(table, row))) for row in table.rows]
     return [textwrap.fill(of, 26, break_long_words=False, break_on_hyphens=False) for of in labels]
 
 
@@ -295,7 +295,7 @@ def _finish(
     once = dict(zip(labels, handles, strict=True))  # curves share the labels of their marks
     labels = sorted(once, key=lambda label: label.startswith("selected"))
     handles = [once[label] for label in labels]
-    labels = [rename(label) for label in labels]
+    labels = [literal(rename(label)) for label in labels]
     half = -(-len(labels) // 2)
     widest = sum(max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
     columns = (2 if widest <= 52 else 1) * len(panels)  # as many as fit next to each other

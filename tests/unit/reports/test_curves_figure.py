@@ -129,6 +129,22 @@ def test_several_test_domains_and_datasets_are_named(factory, tmp_path, monkeypa
     ]  # fmt: skip
 
 
+def test_two_test_domains_share_the_panel_of_the_training_domains(factory, tmp_path, monkeypatch):
+    folder = factory.done("erm", None, 0, {"minus90": 0.5, "gray": 0.5})
+    for step in (11, 12):
+        both = {name: {"train": None, "validation": step / 20} for name in ("minus90", "gray")}
+        folder.append({"step": step, "accuracy": both, "validation_accuracy": 0.6})
+    folder.close()
+    _, figure = drawn(tables(factory), tmp_path, monkeypatch)
+    figure.draw_without_rendering()
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [
+        "test domain minus90", "test domain gray", "training domains",
+    ]  # fmt: skip
+    assert [axes.get_xlabel() for axes in shown] == ["", "step", "step"]  # the lowest ones
+    assert all(tick == int(tick) for tick in shown[1].get_xticks())
+
+
 def test_names_are_written_as_asked(two_seeds, tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))

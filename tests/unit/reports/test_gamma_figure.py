@@ -193,3 +193,38 @@ def test_many_gammas_do_not_run_into_each_other(factory, drawn):
 def test_matplotlib_is_imported_only_to_draw():
     code = f"import sys, {module.__name__}; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_are_written_as_asked(factory, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))
+    trainer = {"_target_": "mylab.A$_1$", "gamma": 1.0}
+    factory.done("mine", 1.0, 0, 0.5, trainer=trainer)
+    factory.done("mine", 2.0, 0, 0.5, trainer={**trainer, "gamma": 2.0})
+    (table,) = build_tables(read_runs(factory.root).done)
+    draw(table, tmp_path / "figure", lambda text: text.replace("A$_1$", "B$2").replace("s9", "s8"))
+    figures[0].draw_without_rendering()
+    assert legend(figures[0])[:2] == [r"B\$2, test", r"B\$2, validation"]
+
+
+def test_of_equal_baselines_one_is_drawn(factory, drawn):
+    for method in ("fishr", "vrex"):
+        for gamma in (0.0, 1.0):
+            factory.done(method, gamma, 0, 0.5 if gamma else 0.2)
+    assert [of for of in legend(drawn()) if of.startswith("ERM")] == ["ERM (γ = 0), test"]
+
+
+def test_unequal_baselines_are_named_by_their_method(factory, drawn):
+    for method, test in (("fishr", 0.2), ("vrex", 0.3)):
+        for gamma in (0.0, 1.0):
+            factory.done(method, gamma, 0, 0.5 if gamma else test)
+    found = [of for of in legend(drawn()) if of.startswith("ERM")]
+    assert found == ["ERM (Fishr), γ=0, test", "ERM (V-REx), γ=0, test"]
+
+
+def test_settings_are_named_by_their_last_word_and_not_broken(factory, drawn):
+    for scope in ("classifier_and_a_long_name", "all"):
+        trainer = {"_target_": "mylab.Mine", "scope": scope}
+        factory.done("mine", None, 0, 0.5, trainer=trainer)
+    labels = [text.get_text() for text in drawn().axes[0].get_yticklabels()]
+    assert labels == ["Mine, scope=all", "Mine,\nscope=classifier_and_a_long_name"]
