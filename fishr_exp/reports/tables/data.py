@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from fishr_exp.reports.tables.table import Row
 from fishr_exp.runs.identity import flatten
-from fishr_exp.runs.reading import Run
 
 MARK = "†"
-ALLOWED = "allow"  # of dataset.missing_classes
+MISSING_CLASSES, ALLOWED = "dataset.missing_classes", "allow"
 
 
 def on_other_data(rows: Sequence[Row]) -> dict[int, list[str]]:
@@ -22,8 +21,9 @@ def on_other_data(rows: Sequence[Row]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for place, row in enumerate(rows):
         for run in row.runs:
+            seed = flatten(run.config).get("dataset.seed")
             for domain, digest in run.data.items():
-                if first.setdefault((domain, _data_seed(run)), digest) != digest:
+                if first.setdefault((domain, seed), digest) != digest:
                     found.setdefault(place, []).append(domain)
     return {place: list(dict.fromkeys(domains)) for place, domains in found.items()}
 
@@ -37,17 +37,10 @@ def about_data(rows: Sequence[Row]) -> list[str]:
             f"{MARK}: some runs were on other images or labels of {', '.join(domains)} than the"
             " rows before, so the difference may come from the data."
         )
-    if any(run.config.get("dataset", {}).get("missing_classes") == ALLOWED for run in _runs(rows)):
+    values = [flatten(run.config).get(MISSING_CLASSES) for row in rows for run in row.runs]
+    if ALLOWED in values:
         notes.append(
-            "With dataset.missing_classes=allow a domain may lack classes; its accuracy is over the"
+            f"With {MISSING_CLASSES}={ALLOWED} a domain may lack classes; its accuracy is over the"
             " classes that it has."
         )
     return notes
-
-
-def _runs(rows: Sequence[Row]) -> list[Run]:
-    return [run for row in rows for run in row.runs]
-
-
-def _data_seed(run: Run) -> object:
-    return flatten(run.config).get("dataset.seed")
