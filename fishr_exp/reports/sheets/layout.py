@@ -14,7 +14,7 @@ TEST = " (test)"  # after a test domain in a header
 # Words of headers and notes that are no names: renamed in the header only.
 _WORDS = {
     "method", "gamma", "seeds", "trials", "train", "validation", "test", "published", "p",
-    "delta", "interval", "gray",
+    "delta", "interval",
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def lay_out(sheets: Sequence[Sheet], layout: Layout) -> list[Sheet]:
     """
     _check("--rows", layout.rows, [_row_names(s) for s in sheets], _matches_row)
     _check("--columns", layout.columns, [_column_names(s) for s in sheets], _matches_column)
+    _check_names(layout, sheets)
     found = [_choose_rows(sheet, layout.rows) for sheet in sheets] if layout.rows else list(sheets)
     found = [sheet for sheet in found if sheet.rows]
     if layout.bold_best:
@@ -52,7 +53,6 @@ def lay_out(sheets: Sequence[Sheet], layout: Layout) -> list[Sheet]:
     if layout.columns:
         found = [_choose_columns(sheet, layout.columns) for sheet in found]
         found = [sheet for sheet in found if sheet.headers]
-    _check_names(layout, found)
     return [_rename(sheet, layout) for sheet in found] if layout.rename else found
 
 
@@ -159,7 +159,8 @@ def _check_names(layout: Layout, sheets: Iterable[Sheet]) -> None:
     texts, names = "", []
     for sheet in sheets:
         names += [
-            *_column_names(sheet),
+            *sheet.headers,
+            *_unique(sheet.keys),
             *(cell for row in sheet.rows for cell in row[: sheet.left]),
         ]
         texts += f"{sheet.title} "
@@ -171,11 +172,16 @@ def _check_names(layout: Layout, sheets: Iterable[Sheet]) -> None:
             raise ConfigError("--rename", name, f"there is no such name; there are {allowed}")
 
 
+def _unique(keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if [*keys].count(key) == 1]
+
+
 def _rename(sheet: Sheet, layout: Layout) -> Sheet:
     def header(text: str, key: str) -> str:
-        for name in (text, key):
-            if name in layout.rename:
-                return layout.rename[name]
+        if text in layout.rename:
+            return layout.rename[text]
+        if key in layout.rename and key in _unique(keys):
+            return layout.rename[key]
         domain = text.removesuffix(TEST)
         if domain != text and domain in layout.rename:
             return f"{layout.rename[domain]}{TEST}"

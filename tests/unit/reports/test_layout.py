@@ -104,6 +104,7 @@ def test_a_header_is_renamed_by_its_own_text():
     sheet = laid_out(rename={"photo (test)": "Photo", "delta": "gain"})
     assert sheet.headers[3] == "Photo"
     assert sheet.headers[5] == "gain"
+    assert laid_out(rename={"Fishr": "Ours"}, rows=["ERM"]).rows[1][0] == "ERM (Ours)"
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,7 @@ def test_a_header_is_renamed_by_its_own_text():
     [
         ({"columns": ["metod"]}, "--columns=metod: there is no such column; there are method,"),
         ({"rows": ["Fish"]}, "--rows=Fish: there is no such row; there are ERM, ERM (Fishr) 0,"),
+        ({"rename": {"test": "t"}}, "--rename=test: there is no such name"),  # of two columns
         ({"rename": {"Irm": "IRM"}}, "--rename=Irm: there is no such name; there are method,"),
     ],
 )
