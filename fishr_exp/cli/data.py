@@ -15,6 +15,7 @@ import hydra
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
+from fishr_exp.cli.output import command
 from fishr_exp.configuration.binding import conf_dir, part, unknown_key
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import ConfigError, printable
@@ -33,6 +34,7 @@ _BUILDERS = (  # of images in files
 _NAMED = 5  # maximum number of files in a message
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 for problems in the data, 2 for a configuration error."""
     parser = argparse.ArgumentParser(

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fishr_exp.cli.output import command
 from fishr_exp.core.errors import ConfigError
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 for a configuration error."""
     parser = argparse.ArgumentParser(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from fishr_exp.cli.output import command
 from fishr_exp.cli.run import claim_optuna, register_run_name
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.configuration.planning import Job, MistakesError, compose, without_warnings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned": "missing"}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 for a mistake in what was asked."""
     parser = argparse.ArgumentParser(

@@ -20,7 +20,15 @@ from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fishr_exp.configuration.binding import arguments, check_output_dir, conf_dir, run_name
+import fishr_exp
+from fishr_exp.cli.output import closed_streams, command
+from fishr_exp.configuration.binding import (
+    arguments,
+    check_output_dir,
+    conf_dir,
+    run_name,
+    typed_words,
+)
 from fishr_exp.configuration.callbacks import (
     failures,
     handling_signals,
@@ -28,6 +36,8 @@ from fishr_exp.configuration.callbacks import (
     jobs_go_on,
     stopped_by,
 )
+from fishr_exp.configuration.command_line import arranged
+from fishr_exp.configuration.console import name_lines
 from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.core.errors import TrainingError, UnfinishedError
@@ -50,6 +60,7 @@ STOPPED_WAITING = (
 _stopped: UnfinishedError | None = None  # in a launcher's process: it starts no other run
 
 
+@command
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
@@ -59,13 +70,20 @@ def main() -> None:
 
 
 def _main() -> int:
+    if "--version" in sys.argv:
+        sys.stdout.write(f"fishr-exp {fishr_exp.__version__}\n")
+        return 0
+    try:
+        sys.argv[1:] = arranged(sys.argv[1:])
+    except ValueError as error:
+        return _say(str(error), _MISTAKE)
     try:
         register_run_name()
         claim_optuna()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and closed_streams():
+            raise
         if isinstance(error, KeyboardInterrupt) or stopped_by():
             message = STOPPED_WAITING if jobs_go_on() else STOPPED
             return _say(message, 128 + (stopped_by() or getattr(error, "signal", signal.SIGINT)))
@@ -102,14 +120,17 @@ def job(config: DictConfig) -> float | None:
 
     It gets None where a test domain chose the checkpoint that this is the accuracy of.
     """
+    context = HydraConfig.get()
+    folder = Path(context.runtime.output_dir)
+    if not is_command():  # of a launcher, beside others
+        name_lines(folder.name)
+    _announce(config, context.runtime.choices, folder)
     from fishr_exp.core import distributed  # imports torch
     from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow
     from fishr_exp.training.run import run
 
     global _stopped
     quiet_mlflow()
-    context = HydraConfig.get()
-    folder = Path(context.runtime.output_dir)
     prefix = ""
     if _stopped:
         raise _stopped
@@ -121,7 +142,7 @@ def job(config: DictConfig) -> float | None:
                 prefix = f"rank {distributed.rank()}: "
                 _only_errors()
             choices = context.runtime.choices
-            checked = arguments(config, choices, context.overrides.task)
+            checked = arguments(config, choices, typed_words(context))
             if config.get("protocol"):
                 checked.config["protocol"].update(_standing(config, choices))
             result = run(checked, folder)
@@ -149,6 +170,25 @@ def job(config: DictConfig) -> float | None:
         raise
     selected = result["selected"]
     return None if selected["uses_test_domain"] else result["validation_accuracy"]
+
+
+def _announce(config: DictConfig, choices: Mapping[str, str], folder: Path) -> None:
+    """Say at once what the run is; importing PyTorch takes a while."""
+    if os.environ.get("RANK", "0") != "0":  # torchrun's number of this process
+        return
+
+    def of(key: str) -> Any:
+        return OmegaConf.select(config, key, throw_on_missing=False)
+
+    gamma = "" if of("trainer.gamma") is None else f" gamma={of('trainer.gamma')}"
+    tested = ", ".join(map(str, of("test_domains") or ["?"]))
+    log.info(
+        "trainer=%s%s on dataset=%s, tested on %s: model=%s seed=%s device=%s precision=%s",
+        choices["trainer"], gamma, choices["dataset"], tested, choices["model"], of("seed"),
+        of("device"), of("precision"),
+    )  # fmt: skip
+    slow = "" if "torch" in sys.modules else " (importing PyTorch takes a few seconds)"
+    log.info("folder %s%s", folder, slow)
 
 
 def _forget(folder: Path) -> None:
@@ -181,8 +221,8 @@ def _only_errors() -> None:
 
 def _run_name(*, _root_: DictConfig) -> str:
     config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    typed = [str(word) for word in _root_.hydra.overrides.task]
-    return run_name(config, str(_root_.hydra.runtime.choices.get("trainer")), typed)
+    trainer = str(_root_.hydra.runtime.choices.get("trainer"))
+    return run_name(config, trainer, typed_words(_root_.hydra))
 
 
 def _sweep_dir(*, _root_: DictConfig) -> str:

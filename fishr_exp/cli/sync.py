@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fishr_exp.cli.output import command
 from fishr_exp.configuration.binding import allowed_targets, part
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import TARGET
@@ -44,6 +45,7 @@ class To:
     allowed: tuple[str, ...] = ()
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where something could not be sent, 2 for a mistake."""
     parser = argparse.ArgumentParser(

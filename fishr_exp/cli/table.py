@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fishr_exp.cli.output import command
 from fishr_exp.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ PROTOCOLS = ("domainbed", "colored_mnist")
 SELECTIONS = ("training", "oracle", "leave_one_out")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 for a configuration error."""
     options = _parser().parse_args(arguments)
@@ -39,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"fishr-table: {error}\n")
         return 2
-    except BrokenPipeError:
-        # The reader, such as `head`, has closed the pipe; the files are written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

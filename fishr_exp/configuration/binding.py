@@ -126,6 +126,12 @@ def allowed_targets(given: object) -> list[str]:
     return [*_convert(ALLOW_TARGETS, given or [], list[str]), *always]
 
 
+def typed_words(of_hydra: Any) -> list[str]:
+    """Return the overrides of the command line, as Hydra's part of the configuration has them."""
+    words = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
+    return typing.cast(list[str], words)
+
+
 def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     """Leave out the keys of an option whose `_target_` was replaced on the command line.
 
@@ -198,9 +204,8 @@ def bind(
             raise unknown_key(f"{prefix}{name}", value, known)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in keywords:
-            raise ConfigError(
-                f"{prefix}{name}", "???", "must be given", f"add {prefix}{name}=VALUE"
-            )
+            hint = f"add {given_as(f'{prefix}{name}')}"
+            raise ConfigError(f"{prefix}{name}", "???", "must be given", hint)
     is_plain_class = inspect.isclass(target) and not is_dataclass(target)
     hints = typing.get_type_hints(target.__init__ if is_plain_class else target)
     return {

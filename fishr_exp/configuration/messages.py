@@ -23,10 +23,17 @@ from fishr_exp.configuration.binding import conf_dir, unknown_key
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.keys import CHOICES, PARTS
 
+# What Hydra's launchers come with, by the extra of this package that installs it.
+_EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+
 
 def one_line(error: Exception) -> str | None:
     """Explain an error that a user can be expected to make; None of any other."""
     error = _of_a_resolver(error) or error
+    decided_by = "hydra.run.dir"  # if it is given, output_dir has no effect
+    if getattr(error, "key", "") == "output_dir" and decided_by in _overrides():
+        assert isinstance(error, ConfigError)
+        error.key, error.hint = decided_by, error.hint.replace("output_dir", decided_by)
     if isinstance(error, ConfigError | TrainingError):
         return " ".join(str(error).split())
     if is_out_of_memory(error):
@@ -48,9 +55,10 @@ def one_line(error: Exception) -> str | None:
         if "INTERVAL_SWEEP" in str(error):
             reason = "does not draw from an interval"
             return str(ConfigError("hydra/sweeper", "basic", reason, "pass hydra/sweeper=optuna"))
-        removed = [group for group in PARTS if f"~{group}" in sys.argv]
-        if removed:  # others are named by it: Hydra speaks of those
-            return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}=NAME"))
+        removed = [word[1:].partition("=")[0] for word in sys.argv[1:] if word.startswith("~")]
+        if removed and "Could not delete" not in str(error):  # Hydra speaks of keys that name it
+            value = "NAME" if removed[0] in PARTS else "VALUE"
+            return str(ConfigError(removed[0], None, "was removed", f"pass {removed[0]}={value}"))
         return str(_unknown(unknown.group(1))) if unknown else _flat(error)
     return None
 
@@ -114,8 +122,13 @@ def _search_path() -> list[str]:
 
 def _no_option(group: str, name: str) -> ConfigError:
     known = sorted({path.stem for of in _folders() for path in (of / group).glob("*.yaml")})
+    if group.startswith("hydra/"):
+        with _composing():
+            known = GlobalHydra.instance().config_loader().get_group_options(group)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {group}={near[0]}?" if near else ""
+    if group == "hydra/launcher" and name in _EXTRAS and name not in known:
+        hint = f"{name} is not installed: pip install '.[{_EXTRAS[name]}]'"
     return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", hint)
 
 
@@ -146,6 +159,10 @@ def _unknown(key: str) -> ConfigError:
         except (HydraException, OmegaConfBaseException):
             pass  # of a sweep over a group, the keys depend on the job
     place = ""
+    if group in PARTS and group in node and node[group] is None:  # its option builds nothing
+        option = overrides.get(group, "none")
+        reason = f"{group}={option} has no keys"
+        return ConfigError(key, overrides.get(key, ""), reason, "leave it out, or choose another")
     for name in key.split("."):
         inner = node.get(name)
         if not isinstance(inner, DictConfig):

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from fishr_exp.configuration.baseline import AddBaseline
-from fishr_exp.configuration.binding import arguments, conf_dir
+from fishr_exp.configuration.binding import arguments, conf_dir, typed_words
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.protocol import check_ranges
 from fishr_exp.core.errors import ConfigError
@@ -174,8 +174,7 @@ def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
 
     folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    typed = [str(word) for word in config.hydra.overrides.task]
-    checked = arguments(own, config.hydra.runtime.choices, typed)
+    checked = arguments(own, config.hydra.runtime.choices, typed_words(config.hydra))
     check_ranges(own, config.hydra.runtime.choices)
     with without_warnings():
         prepared = prepare(parts.shared(checked))

@@ -56,6 +56,7 @@ KEYS: dict[str, Key] = {
     "compile": Key(neutral=False),
     "evaluation_batch_size": Key(of_each_run=True),
     "diagnostics": Key(bookkeeping=True),
+    "show_test_accuracy": Key(bookkeeping=True),
     "num_workers": Key(bookkeeping=True),
     "device": Key(bookkeeping=True),
     "resume": Key(bookkeeping=True),

@@ -35,6 +35,8 @@ CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "tracking.json",
 )
 CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
+_OF_HYDRA = ".hydra"  # it writes there, and a log, before the run takes the folder
+_OF_CHECKPOINTS = ("best.pt", "best-*.pt", "step-*.pt")  # the names that the training room gives
 
 State = Literal["planned", "running", "failed", "done"]
 Record = dict[str, Any]
@@ -74,6 +76,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._lock: FileLock | None = None
+        self._cleared = False  # it was a run's; what is left in it may be anything
 
     def __enter__(self) -> RunFolder:
         return self
@@ -109,6 +112,7 @@ class RunFolder:
             ConfigError: If the folder cannot be written, another process has it, or it holds a
                 run with other settings (those that do not matter to the result may differ).
         """
+        self.check_ours()
         self.acquire()
         try:
             with self._explaining_os_errors():
@@ -163,18 +167,42 @@ class RunFolder:
         """
         if not self.path.exists():
             return
+        self.check_ours()
         self.acquire()
         with self._explaining_os_errors():
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
             for name in (DONE, RESULT, RECORDS, ENVIRONMENT, TRACKING):
                 (self.path / name).unlink(missing_ok=True)
             if self.checkpoints.is_dir():
-                for file in self.checkpoints.glob("*.pt"):
+                for file in [f for name in _OF_CHECKPOINTS for f in self.checkpoints.glob(name)]:
                     file.unlink()
                 with contextlib.suppress(OSError):
                     self.checkpoints.rmdir()  # stays if it holds other files
             self._sweep()
             (self.path / CONFIG).unlink(missing_ok=True)
+        self._cleared = True
+
+    def check_ours(self) -> None:
+        """Refuse a folder that holds files, and no run.
+
+        Raises:
+            ConfigError: If it has files that are not a run's, and no configuration of a run.
+        """
+        if self._cleared or not self.path.is_dir():
+            return
+        config = self.path / CONFIG
+        if config.exists():
+            try:
+                foreign = "" if _is_of_a_run(json.loads(config.read_bytes())) else CONFIG
+            except ValueError:
+                return  # cut off: told where it is read
+        else:
+            ours = {_OF_HYDRA, ENVIRONMENT, RECORDS, RESULT, TRACKING, CHECKPOINTS, DONE, LOCK}
+            names = sorted(path.name for path in self.path.iterdir() if path.name not in ours)
+            foreign = next((name for name in names if not name.endswith((".tmp", ".log"))), "")
+        if foreign:
+            reason = f"this folder holds files that are not a run's, such as {foreign}"
+            raise ConfigError("output_dir", self.path, reason, "choose a new or empty folder")
 
     def close(self) -> None:
         """Give the folder's lock back."""
@@ -255,6 +283,11 @@ class RunFolder:
                 f"this folder cannot be written ({error.strerror or error})",
                 "choose another output_dir",
             ) from error
+
+
+def _is_of_a_run(config: object) -> bool:
+    """Whether a file's content is the configuration of a run, of any version."""
+    return isinstance(config, dict) and "seed" in config and isinstance(config.get("trainer"), dict)
 
 
 def _read_object(path: Path) -> Record:

@@ -49,6 +49,7 @@ class Arguments:
     evaluate_train: bool
     evaluation_batch_size: int
     diagnostics: bool
+    show_test_accuracy: bool
     num_workers: int
     device: str
     precision: str

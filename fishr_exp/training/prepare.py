@@ -249,7 +249,8 @@ def _built(
     except ConfigError:
         raise
     except refusal as error:
-        raise ConfigError(group, _given(config[group]), str(error)) from error
+        key, value = _blamed(group, config[group], str(error))
+        raise ConfigError(key, value, str(error)) from error
 
 
 def _check_loss(loss: Loss, model: Model, config: Mapping[str, Any]) -> None:
@@ -273,6 +274,15 @@ def _check_batch_statistics(modules: Sequence[nn.Module], model: str) -> None:
             "model", model, "BatchNorm in training mode would see one rank's samples only",
             "pass model.freeze_bn=true, or start one process",
         )  # fmt: skip
+
+
+def _blamed(group: str, node: Mapping[str, Any], reason: str) -> tuple[str, object]:
+    """Return the key that a library's reason is about: the one whose value it ends with."""
+    ending = reason.rpartition(" ")[2]
+    keys = [
+        k for k, v in node.items() if isinstance(v, int | float) and ending in (f"{v}", f"{v:.1f}")
+    ]
+    return (f"{group}.{keys[0]}", node[keys[0]]) if len(keys) == 1 else (group, _given(node))
 
 
 def _given(node: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import (
@@ -82,8 +83,13 @@ class Prepared:
         Raises:
             InterruptedEvaluationError: If a signal waits.
         """
+        total = sum(len(self.parts[name][part]) for name in self.domains.by_name for part in parts)
+        bar = tqdm(
+            desc="evaluating", total=total, unit="sample", leave=False, delay=2,
+            disable=None if distributed.is_first() else True, dynamic_ncols=True,
+        )  # fmt: skip
 
-        def read(domain: Domain, indices: Tensor) -> Iterable[Minibatch]:
+        def read(domain: Domain, indices: Tensor) -> Iterator[Minibatch]:
             chunk = chunks(
                 domain,
                 indices,
@@ -92,19 +98,22 @@ class Prepared:
                 pin_memory=self.device.type == "cuda",
                 shard=(distributed.rank(), distributed.world_size()),
             )
-            return signals.interrupting(chunk)
+            for minibatch in signals.interrupting(chunk):
+                yield minibatch
+                bar.update(len(minibatch.y))
 
         classes = max(self.domains.num_classes, model.classifier.out_features)
-        return {
-            name: {
-                part: count(
-                    model, read(domain, self.parts[name][part]), self.loss, classes, self.device,
-                    self.autocast,
-                )
-                for part in parts
-            }
-            for name, domain in self.domains.by_name.items()
-        }  # fmt: skip
+        with bar:
+            return {
+                name: {
+                    part: count(
+                        model, read(domain, self.parts[name][part]), self.loss, classes,
+                        self.device, self.autocast,
+                    )
+                    for part in parts
+                }
+                for name, domain in self.domains.by_name.items()
+            }  # fmt: skip
 
     def scores(self, counted: Mapping[str, Mapping[str, Counts]]) -> Scores:
         """Read all metrics off what was counted."""
@@ -122,6 +131,16 @@ class Prepared:
             for part in PARTS
         }
         return Scores(by_domain, means)
+
+    def test_accuracy(self, scores: Scores) -> dict[str, float]:
+        """Return the accuracy on each test domain, over the samples of the parts that it was on."""
+        found = {}
+        for name in self.arguments.test_domains:
+            of = {p: v for p, v in scores.of("accuracy", name).items() if v is not None}
+            sizes = {part: len(self.parts[name][part]) for part in of}
+            if any(sizes.values()):
+                found[name] = sum(of[p] * sizes[p] for p in of) / sum(sizes.values())
+        return found
 
     def diagnose(self) -> dict[str, float | None] | None:
         """Look at trainer and model on the run's first batch, if that was asked for."""

@@ -110,6 +110,7 @@ class _Journal:
     """Writes down what happens in a run: records, checkpoints, the tracker's share."""
 
     def __init__(self, prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
+        self._prepared = prepared
         self.training = prepared.training
         self.run_folder = run_folder
         self.checkpoints = checkpoints
@@ -132,6 +133,10 @@ class _Journal:
         """Write an evaluation, and the weights where they are the best so far."""
         if not distributed.is_first():
             return
+        if self._prepared.arguments.show_test_accuracy:
+            found = self._prepared.test_accuracy(evaluation.scores)
+            shown = "  ".join(f"test {name} {100 * value:5.1f} %" for name, value in found.items())
+            log.info("step %d  %s", evaluation.step, shown)
         evaluation = replace(evaluation, seconds=self.seconds, time=time.time())
         self.run_folder.append(evaluation.to_json())
         if verdict.improved:
@@ -172,6 +177,7 @@ def _done(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
         run_folder.open(arguments.config)  # refuses other settings
         result = run_folder.result()
         if result is not None:
+            log.info("%s", _line(Result.from_json(result)))
             log.info("done already: %s (resume=false runs it again)", run_folder.path)
             if arguments.tracker:
                 arguments.tracker(run_folder).catch_up(arguments.config, arguments.labels)

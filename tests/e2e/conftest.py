@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 import traceback
@@ -24,6 +25,8 @@ from fishr_exp.cli import run as cli
 from fishr_exp.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
+# What every run begins with.
+ANNOUNCED = re.compile(r"trainer=\S+.* on dataset=|folder /")
 TINY = ("model.hidden=8", "epochs=2", "steps_per_epoch=2", "tracker=none")
 
 
@@ -35,6 +38,7 @@ class Outcome:
     out: str
     err: str
     folder: Path  # the newest run folder
+    announced: str = ""  # the lines of `err` that say what a run is; they are not in it
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.folder / "records.jsonl").open()]
@@ -100,9 +104,11 @@ def caller(runs: Path) -> Command:
         ):
             status = _call()
         made = sorted(runs.glob("*/config.json"), key=lambda path: path.stat().st_mtime_ns)
-        return Outcome(
-            status, out.getvalue(), err.getvalue(), made[-1].parent if made else runs / "none"
-        )
+        folder = made[-1].parent if made else runs / "none"
+        said = err.getvalue().splitlines(keepends=True)
+        announced = [line for line in said if ANNOUNCED.match(line)]
+        rest = "".join(line for line in said if line not in announced)
+        return Outcome(status, out.getvalue(), rest, folder, "".join(announced))
 
     return call
 

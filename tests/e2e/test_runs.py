@@ -253,7 +253,9 @@ def test_a_done_run_is_skipped(fishr_exp: Command) -> None:
     written, result = checkpoint.stat().st_mtime_ns, first.result()
     second = fishr_exp()
     assert second.status == 0
-    assert second.err == f"done already: {first.folder} (resume=false runs it again)\n"
+    result_line = first.err.splitlines()[-2]  # before the folder
+    done = f"done already: {first.folder} (resume=false runs it again)"
+    assert second.err.splitlines() == [result_line, done]
     assert (checkpoint.stat().st_mtime_ns, second.result()) == (written, result)
     again = fishr_exp("resume=false")
     assert again.folder == first.folder
@@ -292,7 +294,7 @@ def test_the_test_domain_chooses_nothing(
 def test_a_monitor_on_the_test_domain_is_said_aloud(fishr_exp: Command) -> None:
     outcome = fishr_exp("observer.monitor=accuracy/minus90/validation")
     assert outcome.status == 0
-    said = "observer.monitor=accuracy/minus90/validation selects by a test domain"
+    said = "warning: observer.monitor=accuracy/minus90/validation selects by a test domain"
     assert outcome.err.splitlines()[0] == said
     assert outcome.result()["selected"]["uses_test_domain"] is True
     assert outcome.result()["selected"]["monitor"] == "accuracy/minus90/validation"
@@ -402,7 +404,7 @@ def test_no_bar_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert (run.returncode, out) == (0, "")
     folder = str(next(tmp_path.glob("fishr-*")))
     words = [line.split()[0] for line in err.splitlines()]
-    assert words == ["epoch", "epoch", "evaluating", "test", folder]
+    assert words == ["trainer=fishr", "folder", "epoch", "epoch", "evaluating", "test", folder]
     assert "\r" not in err
     assert "it/s" not in err
 

@@ -1,0 +1,53 @@
+"""What all commands do about their output: a reader that goes away, names that are not UTF-8."""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
+    """Let a command end quietly, with status 0, when the reader of its output has seen enough.
+
+    That is what `head -1` does. Characters that the output cannot hold are escaped.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*arguments: P.args, **keywords: P.kwargs) -> int | None:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return main(*arguments, **keywords)
+            finally:
+                sys.stdout.flush()  # here, since Python would report an error at its end
+        except BrokenPipeError:
+            closed = closed_streams()
+            if not closed:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for number in closed:
+                os.dup2(nowhere, number)
+            return 0
+
+    return wrapped
+
+
+def closed_streams() -> list[int]:
+    """Return which of standard output (1) and standard error (2) are pipes without a reader."""
+    if not hasattr(select, "poll"):  # on Windows
+        return [1]
+    found = []
+    for number in (1, 2):
+        poll = select.poll()
+        poll.register(number, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            found.append(number)
+    return found

@@ -1,0 +1,29 @@
+"""How a run's log lines look on the console."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_YELLOW, _PLAIN = "\033[33m", "\033[0m"
+
+_name = ""  # of the run whose lines these are, where several run at once
+
+
+def name_lines(name: str) -> None:
+    """Put a run's name before each line of this process; for runs that go on side by side."""
+    global _name
+    _name = name
+
+
+class ConsoleFormatter(logging.Formatter):
+    """The message alone; a warning begins with `warning:`, in yellow on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        line = super().format(record)
+        if record.levelno == logging.WARNING:
+            line = f"warning: {line}"
+            if sys.stderr.isatty():
+                line = f"{_YELLOW}{line}{_PLAIN}"
+        return f"{_name}: {line}" if _name else line
