@@ -156,6 +156,7 @@ class Result:
     test: Mapping[str, Mapping[str, float | None]]  # metric -> test domain -> over all its samples
     counts: Mapping[str, Mapping[str, int]]  # samples by domain and part
     skipped: Mapping[str, int]  # samples left out as broken, by domain
+    data: Mapping[str, str]  # domain -> number of samples and digest of names and labels
     last: Mapping[str, Any]  # step and accuracies of the last step
     seconds: float
 
@@ -168,6 +169,7 @@ class Result:
             **self.scores.to_json(),
             "counts": {domain: dict(parts) for domain, parts in self.counts.items()},
             **({"skipped": dict(self.skipped)} if self.skipped else {}),
+            "data": dict(self.data),
             "last": dict(self.last),
             **{f"test_{metric}": dict(by_domain) for metric, by_domain in self.test.items()},
             "seconds": self.seconds,
@@ -199,6 +201,7 @@ class Result:
             test={"accuracy": written["test_accuracy"], **tests},
             counts=written.get("counts", {}),
             skipped=written.get("skipped", {}),
+            data=written.get("data", {}),
             last=written.get("last", {}),
             seconds=written.get("seconds", 0.0),
         )

@@ -1,6 +1,7 @@
 """The run folder, which is the truth about a run: its files, written so that a crash spoils none.
 
     config.json        the resolved configuration
+    data.json          of each domain the number of samples, and a digest of names and labels
     environment.json   versions, git commit, device, command line
     records.jsonl      one line an evaluation
     result.json        what came out, or the error
@@ -27,14 +28,17 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
 
-CONFIG, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
+CONFIG, DATA, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "config.json",
+    "data.json",
     "environment.json",
     "records.jsonl",
     "result.json",
     "tracking.json",
 )
 CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
+# Beside the configuration; in this order they are removed.
+_FILES = (DONE, RESULT, RECORDS, DATA, ENVIRONMENT, TRACKING)
 _OF_HYDRA = ".hydra"  # it writes there, and a log, before the run takes the folder
 _OF_CHECKPOINTS = ("best.pt", "best-*.pt", "step-*.pt")  # the names that the training room gives
 
@@ -125,6 +129,15 @@ class RunFolder:
         """Record what the run runs on."""
         write_atomically(self.path / ENVIRONMENT, to_json(environment, indent=2) + "\n")
 
+    def write_data(self, data: Mapping[str, str]) -> None:
+        """Record what the data are, by domain."""
+        write_atomically(self.path / DATA, to_json(data, indent=2) + "\n")
+
+    def data(self) -> dict[str, str] | None:
+        """Read what the data are; None in a folder of an earlier version, or of no run yet."""
+        path = self.path / DATA
+        return _read_object(path) if path.exists() else None
+
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; it is on the disk when this returns."""
         with (self.path / RECORDS).open("ab") as file:
@@ -171,7 +184,7 @@ class RunFolder:
         self.acquire()
         with self._explaining_os_errors():
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
-            for name in (DONE, RESULT, RECORDS, ENVIRONMENT, TRACKING):
+            for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
             if self.checkpoints.is_dir():
                 for file in [f for name in _OF_CHECKPOINTS for f in self.checkpoints.glob(name)]:
@@ -197,7 +210,7 @@ class RunFolder:
             except ValueError:
                 return  # cut off: told where it is read
         else:
-            ours = {_OF_HYDRA, ENVIRONMENT, RECORDS, RESULT, TRACKING, CHECKPOINTS, DONE, LOCK}
+            ours = {*_FILES, _OF_HYDRA, CHECKPOINTS, LOCK}
             names = sorted(path.name for path in self.path.iterdir() if path.name not in ours)
             foreign = next((name for name in names if not name.endswith((".tmp", ".log"))), "")
         if foreign:

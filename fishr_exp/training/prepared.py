@@ -19,6 +19,7 @@ from fishr_exp.core.contracts import (
     Model,
     printed_name,
 )
+from fishr_exp.data.digests import digests
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.runs.records import PARTS, Outline, Scores
 from fishr_exp.training.arguments import Arguments
@@ -56,6 +57,11 @@ class Prepared:
             training_domains=self.training_domains,
             test_domains=self.arguments.test_domains,
         )
+
+    @property
+    def data(self) -> dict[str, str]:
+        """What the data are: for each domain, the number of samples and a digest."""
+        return digests(self.domains.by_name)
 
     @property
     def evaluated(self) -> Sequence[str]:

@@ -14,6 +14,7 @@ import torch
 
 from fishr_exp.core import distributed, seeding
 from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.data.digests import changes, digests
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
@@ -178,10 +179,24 @@ def _done(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
         result = run_folder.result()
         if result is not None:
             log.info("%s", _line(Result.from_json(result)))
+            if changed := _changes_since(result.get("data"), arguments):
+                log.warning("the data have changed since this run: %s", changed)
             log.info("done already: %s (resume=false runs it again)", run_folder.path)
             if arguments.tracker:
                 arguments.tracker(run_folder).catch_up(arguments.config, arguments.labels)
         return result
+
+
+def _changes_since(there: Mapping[str, str] | None, arguments: Arguments) -> str:
+    """Say how the data on disk differ from those of a run that is done, where that is cheap."""
+    dataset = arguments.config["dataset"]
+    if not there or not dataset.get("root") or dataset.get("download"):
+        return ""
+    if dataset.get("on_bad_image") == "skip" and not dataset.get("cache"):
+        return ""  # all images would be read
+    with contextlib.suppress(ConfigError):  # it need not be there any more
+        return changes(there, digests(arguments.dataset().by_name))
+    return ""
 
 
 def _error(run_folder: RunFolder) -> str:
@@ -213,11 +228,19 @@ def _open(
     if not prepared.arguments.resume:
         run_folder.clear()
     run_folder.open(prepared.arguments.config)
+    if changed := changes(run_folder.data() or prepared.data, prepared.data):
+        raise ConfigError(
+            "dataset", prepared.domains.name,
+            f"the data are not those that this run was started with ({changed}): its split into "
+            "training and validation parts would be another",
+            f"restore them, or pass resume=false to start {run_folder.path.name} from scratch",
+        )  # fmt: skip
     reached = checkpoints.newest()
     device = prepared.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     try:
         run_folder.checkpoints.mkdir(exist_ok=True)
+        run_folder.write_data(prepared.data)
         run_folder.write_environment(
             environment(name, torch.get_num_threads(), distributed.world_size())
         )
@@ -276,6 +299,7 @@ def _result(
         test={metric: {n: whole[n][metric] for n in whole} for metric in METRICS},
         counts={n: {p: len(parts[p]) for p in PARTS} for n, parts in prepared.parts.items()},
         skipped=prepared.domains.skipped,
+        data=prepared.data,
         last={"step": prepared.training.step, "accuracy": last},
         seconds=journal.seconds,
     )

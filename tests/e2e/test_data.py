@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from fishr_exp.cli import data as data_cli
 
-from .conftest import Command
+from .conftest import Command, stop_before
 
 
 @pytest.fixture
@@ -260,3 +261,55 @@ def test_a_run_with_a_cache_is_the_run_without(fishr_exp: Command, images: Path)
     one, two = plain.result(), stored.result()
     assert one["accuracy"] == two["accuracy"]
     assert (images.parent / "cache").is_dir()
+
+
+CHANGING = ("dataset=image_folder", "model=mlp", "dataset.image_size=8", "test_domains=[sketch]",
+            "batch_size=2", "trainer=erm", "checkpoint_every=1")  # fmt: skip
+
+
+def test_a_stopped_run_does_not_go_on_over_other_data(
+    fishr_exp: Command, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*CHANGING, f"dataset.root={images}")
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        assert fishr_exp(*words).status == 130
+    gone = images / "photo" / "cat" / "0.png"
+    content = gone.read_bytes()
+    gone.unlink()
+    refused = fishr_exp(*words)
+    assert refused.status == 2
+    count = len(list((images / "photo").rglob("*.png")))
+    said = f"not those that this run was started with (photo has {count} samples, {count + 1} befo"
+    assert said in refused.err
+    assert "resume=false" in refused.err
+    gone.write_bytes(content)
+    assert "continuing" in fishr_exp(*words).err
+
+
+def test_a_done_run_says_that_its_data_have_changed(fishr_exp: Command, images: Path) -> None:
+    words = (*CHANGING, f"dataset.root={images}")
+    first = fishr_exp(*words)
+    assert first.result()["data"] == json.loads((first.folder / "data.json").read_text())
+    assert "changed" not in fishr_exp(*words).err
+    (images / "photo" / "cat" / "0.png").rename(images / "photo" / "cat" / "renamed.png")
+    again = fishr_exp(*words)
+    assert again.status == 0
+    assert "warning: the data have changed since this run: photo has other names" in again.err
+    assert again.result() == first.result()
+    shutil.rmtree(images)  # it need not be there any more
+    assert fishr_exp(*words).status == 0
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_digests(
+    fishr_exp: Command, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*CHANGING, f"dataset.root={images}")
+    with monkeypatch.context() as patch:
+        stop_before(3, patch)
+        stopped = fishr_exp(*words)
+    (stopped.folder / "data.json").unlink()
+    done = fishr_exp(*words)
+    assert done.status == 0
+    assert "continuing" in done.err
+    assert set(done.result()["data"]) == {"photo", "sketch", "cartoon"}

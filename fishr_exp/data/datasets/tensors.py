@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fishr_exp.core.contracts import Minibatch
+from fishr_exp.data.digests import digest_of
 
 
 class TensorDomain:
@@ -26,6 +27,11 @@ class TensorDomain:
         self._x = x
         self._y = y
         self._all = torch.arange(len(y))
+
+    @property
+    def digest(self) -> str:
+        """Of the labels; see `digests.py`."""
+        return digest_of((), self._y)
 
     def __len__(self) -> int:
         return len(self._y)

@@ -10,6 +10,7 @@ import torch
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.digests import digest_of
 from fishr_exp.data.images.decoding import Picture
 from fishr_exp.data.images.domain import ImageDomain
 
@@ -50,6 +51,7 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
         key: ImageDomain(
             key, _Pictures(whole, own.tolist()), torch.as_tensor(whole.y_array)[own].long(),
             image_size=image_size, augment=augment,
+            digest=digest_of(map(str, own.tolist()), torch.as_tensor(whole.y_array)[own].long()),
         )
         for key, own in parts.items()
     }  # fmt: skip

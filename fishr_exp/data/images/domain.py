@@ -43,6 +43,7 @@ class ImageDomain:
             area, resized; a flip; brightness, contrast, saturation and hue by up to 0.3; gray in
             1 of 10 images. See `augmentation.py`.
         validation: Indices of the validation part, int64; None: drawn by `split`.
+        digest: Of the names and labels of the images, see `digests.py`.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class ImageDomain:
         image_size: int,
         augment: bool,
         validation: Tensor | None = None,
+        digest: str = "",
     ) -> None:
         self.name = name
+        self.digest = digest
         self.validation = validation
         self.pictures = pictures
         self._y = labels

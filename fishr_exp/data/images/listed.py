@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError, printable
+from fishr_exp.data.digests import digest_of
 from fishr_exp.data.images.decoding import fault
 from fishr_exp.data.images.domain import ImageDomain, stored
 
@@ -140,6 +142,11 @@ def listed_domains(
             image_size=image_size,
             augment=augment,
             validation=None if validation is None else validation[kept].nonzero()[:, 0],
+            digest=digest_of(
+                [os.path.relpath(paths[i], root) for i in kept],
+                labels[kept],
+                None if validation is None else validation[kept],
+            ),
         )
     if bad:
         _log.warning(
