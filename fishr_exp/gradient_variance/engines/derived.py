@@ -19,22 +19,23 @@ from ..terms.uses import Direct, Term, flatten
 
 
 class DerivedTensors:
-    """Knows parameters, buffers, and all tensors that are computed from these alone.
+    """Knows parameters and buffers, and all tensors that are computed without other tensors.
 
     Args:
         selected: The identities of the selected parameters.
         constants: All parameters and buffers of the model.
+        count: N. A new tensor with as many rows may be one of the samples, and is not known.
     """
 
-    def __init__(self, selected: Iterable[int], constants: Iterable[Tensor]) -> None:
+    def __init__(self, selected: Iterable[int], constants: Iterable[Tensor], count: int) -> None:
+        self._count = count
         self._selected = frozenset(selected)
         self._sources = {identity: frozenset([identity]) for identity in self._selected}
         self._kept = {id(tensor): tensor for tensor in constants}  # alive, so ids stay unique
 
     def contains(self, values: Iterable[Any]) -> bool:
-        """Whether there are tensors among `values`, and all are computed from parameters alone."""
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        return bool(tensors) and all(id(tensor) in self._kept for tensor in tensors)
+        """Whether all tensors among `values` are computed from parameters alone."""
+        return all(id(v) in self._kept for v in values if isinstance(v, Tensor))
 
     def sources(self, value: Any) -> frozenset[int]:
         """Identities of the selected parameters that a tensor is computed from."""
@@ -43,8 +44,11 @@ class DerivedTensors:
     def add(self, arguments: Sequence[Any], result: Any) -> None:
         """Remember the tensors in the result of a function of known tensors."""
         sources = frozenset().union(*(self.sources(value) for value in arguments))
+        is_new = not any(isinstance(value, Tensor) for value in arguments)
         for output in flatten((result,)):
             if isinstance(output, Tensor) and id(output) not in self._selected:
+                if is_new and output.shape[:1] == (self._count,):
+                    continue
                 self._kept[id(output)] = output
                 if sources and output.requires_grad:
                     self._sources[id(output)] = sources | self.sources(output)
@@ -52,8 +56,14 @@ class DerivedTensors:
     def remove(self, changed: Iterable[Any]) -> None:
         """Forget tensors into which a function has written something else."""
         for value in changed:
-            if self._kept.pop(id(value), None) is not None:
-                self._sources.pop(id(value), None)
+            for tensor in (value, value._base) if isinstance(value, Tensor) else ():
+                if self._kept.pop(id(tensor), None) is not None:
+                    self._sources.pop(id(tensor), None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._sources.clear()
 
     def is_derived(self, value: Any) -> bool:
         """Whether a tensor is computed from selected parameters, and is none itself."""

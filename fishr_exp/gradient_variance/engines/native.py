@@ -88,6 +88,7 @@ def native_statistics(
         slow |= {name for name, own in terms.items() if len({type(term) for term in own}) > 1}
         plans.clear()
         planner.clear()
+        recorder.derived.clear()
         for name in reversed([name for name in parameters if name not in slow]):
             if name in terms:
                 finish_terms(name, terms.pop(name))  # frees them

@@ -29,7 +29,7 @@ ELEMENTWISE = frozenset(
     variant
     for name in ("add", "sub", "mul", "div", "truediv")
     for variant in (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__")
-) | {"rsub", "true_divide", "multiply", "subtract", "divide", "expand", "expand_as"}
+) | {"rsub", "true_divide", "multiply", "subtract", "divide", "addcmul", "expand", "expand_as"}
 """Names of functions whose parameters may be copied for each sample, see `_copy_bare`."""
 
 
@@ -61,7 +61,7 @@ class Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.selected = {id(parameter) for parameter in parameters}
-        self.derived = DerivedTensors(self.selected, constants)
+        self.derived = DerivedTensors(self.selected, constants, count)
         self.count = count
         self.allow_batch_statistics = allow_batch_statistics
         self.met_batch_statistics = self.couples_samples = False
@@ -76,28 +76,34 @@ class Recorder(TorchFunctionMode):
         of_parameters = self.derived.contains(values)
         if func is F.batch_norm and not of_parameters and uses_batch_statistics(args, kwargs):
             self.couples_samples = True
-        if not torch.is_grad_enabled():  # inside a custom autograd function, for one
-            return func(*args, **kwargs)
         if of_parameters and not self._is_given_to_samples(func, args):
             return self._derive(func, args, kwargs, values)
+        if not torch.is_grad_enabled():  # inside a custom autograd function, for one
+            result = func(*args, **kwargs)
+            self._forget(func, args, result)
+            return result
         if func is F.multi_head_attention_forward and self._can_open(args, kwargs):
             return self._attention(args, kwargs)
         used = self._uses(values)
+        if used:
+            args, kwargs = self._copy_bare(func, args, kwargs)
+            values = list(flatten((*args, *kwargs.values())))
         if self.uses:  # only what is between a use and the loss is differentiated twice
             func = TWICE_DIFFERENTIABLE.get(func, func)
         if func is F.batch_norm:
             self._meet_batch_statistics(used, args, kwargs)
         if func in NORMALIZATIONS and (used or self.uses) and not self._in_attention:
             return normalize(func, args, kwargs, self._replacement)
-        if used and getattr(func, "__name__", "") in ELEMENTWISE:
-            args = self._copy_bare(func, args)
-            values = list(flatten((*args, *kwargs.values())))
         result = func(*args, **kwargs)
         if used and self._uses(values):
             for output in flatten((result,)):
                 self._record(func, args, kwargs, output)
-        self.derived.remove(args[:1] if func is Tensor.__setitem__ else flatten((result,)))
+        self._forget(func, args, result)
         return result
+
+    def _forget(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
+        """Note that the function may have written samples into its result."""
+        self.derived.remove(args[:1] if func is Tensor.__setitem__ else flatten((result,)))
 
     def _uses(self, values: Iterable[Any]) -> bool:
         return any(id(v) in self.selected or self.derived.is_derived(v) for v in values)
@@ -112,10 +118,10 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _is_given_to_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
-        """Whether a parameter is expanded to as many rows as there are samples."""
-        if func is not Tensor.expand or not self._uses(args[:1]):
-            return False
+        """Whether a parameter is expanded or repeated to as many rows as there are samples."""
         shape = _shape_of_result(func, args)
+        if func not in (Tensor.expand, Tensor.repeat) or not shape or not self._uses(args[:1]):
+            return False
         bare = args[0].ndim < len(shape) or len(args[0]) == 1
         return bare and shape[0] % self.count == 0
 
@@ -126,17 +132,32 @@ class Recorder(TorchFunctionMode):
             edge = get_gradient_edge(_root(output))
             self.uses.append(Use(func, args, kwargs, output, edge, self._in_attention, guessed))
 
-    def _copy_bare(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _copy_bare(
+        self, func: Any, args: tuple[Any, ...], kwargs: Any
+    ) -> tuple[tuple[Any, ...], Any]:
         """Give each sample its own copy of a parameter that is broadcast over the samples.
 
         The gradient at the copies [N, ...] is then the per-sample gradient, whatever the function
         is. Possible where the parameter is broadcast over the dimension of the samples: the first,
         or, if positions come before the samples, the second.
         """
+        if self._in_attention:
+            return args, kwargs
+        if func is F.scaled_dot_product_attention and len(args) > 1:
+            scores = (*args[0].shape[:-1], args[1].shape[-2])  # to which the mask is added
+            if self._uses([kwargs.get("attn_mask")]):
+                kwargs = {**kwargs, "attn_mask": self._replacement(kwargs["attn_mask"], scores)}
+            if self._uses(args[3:4]):
+                args = (*args[:3], self._replacement(args[3], scores), *args[4:])
+            return args, kwargs
         shape = _shape_of_result(func, args)
-        if self._in_attention or not shape:
-            return args
-        return tuple(self._replacement(a, shape) if self._uses([a]) else a for a in args)
+        if func is Tensor.repeat and self._is_given_to_samples(func, args):
+            times = _sizes(args)
+            given = self._replacement(args[0], (shape[0], *(1,) * (len(times) - 1)))
+            return (given, 1, *times[1:]), kwargs
+        if shape and getattr(func, "__name__", "") in ELEMENTWISE:
+            args = tuple(self._replacement(a, shape) if self._uses([a]) else a for a in args)
+        return args, kwargs
 
     def _replacement(self, parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
         if not self._uses([parameter]):
@@ -197,15 +218,25 @@ def _root(output: Tensor) -> Tensor:
 
 def _shape_of_result(func: Any, args: tuple[Any, ...]) -> tuple[int, ...]:
     """Shape of an element-wise function's result; empty if it has none."""
-    if func is Tensor.expand:
-        sizes = args[1] if isinstance(args[1], list | tuple) else args[1:]
+    if func in (Tensor.expand, Tensor.repeat):
+        sizes = _sizes(args)
+        if not sizes:
+            return ()
         own = (1,) * (len(sizes) - args[0].ndim) + tuple(args[0].shape)
+        if func is Tensor.repeat:
+            return tuple(s * o for s, o in zip(sizes, own, strict=True))
         return tuple(o if s == -1 else s for s, o in zip(sizes, own, strict=True))
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     try:
         return tuple(torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
     except RuntimeError:
         return ()  # the function itself will report the error
+
+
+def _sizes(args: tuple[Any, ...]) -> tuple[int, ...]:
+    """Arguments of `Tensor.expand` or `repeat`, after the tensor, given one by one or in a list."""
+    given = args[1:]
+    return tuple(given[0]) if given and isinstance(given[0], list | tuple) else given
 
 
 def _opened(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -268,6 +268,61 @@ def test_parameters_that_are_changed_before_they_are_used(twin: Any, caplog: Any
     _check(twin, Derived(), _inputs(3, 4), caplog)
 
 
+class Constants(nn.Module):
+    """Parameters on constants that are made in the forward pass, repeated and added to scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.classifier = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 3)
+        self.embed, self.to_bias = nn.Linear(1, 4), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(4, device=x.device).to(x.dtype)[:, None] / 4
+        x = torch.cat([self.token.repeat(len(x), 1, 1), x], 1)
+        x = x + self.embed(places).unsqueeze(0).repeat(len(x), 1, 1)
+        padded = torch.zeros(len(x), 4, 5, dtype=x.dtype)
+        padded[:, :, :4] = x
+        heads = padded[:, :, :4].unflatten(2, (2, 2)).transpose(1, 2)
+        bias = self.to_bias(places - places.t().reshape(4, 1, 1)).permute(2, 0, 1)
+        y = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=torch.tanh(bias)[None])
+        return self.classifier(y.transpose(1, 2).flatten(2)[:, 0])
+
+
+def test_constants_of_the_forward_pass(twin: Any, caplog: Any) -> None:
+    torch.manual_seed(0)
+    _check(twin, Constants(), _inputs(3, 4), caplog)
+
+
+class Written(nn.Module):
+    """Writes its samples into a constant, in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.first, self.classifier = how, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y = torch.zeros(len(x), 4, dtype=x.dtype)
+        if self.how == "copy":
+            y.copy_(x)
+        elif self.how == "view":
+            y[:].copy_(x)
+        elif self.how == "add":
+            y += x
+        elif self.how == "without_grad":
+            with torch.no_grad():
+                y[:] = x
+            y = y + x
+        return self.classifier(F.batch_norm(torch.tanh(y), None, None, training=True))
+
+
+@pytest.mark.parametrize("how", ["copy", "view", "add", "without_grad"])
+def test_constants_into_which_samples_are_written(how: str) -> None:
+    x = _inputs(4)
+    with pytest.raises(UnsupportedError, match="BatchNorm in training mode"):
+        gradient_variance(Written(how).double(), x, torch.arange(N) % 3, SIZES, scope="all")
+
+
 class Overwritten(nn.Module):
     """A tensor of parameters, into which samples are written."""
 
