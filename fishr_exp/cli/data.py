@@ -69,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Write the cache to dataset.cache, or to outputs/cache; if it exists, compare"
         " every byte, and write damaged files again.",
     )
-    for command in (check, prepare):
-        command.add_argument("dataset", help="an option of the group dataset: pacs, vlcs, ...")
-        command.add_argument("root", help="the folder of its domains")
-        command.add_argument(
+    for of_dataset in (check, prepare):
+        add = of_dataset.add_argument
+        add("dataset", help="an option of the group dataset: pacs, vlcs, ...")
+        add("root", help="the folder of its domains")
+        add(
             "overrides",
             nargs="*",
             default=[],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import select
 import sys
@@ -20,6 +21,7 @@ def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
 
     @functools.wraps(main)
     def wrapped(*arguments: P.args, **keywords: P.kwargs) -> int | None:
+        logging.Handler.handleError = _handle_error  # type: ignore[assignment, method-assign]
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -38,6 +40,15 @@ def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
             return 0
 
     return wrapped
+
+
+_report_error = logging.Handler.handleError
+
+
+def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Report an error of a log, unless it is that its reader has seen enough."""
+    if not isinstance(sys.exc_info()[1], BrokenPipeError):
+        _report_error(handler, record)
 
 
 def closed_streams() -> list[int]:

@@ -30,8 +30,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def to_json(value: object, indent: int | None = None) -> str:
-    """Write `value` as valid JSON; NaN and infinities become strings."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Write `value` as valid JSON; NaN and infinities become strings.
+
+    What is not UTF-8 in the name of a file is escaped, and is read back as the same name.
+    """
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _finite(value: object) -> object:

@@ -313,3 +313,29 @@ def test_a_run_of_an_earlier_version_goes_on_without_digests(
     assert done.status == 0
     assert "continuing" in done.err
     assert set(done.result()["data"]) == {"photo", "sketch", "cartoon"}
+
+
+def test_a_run_on_names_that_are_not_utf8(fishr_exp: Command, images: Path) -> None:
+    """The root, a domain, a class and images: escaped in records and in the log."""
+    root = os.fsencode(images.parent) + b"/im\xe8ges"
+    os.rename(images, root)
+    os.rename(root + b"/photo", root + b"/ph\xf6to")
+    for domain in (b"ph\xf6to", b"cartoon", b"sketch"):
+        os.rename(root + b"/" + domain + b"/cat", root + b"/" + domain + b"/c\xe4t")
+    with open(root + b"/cartoon/c\xe4t/\xe9.png", "w") as file:
+        file.write("no image")
+    words = (f'dataset.root="{os.fsdecode(root)}"', "dataset.on_bad_image=skip")
+    outcome = fishr_exp(*words, tiny=TINY_IMAGES)
+    assert outcome.status == 0, outcome.err
+    assert outcome.result()["counts"]["ph\\xf6to"] == {"train": 10, "validation": 2}
+    assert outcome.records()[0]["accuracy"].keys() == {"cartoon", "ph\\xf6to", "sketch"}
+    log = (outcome.folder / "fishr-exp.log").read_text(encoding="utf-8")
+    assert "/im\\xe8ges/cartoon/c\\xe4t/\\xe9.png (" in log
+    assert "skipped" in log
+    assert "Logging error" not in outcome.err
+    again = fishr_exp(*words, tiny=TINY_IMAGES)  # the name of the root is read back as it was
+    assert again.status == 0, again.err
+    assert "done already" in again.err
+    failed = fishr_exp(words[0], "seed=1", tiny=TINY_IMAGES)
+    assert failed.status == 1
+    assert "c\\xe4t/\\xe9.png: the image cannot be read (" in failed.result()["error"]
