@@ -149,6 +149,8 @@ def test_search_binds(path: Path) -> None:
     config = composed("protocol=paper_2022", f"search={search}", f"{group}={option}")
     if OmegaConf.is_missing(config.dataset, "root"):
         config.dataset.root = "somewhere"
+    if OmegaConf.is_missing(config, "test_domains"):
+        config.test_domains = ["a"]
     assert arguments(config)
 
 

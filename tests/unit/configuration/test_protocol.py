@@ -172,7 +172,8 @@ def test_a_seed_that_is_none(key: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "steps"), [(MNIST, 100), ("rotated_mnist", 100), (IMAGES, 300)]
+    ("dataset", "steps"),
+    [(MNIST, 100), ("rotated_mnist", 100), (IMAGES, 300), ("domain_net", 1000), ("vlcs", 300)],
 )
 def test_the_presets(dataset: str, steps: int) -> None:
     paper = composed(f"dataset={dataset}", "test_domains=[a]")
@@ -186,6 +187,16 @@ def test_the_presets(dataset: str, steps: int) -> None:
     assert differing == {"protocol", "model"}
     assert (paper.model.freeze_bn, paper.model.pretrained) == (True, True)
     assert (main.model.freeze_bn, main.model.pretrained) == (False, False)
+
+
+@pytest.mark.parametrize("dataset", ["camelyon17", "fmow", "spawrious"])
+@pytest.mark.parametrize("protocol", ["paper_2022", "domainbed_main"])
+def test_datasets_of_which_domainbed_sets_no_interval(dataset: str, protocol: str) -> None:
+    """Its default is 100 steps; the hyperparameters stay those of images of 224x224."""
+    config = composed(f"dataset={dataset}", "test_domains=[a]", protocol=protocol)
+    assert (config.steps_per_epoch, config.total_steps, config.batch_size) == (100, 5001, 32)
+    given = composed(f"dataset={dataset}", "steps_per_epoch=300", protocol=protocol)
+    assert given.steps_per_epoch == 300
 
 
 def planned(experiment: str, *overrides: str) -> list[list[str]]:
