@@ -28,7 +28,10 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
     Raises:
         ConfigError: If the package is missing, or the data cannot be read.
 
-    Source: Koh et al. 2021 (arXiv:2012.07421).
+    Source:
+        Koh et al. 2021 (arXiv:2012.07421); DomainBed's code for the domains. Departs: images are
+        cropped at their original size and resized once, theirs are resized to 224 × 224 pixels
+        before the crop.
     """
     # The package imports torchvision, which may need our schemas of its operators.
     importlib.import_module("fishr_exp.core._torchvision")
