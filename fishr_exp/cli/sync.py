@@ -137,7 +137,9 @@ def _mirror(tracker: Mapping[str, Any], folder: RunFolder, allowed: Sequence[str
     except ConfigError as error:
         if error.key != key:
             raise
-        hint = "pass --allow-targets PACKAGE if you trust it"
+        hint = error.hint
+        if hint.startswith("pass allow_targets"):
+            hint = "pass --allow-targets PACKAGE if you trust it"
         if error.__cause__ is not None:  # it could not be imported
             hint = "install it, or put its folder on PYTHONPATH"
         reason = f"the tracker of this run cannot be synced: {error.allowed}"

@@ -85,7 +85,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if not _is_bookkeeping(key)
+        if not is_bookkeeping(key)
         and (key not in neutral or not _same(value, normal(key, neutral[key])))
     }
 
@@ -202,7 +202,8 @@ def _declared(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _is_bookkeeping(key: str) -> bool:
+def is_bookkeeping(key: str) -> bool:
+    """Whether a key only says where and how a run is made, not what it computes."""
     return any(name in KEYS and KEYS[name].bookkeeping for name in (key, key.partition(".")[0]))
 
 

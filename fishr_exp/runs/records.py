@@ -207,7 +207,13 @@ class Result:
         )
 
     def numbers(self) -> dict[str, float]:
-        """Flatten what the selected checkpoint came to: `test_METRIC/DOMAIN`, `selected/MEAN`."""
+        """Flatten what the selected checkpoint came to.
+
+        `test_METRIC/DOMAIN`, its mean `test_METRIC` over the test domains, and `selected/MEAN`.
+        """
         found = {f"test_{m}/{d}": v for m, of in self.test.items() for d, v in of.items()}
+        for metric, of in self.test.items():
+            known = [value for value in of.values() if value is not None]
+            found[f"test_{metric}"] = sum(known) / len(known) if known else None
         found |= {f"selected/{name}": value for name, value in self.scores.means.items()}
         return {name: float(value) for name, value in found.items() if value is not None}

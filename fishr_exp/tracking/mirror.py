@@ -21,12 +21,16 @@ from fishr_exp.runs.identity import TARGET, flatten, id_of
 from fishr_exp.runs.records import Evaluation, Result
 from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RESULT, RunFolder
 from fishr_exp.tracking.state import State
+from fishr_exp.tracking.times import begun, ended_at, written
 
 log = logging.getLogger(__name__)
 
 _BRIEFLY = 1.0  # seconds to wait at the end, at an address where nobody answered before
 _OF_EPOCHS = ("epoch", "learning_rate", "seconds_per_step", "seconds_waiting_per_step")
 
+_SENDS_THEM = "fishr-sync, or the same command given again, sends them"
+
+_announced: set[str] = set()  # addresses that people know of, in this process
 unreachable: set[str] = set()  # addresses where nobody answered an earlier run of this process
 
 
@@ -51,12 +55,14 @@ class End:
 
     Attributes:
         status: `FINISHED`, `FAILED` or `KILLED`.
+        time: When it ended, in seconds; the same whenever it is sent.
         error: Why it failed; None if it did not.
         result: The numbers of the selected checkpoint; None if there is none.
         files: The files to keep with the run: configuration, environment, result.
     """
 
     status: str
+    time: float
     error: str | None
     result: Point | None
     files: Sequence[Path]
@@ -84,6 +90,7 @@ class Mirror(abc.ABC):
         name: What messages call the tracker.
         labels: The options of dataset, model and trainer; known once `start` was called.
         identity: By which a tracker can recognize the run of this folder; it never changes.
+        started: When the run began, in seconds; the same whenever it is sent.
         run_id: What `open_run` returned, also in an earlier process; empty before.
         error: Why the last try failed; empty after a good one.
         patience: Seconds to wait for the tracker at the end of a run; None: until all is sent or
@@ -99,6 +106,8 @@ class Mirror(abc.ABC):
         self.folder, self.address = folder, address
         self.labels: Mapping[str, str] = {}
         self.identity = self.run_id = self.error = ""
+        self.started = 0.0
+        self._advice = ""  # what helps against the error
         built_by = id_of(f"{type(self).__module__}.{type(self).__qualname__}")
         self._tracker = {TARGET: built_by, **keywords}
         self._config: Mapping[str, Any] = {}
@@ -152,12 +161,22 @@ class Mirror(abc.ABC):
     def send_end(self, end: End) -> None:
         """Send how the run ended; all records are there. It may have been sent before."""
 
+    def advice(self, error: Exception) -> str:
+        """Say what helps after a failure; asked in the thread."""
+        del error
+        return _SENDS_THEM
+
+    def announcement(self) -> str:
+        """Say where people find the runs that were sent; empty if there is nothing to say."""
+        return ""
+
     # --- what a run calls ------------------------------------------------------------------
 
     def start(self, config: Mapping[str, Any], labels: Mapping[str, str]) -> None:
         """Open the tracker's run, or take up the one of an earlier start; send what it lacks."""
         self.load()
         self._config, self.labels = config, labels
+        self.started = begun(self.folder.records())
         self.identity = self._state().identity or uuid.uuid4().hex
         self.run_id = self._known().run_id
         with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, or not at all
@@ -203,6 +222,9 @@ class Mirror(abc.ABC):
             self._warn()
         if self.error and not self._reached:
             unreachable.add(self.address)
+        if not self.error and self.address not in _announced and self.announcement():
+            _announced.add(self.address)
+            log.info("%s", self.announcement())
 
     # --- the thread ------------------------------------------------------------------------
 
@@ -229,6 +251,7 @@ class Mirror(abc.ABC):
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
             self.error = f"{type(error).__name__}: {first_line:.200s}"
+            self._advice = self.advice(error)
             self._connected = False  # so that the tracker is asked again what it has
             self._warn()
         else:
@@ -239,12 +262,12 @@ class Mirror(abc.ABC):
     def _warn(self) -> None:
         if not self._warned:
             log.warning(
-                "%s at %s failed (%s); the run goes on without it. Its records are in %s; "
-                "fishr-sync, or the same command given again, sends them",
+                "%s at %s failed (%s); the run goes on without it. Its records are in %s; %s",
                 self.name,
                 self.address,
                 self.error,
                 self.folder.path,
+                self._advice or _SENDS_THEM,
             )
         self._warned = True
 
@@ -265,22 +288,20 @@ class Mirror(abc.ABC):
     def _send_records(self) -> None:
         missing = [r for r in self.folder.records() if r["step"] > self._sent_step]
         if missing:
-            self.send_records([Point(r["step"], _written(r), numbers(r)) for r in missing])
+            self.send_records([Point(r["step"], written(r), numbers(r)) for r in missing])
             self._sent_step = missing[-1]["step"]
 
     def _end(self, status: str) -> End:
-        result = self.folder.result()
+        result, records = self.folder.result(), self.folder.records()
         paths = [self.folder.path / name for name in (CONFIG, ENVIRONMENT, RESULT)]
         error = selected = None
         if result and result["status"] == "failed":
             error = str(result.get("error", ""))
         elif result:
-            records = self.folder.records()
-            written = _written(records[-1]) if records else 0.0
-            selected = Point(
-                result["selected"]["step"], written, Result.from_json(result).numbers()
-            )
-        return End(status, error, selected, [path for path in paths if path.exists()])
+            last = written(records[-1]) if records else 0.0
+            selected = Point(result["selected"]["step"], last, Result.from_json(result).numbers())
+        ended = ended_at(records, result or {}, self.started)
+        return End(status, ended, error, selected, [path for path in paths if path.exists()])
 
     # --- tracking.json ---------------------------------------------------------------------
 
@@ -315,7 +336,3 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
         **{f"diagnostics/{key}": value for key, value in (evaluation.diagnostics or {}).items()},
     }
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _written(record: Mapping[str, Any]) -> float:
-    return float(record.get("time", record["seconds"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -13,7 +14,9 @@ from typing import Any, ClassVar
 
 from filelock import FileLock
 
-from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import is_bookkeeping
+from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RunFolder
 from fishr_exp.tracking.mirror import End, Mirror, Point
 
 # MLflow's own defaults block an unreachable server's user for minutes, report usage, and print.
@@ -27,6 +30,13 @@ _FOR_COMMANDS = {
 }
 _PARAMETERS = 100  # MLflow's limit per call
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
+_TAG_LENGTH = 5000  # the same of a tag
+_WITHOUT_A_HOST = ("databricks", "databricks-uc", "uc", "file")
+# What is said where nobody answers, or somebody is busy.
+_AWAY = (
+    "max retries", "timed out", "timeout", "refused", "could not connect", "unavailable", "locked",
+    "connection",
+)  # fmt: skip
 _METRICS = 1000  # MLflow's limit per call
 _LOCKED = 120.0  # seconds to wait for others who make the database
 _SQLITE = "sqlite:///"
@@ -67,6 +77,7 @@ class MlflowMirror(Mirror):
     name: ClassVar[str] = "MLflow"
 
     def __init__(self, folder: RunFolder, tracking_uri: str, experiment: str, sweep: str) -> None:
+        _check_address(tracking_uri)
         self._database = _sqlite_file(tracking_uri)
         uri = f"{_SQLITE}{self._database}" if self._database else tracking_uri
         super().__init__(folder, uri, tracking_uri=uri, experiment=experiment, sweep=sweep)
@@ -78,6 +89,7 @@ class MlflowMirror(Mirror):
             self._home, self.patience = self._database.parent, None
         self._client: Any = None
         self._experiment_id = ""
+        self._deleted = False  # the experiment, which can be restored
 
     def holds_run(self, run_id: str) -> bool:
         """Whether a SQLite file has the run; of servers it is taken for granted."""
@@ -108,29 +120,40 @@ class MlflowMirror(Mirror):
                         raise
                 found = client.get_experiment_by_name(self.experiment)
             self._client, self._experiment_id = client, found.experiment_id
+            self._deleted = found.lifecycle_stage == "deleted"
 
     def open_run(self) -> str:
         """Find MLflow's run of this folder, or make it."""
+        if self._deleted:
+            raise DeletedExperimentError(self.experiment, self._experiment_id)
         self._find_run(self._client)
         if self.run_id:
             self._client.update_run(self.run_id, status="RUNNING")
             return self.run_id
         tags = {"sweep": self.sweep, "folder": str(self.folder.path), **self.labels}
+        tags |= _origin(self.folder.path)
         made = self._client.create_run(
             self._experiment_id,
+            start_time=_milliseconds(self.started),
             run_name=self.folder.path.name,
             tags={**tags, _IDENTITY: self.identity},
         )
         return str(made.info.run_id)
 
     def send_settings(self, settings: Mapping[str, Any]) -> None:
-        """Send the settings as parameters; remove the mark of an earlier failure."""
-        from mlflow.entities import Param
+        """Send the settings as parameters, those that only keep books as tags.
+
+        The mark of an earlier failure is removed.
+        """
+        from mlflow.entities import Param, RunTag
 
         there = self._client.get_run(self.run_id).data
         if _ERROR in there.tags:
             self._client.delete_tag(self.run_id, _ERROR)
-        named = {_name(key): str(value) for key, value in settings.items()}
+        books = {key: str(value) for key, value in settings.items() if is_bookkeeping(key)}
+        tags = [RunTag(_name(key), value[:_TAG_LENGTH]) for key, value in books.items()]
+        self._client.log_batch(self.run_id, tags=tags)
+        named = {_name(key): str(settings[key]) for key in settings if key not in books}
         missing = [
             Param(key, value[:_PARAMETER_LENGTH])
             for key, value in named.items()
@@ -166,7 +189,27 @@ class MlflowMirror(Mirror):
             self._client.log_batch(self.run_id, metrics=_metrics(end.result))
         for path in end.files:
             self._client.log_artifact(self.run_id, str(path))
-        self._client.set_terminated(self.run_id, end.status)
+        self._client.set_terminated(self.run_id, end.status, _milliseconds(end.time))
+
+    def advice(self, error: Exception) -> str:
+        """Say how to restore a deleted experiment; and that a server may come back."""
+        if isinstance(error, DeletedExperimentError):
+            return (
+                f"MLFLOW_TRACKING_URI={self.address} mlflow experiments restore --experiment-id "
+                f"{error.id} restores it, tracker.experiment=NAME names another one (fishr-sync "
+                "--experiment NAME); then fishr-sync sends them"
+            )
+        if _is_away(error):
+            return super().advice(error)
+        return "once this is mended, fishr-sync, or the same command given again, sends them"
+
+    def announcement(self) -> str:
+        """Say where the experiment is shown; MLflow opens on another page by itself."""
+        page = f"#/experiments/{self._experiment_id}?workflowType=machine_learning"
+        if self.address.startswith("http"):
+            return f"MLflow shows the runs at {self.address.rstrip('/')}/{page}"
+        command = f"mlflow ui --backend-store-uri {self.address}"
+        return f"MLflow shows the runs: {command}, then http://127.0.0.1:5000/{page}"
 
     def _find_run(self, client: Any) -> None:
         """Find MLflow's run of this folder, and remove others.
@@ -192,10 +235,59 @@ class MlflowMirror(Mirror):
         return (self._home / "mlflow_artifacts").as_uri() if self._home else None
 
 
+class DeletedExperimentError(Exception):
+    """The experiment was deleted, and can be restored."""
+
+    def __init__(self, experiment: str, number: str) -> None:
+        super().__init__(f"the experiment {experiment} was deleted")
+        self.id = number
+
+
+def _check_address(tracking_uri: str) -> None:
+    """Refuse a path in place of an address, which MLflow does not write to."""
+    if "://" in tracking_uri or tracking_uri.partition(":")[0] in _WITHOUT_A_HOST:
+        valid = not tracking_uri.startswith("sqlite:") or tracking_uri.startswith(_SQLITE)
+    else:
+        valid = False
+    if not valid:
+        path = tracking_uri.removeprefix("sqlite://")
+        path = path if path.endswith(".db") else f"{path.rstrip('/')}/mlflow.db"
+        raise ConfigError(
+            "tracker.tracking_uri", tracking_uri, "is not an address of MLflow",
+            f"for a file, pass tracker.tracking_uri={_SQLITE}{path}; for a server, http://HOST:PORT",
+        )  # fmt: skip
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether nobody answered, or somebody was busy."""
+    text = f"{type(error).__name__}: {error}".lower()
+    return any(word in text for word in _AWAY)
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """Return MLflow's own tags of who and what made a run, wherever it is sent from."""
+    try:
+        made_on = json.loads((folder / ENVIRONMENT).read_text())
+    except (OSError, ValueError):
+        made_on = {}
+    command = [*map(str, made_on.get("command") or ["fishr-exp"])]
+    try:
+        user = (folder / CONFIG).owner()
+    except (OSError, KeyError, NotImplementedError):  # a user without a name; Windows
+        user = ""
+    found = {
+        "mlflow.user": user,
+        "mlflow.source.name": " ".join([Path(command[0]).name, *command[1:]]),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": str(made_on.get("git_commit") or ""),
+    }
+    return {name: value[:_TAG_LENGTH] for name, value in found.items() if value}
+
+
 def _sqlite_file(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith(_SQLITE):
         return None
-    return Path(tracking_uri.removeprefix(_SQLITE)).absolute()
+    return Path(tracking_uri.removeprefix(_SQLITE)).expanduser().absolute()
 
 
 def _in_database(database: Path, run_id: str) -> bool:
@@ -210,6 +302,10 @@ def _in_database(database: Path, run_id: str) -> bool:
     return found is not None
 
 
+def _milliseconds(seconds: float) -> int:
+    return int(1000 * seconds)
+
+
 def _name(name: str) -> str:
     """Replace what MLflow's names must not hold."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
@@ -219,7 +315,7 @@ def _metrics(point: Point) -> list[Any]:
     """Return the numbers of a point as MLflow's metrics."""
     from mlflow.entities import Metric
 
-    written = int(1000 * point.time)  # milliseconds
+    written = _milliseconds(point.time)
     return [
         Metric(_name(name), value, written, point.step) for name, value in point.numbers.items()
     ]

@@ -53,12 +53,15 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     if earlier is not None:
         return earlier
     prepared = prepare(arguments)
+    mirror = None
+    if arguments.tracker and distributed.is_first():
+        mirror = arguments.tracker(run_folder)
     training = prepared.training
     signals = Signals()
     with run_folder:
         checkpoints = Checkpoints(run_folder.checkpoints, settings(arguments.config))
         _start_or_continue(prepared, run_folder, checkpoints)
-        journal = _Journal(prepared, run_folder, checkpoints)
+        journal = _Journal(prepared, run_folder, checkpoints, mirror)
         with (
             _failure_recorded(run_folder, journal.mirror, prepared.outline),
             distributed.failing_together(),
@@ -101,25 +104,29 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
                 training.trainer.anneal_steps,
             )
         log.info("%s", _line(result))
-        log.info("%s", folder)
         if journal.mirror:  # it may have to wait
             journal.mirror.finish("FINISHED")
+        log.info("%s", folder)
     return result.to_json()
 
 
 class _Journal:
     """Writes down what happens in a run: records, checkpoints, the tracker's share."""
 
-    def __init__(self, prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        run_folder: RunFolder,
+        checkpoints: Checkpoints,
+        mirror: Mirror | None,
+    ) -> None:
         self._prepared = prepared
         self.training = prepared.training
         self.run_folder = run_folder
         self.checkpoints = checkpoints
-        arguments = prepared.arguments
-        self.mirror: Mirror | None = None
-        if arguments.tracker and distributed.is_first():
-            self.mirror = arguments.tracker(run_folder)
-            self.mirror.start(arguments.config, arguments.labels)
+        self.mirror = mirror
+        if mirror:
+            mirror.start(prepared.arguments.config, prepared.arguments.labels)
         earlier = run_folder.records()
         self._started = time.perf_counter()
         self._seconds_before = (earlier[-1]["seconds"] if earlier else 0.0) + self.training.seconds

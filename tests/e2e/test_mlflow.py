@@ -10,6 +10,7 @@ import json
 import logging
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
 def test_a_sweep_is_mirrored_in_flat_runs(tracked: Tracked) -> None:
     outcome = tracked.command("sweep", "sweep")("-m", "trainer.gamma=0,10", "tracker.sweep=both")
     assert outcome.status == 0
-    assert "mlflow" not in outcome.err.lower()
+    said = [line for line in outcome.err.splitlines() if "mlflow" in line.lower()]
+    assert all(line.startswith("MLflow shows the runs: mlflow ui") for line in said)
+    assert len(said) <= 1  # once in a process
     runs = tracked.runs("sweep")
     assert [run.data.params["trainer.gamma"] for run in runs] == ["0", "10"]
     for run, folder in zip(runs, sorted((tracked.folder / "sweep").glob("fishr-*")), strict=False):
@@ -168,7 +171,7 @@ def test_a_server_that_is_away_costs_a_warning_and_is_caught_up(
     first = command(away)
     assert first.status == 0
     assert first.result()["status"] == "done"
-    warnings = [line for line in first.err.splitlines() if "MLflow" in line]
+    warnings = [line for line in first.err.splitlines() if line.startswith("warning: MLflow")]
     assert len(warnings) == 1
     assert f"MLflow at {AWAY} failed" in warnings[0]
     assert str(first.folder) in warnings[0]
@@ -182,7 +185,7 @@ def test_a_server_that_is_away_costs_a_warning_and_is_caught_up(
     assert tracked.runs("away") == []
     back = command()
     assert "done already" in back.err
-    assert "MLflow" not in back.err
+    assert "failed" not in back.err
     (run,) = tracked.runs("away")
     assert run.info.status == "FINISHED"
     assert tracked.steps(run, "objective") == [2, 4]
@@ -191,7 +194,78 @@ def test_a_server_that_is_away_costs_a_warning_and_is_caught_up(
     # And once it has all, MLflow is left alone.
     monkeypatch.setattr(MlflowMirror, "_connect", lambda _: 1 / 0)  # would log a warning
     last = command()
-    assert last.err == f"done already: {first.folder} (resume=false runs it again)\n"
+    assert last.err.splitlines()[-1] == (
+        f"done already: {first.folder} (resume=false runs it again)"
+    )
+    assert "failed" not in last.err
+
+
+def test_a_run_has_its_own_times_whenever_it_is_sent(tracked: Tracked) -> None:
+    command = tracked.command("times", "times")
+    before = time.time()
+    sent = command("trainer=erm")
+    after = time.time()
+    later = caller(tracked.folder / "times later")(tiny=(*TRACKED, "tracker=none"))
+    ended = time.time()
+    time.sleep(1.5)
+    arguments = ["--tracking-uri", tracked.uri, "--experiment", "times later"]
+    assert sync(later.folder, *arguments).status == 0
+    for name, outcome, first, last in (
+        ("times", sent, before, after), ("times later", later, after, ended)
+    ):  # fmt: skip
+        (run,) = tracked.runs(name)
+        start, end = run.info.start_time / 1000, run.info.end_time / 1000
+        assert first - 0.01 <= start < outcome.records()[0]["time"]
+        assert outcome.records()[-1]["time"] - 0.01 <= end <= last + 0.01
+        assert end - start == pytest.approx(outcome.result()["seconds"], abs=0.5)
+
+
+def test_what_keeps_books_is_a_tag(tracked: Tracked) -> None:
+    outcome = tracked.command("books", "books")("trainer=erm")
+    (run,) = tracked.runs("books")
+    for key in ("output_dir", "resume", "sweep_name", "tracker.experiment", "device"):
+        assert key in run.data.tags
+        assert key not in run.data.params
+    assert run.data.params["seed"] == "0"
+    assert run.data.tags["mlflow.user"] == (outcome.folder / "config.json").owner()
+    assert run.data.tags["mlflow.source.name"].startswith("fishr-exp model.hidden=8")
+    assert len(run.data.tags["mlflow.source.git.commit"]) >= 40
+    means = outcome.result()["test_accuracy"].values()
+    assert run.data.metrics["test_accuracy"] == pytest.approx(sum(means) / len(means))
+
+
+def test_a_deleted_experiment_is_told_with_what_helps(tracked: Tracked) -> None:
+    command = tracked.command("deleted", "deleted")
+    command("trainer=erm")
+    client = tracked.client()
+    number = client.get_experiment_by_name("deleted").experiment_id
+    client.delete_experiment(number)
+    refused = command("trainer=erm", "seed=1")
+    assert refused.status == 0
+    assert f"mlflow experiments restore --experiment-id {number} restores it" in refused.err
+    assert "tracker.experiment=NAME" in refused.err
+    client.restore_experiment(number)
+    assert sync(refused.folder.parent).status == 0
+    assert len(tracked.runs("deleted")) == 2
+
+
+@pytest.mark.parametrize("given", ["outputs/mlruns", "some.db", "sqlite://some.db", "/tmp/x"])
+def test_a_path_in_place_of_an_address(fishr_exp: Command, given: str) -> None:
+    outcome = fishr_exp(f"tracker.tracking_uri={given}", tiny=TRACKED)
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert f"tracker.tracking_uri={given}: is not an address of MLflow" in line
+    assert "pass tracker.tracking_uri=sqlite:///" in line
+    assert not list(outcome.folder.parent.glob("*"))
+
+
+def test_mlflows_own_variables_are_honored(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracked.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by variables")
+    assert caller(tracked.folder / "variables")(tiny=TRACKED).status == 0
+    assert len(tracked.runs("by variables")) == 1
 
 
 def test_a_run_without_tracker_is_mirrored_later(tracked: Tracked) -> None:

@@ -74,6 +74,8 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         "lists": {},
         "name": "some",
         "freeze_bn": True,
+        "tracking_uri": "sqlite:///x.db",
+        "experiment": "some",
     }  # mandatory or interpolated
     known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known.pop("_target_")

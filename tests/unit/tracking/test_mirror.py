@@ -108,7 +108,7 @@ def test_records_and_results_are_flattened_to_these_names() -> None:
         "accuracy/plus90/train": 0.5, "accuracy/plus90/validation": 0.25,
     }  # fmt: skip
     assert Result.from_json(RESULT).numbers() == {
-        "test_accuracy/minus90": 0.3, "selected/train_accuracy": 0.9,
+        "test_accuracy/minus90": 0.3, "test_accuracy": 0.3, "selected/train_accuracy": 0.9,
         "selected/validation_accuracy": 0.8,
     }  # fmt: skip
 

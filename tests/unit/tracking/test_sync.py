@@ -79,7 +79,7 @@ def test_fishr_sync_sends_to_a_tracker_that_it_does_not_know(
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        ("fishr_exp.gradient_variance.CrossEntropy", "it is not a Mirror"),
+        ("fishr_exp.gradient_variance.CrossEntropy", "does not take folder"),
         ("os.system", "pass --allow-targets"),
         ("fishr_exp.tracking.gone.Mirror", "cannot be imported"),
     ],
