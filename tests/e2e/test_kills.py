@@ -217,12 +217,12 @@ def test_a_launcher_that_ends_the_run_has_not_made_it_fail(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_all_jobs_of_a_parallel_sweep(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     words = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.gamma=0,1",
-             "seed=0,1", "epochs=1", "steps_per_epoch=700", "checkpoint_every=null",
+             "seed=0,1", "epochs=1", "steps_per_epoch=3000", "checkpoint_every=null",
              *SMALL, f"output_dir={tmp_path}")  # fmt: skip
     running = process(*words)
     while len(list(tmp_path.glob("*/environment.json"))) < 2:
