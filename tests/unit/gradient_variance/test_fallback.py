@@ -282,3 +282,44 @@ def test_what_has_no_second_derivative_says_so_where_it_is_needed() -> None:
     found = gradient_variance(net, *_data(0), SIZES, scope="all").variances
     with pytest.raises(RuntimeError, match="differentiate twice"):
         penalty(found).backward()
+
+
+class Permuted(nn.Module):
+    """BatchNorm whose gradient comes in another layout: torch's own is wrong for one sample."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.slow, self.classifier = nn.BatchNorm2d(4), nn.PReLU(), nn.Linear(4, 3)
+        nn.init.normal_(self.norm.weight)
+        self.activation = activation
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.norm(x).flatten(2).permute(0, 2, 1).contiguous())
+        return self.classifier(self.activation(self.slow(y)).square().sum(1))
+
+
+@pytest.mark.parametrize("activation", [plain_silu, scripted_silu])
+@pytest.mark.parametrize("scope", ["all", "norm"])
+def test_torch_s_wrong_batch_norm_of_one_sample_is_not_inherited(
+    activation: Any, scope: str
+) -> None:
+    net, (_, y) = Permuted(activation), _data(0)
+    x = torch.randn(len(y), 4, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    ways = (way for _, way in fallback._WAYS)
+    parameters = dict(net.norm.named_parameters(prefix="norm"))
+    losses = nn.functional.cross_entropy(net(x), y, reduction="none")
+    expected = torch.autograd.grad(losses.sum(), list(parameters.values()))
+    with fallback.TwiceDifferentiable():
+        for way in ways:
+            arguments = (net, x, y, parameters, _cross_entropy, False)
+            for own, total in zip(way(*arguments)[0].values(), expected, strict=True):
+                torch.testing.assert_close(own.sum(0), total)
+    found = gradient_variance(net, x, y, SIZES, scope=scope, statistic="mean").variances
+    sums = [n * found["norm.weight"][d] for d, n in enumerate(SIZES)]
+    torch.testing.assert_close(sums[0] + sums[1], expected[0])
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
