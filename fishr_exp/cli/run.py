@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import fishr_exp
 from fishr_exp.cli.output import closed_streams, command
@@ -103,7 +103,7 @@ def register_run_name() -> None:
     """Let configurations name the folders of a run and of a sweep."""
     # Only hydra.run and hydra.sweep use them; the run's own keys are all at the root.
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+    OmegaConf.register_new_resolver("runs_dir", _runs_dir, replace=True)
 
 
 def claim_optuna() -> None:
@@ -174,14 +174,16 @@ def job(config: DictConfig) -> float | None:
 
 def _announce(config: DictConfig, choices: Mapping[str, str], folder: Path) -> None:
     """Say at once what the run is; importing PyTorch takes a while."""
-    if os.environ.get("RANK", "0") != "0":  # torchrun's number of this process
+    is_other = os.environ.get("RANK", "0") != "0"  # torchrun's number of this process
+    if is_other or OmegaConf.missing_keys(config):
         return
 
     def of(key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_missing=False)
 
     gamma = "" if of("trainer.gamma") is None else f" gamma={of('trainer.gamma')}"
-    tested = ", ".join(map(str, of("test_domains") or ["?"]))
+    domains = of("test_domains")
+    tested = ", ".join(map(str, domains if isinstance(domains, ListConfig) else [domains]))
     log.info(
         "trainer=%s%s on dataset=%s, tested on %s: model=%s seed=%s device=%s precision=%s",
         choices["trainer"], gamma, choices["dataset"], tested, choices["model"], of("seed"),
@@ -225,7 +227,7 @@ def _run_name(*, _root_: DictConfig) -> str:
     return run_name(config, trainer, typed_words(_root_.hydra))
 
 
-def _sweep_dir(*, _root_: DictConfig) -> str:
+def _runs_dir(*, _root_: DictConfig) -> str:
     return check_output_dir(_root_.output_dir)
 
 

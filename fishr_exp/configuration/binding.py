@@ -75,15 +75,15 @@ def run_name(config: DictConfig, trainer: str, typed: Sequence[str] = ()) -> str
 
 
 def check_output_dir(value: object) -> str:
-    """Return the folder's name; refuse an empty one, which would be the root of the file system.
+    """Return the folder, `~` expanded; refuse an empty one, which would be the root of all files.
 
     Raises:
         ConfigError: If `value` names no folder.
     """
     if value is None or not str(value).strip():
         reason = "must name the folder that the runs are written to"
-        raise ConfigError("output_dir", value, reason, "pass output_dir=DIR, or . for this folder")
-    return str(value)
+        raise ConfigError("output_dir", value, reason, "pass output_dir=DIR")
+    return os.path.expanduser(str(value))
 
 
 def arguments(
@@ -104,6 +104,8 @@ def arguments(
     config = _without_leftovers(config, typed)
     if missing := sorted(OmegaConf.missing_keys(config)):
         hint = f"add {' '.join(map(given_as, missing))}"
+        if "test_domains" in missing and (known := _known_domains(config.dataset)):
+            hint += f"; the domains are {', '.join(known)}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", hint)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     apart = (*PARTS, *APART, NEUTRAL)
@@ -114,6 +116,20 @@ def arguments(
     parts: dict[str, Any] = {group: part(plain.get(group), group, more) for group in PARTS}
     labels = {group: choices[group] for group in ("dataset", "model", "trainer")}
     return Arguments(**checked, **parts, labels=labels, config=plain)
+
+
+def _known_domains(dataset: Any) -> list[str]:
+    """Return the domains of a dataset, as far as its node or its folder shows them."""
+
+    def of(key: str) -> Any:
+        return OmegaConf.select(dataset, key, throw_on_missing=False)
+
+    if named := of("domains") or of("lists"):
+        return [str(name) for name in named]
+    root = Path(str(of("root") or "")).expanduser()
+    if "image_folder" not in str(of(TARGET)) or not of("root") or not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def allowed_targets(given: object) -> list[str]:

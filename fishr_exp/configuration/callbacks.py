@@ -81,7 +81,9 @@ class CheckRunFolder(Callback):
         """Exit with a mistake, since Hydra makes a warning of what a callback raises."""
         del kwargs
         try:
-            RunFolder(check_output_dir(config.hydra.run.dir)).check_ours()
+            folder = check_output_dir(config.hydra.run.dir)
+            config.hydra.run.dir = folder  # where ~ is home
+            RunFolder(folder).check_ours()
         except OmegaConfBaseException:
             return  # Hydra reports it next
         except ConfigError as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
+
+# A path in the home folder, which Hydra's grammar wants in quotes.
+_HOME = re.compile(r"^([\w.+@/]+=)(~(?:/[^\"',]*)?)$")
 
 
 def arranged(words: Sequence[str]) -> list[str]:
@@ -29,7 +33,7 @@ def arranged(words: Sequence[str]) -> list[str]:
         elif word.startswith("-"):
             flags.append(word)
         else:
-            overrides.append(word)
+            overrides.append(_HOME.sub(r'\1"\2"', word))
     if "--info" in flags or "-i" in flags:  # its value is optional, and stands behind it
         return list(words)
     parser.parse_args([*flags, *overrides])

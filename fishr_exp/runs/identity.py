@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -45,6 +46,8 @@ _LONGEST = 100
 
 # Settings that name domains: the domain "0" may be written as a number.
 _DOMAIN_NAMES = ("test_domains", "dataset.domains")
+# Settings that are a folder or a file: data, data/ and ./data are one.
+_PATHS = ("dataset.root", "model.weights_file")
 
 
 def id_of(target: str) -> str:
@@ -106,8 +109,7 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings.
 
     The name of a method from outside this package has its class, if the option does not say it,
-    and its other settings, too. Earlier versions left them out: a folder that has such a name
-    already keeps it.
+    and its other settings, too. A folder that an earlier version named otherwise keeps its name.
 
     Args:
         config: The resolved configuration.
@@ -116,12 +118,16 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     values = settings(config)
     gamma = values.get("trainer.gamma")
     first = [trainer, "" if gamma is None else f"gamma{gamma}"]
-    last = [f"seed{values.get('seed')}", digest(values)]
-    name = _joined([*first, *last])
+    seed = f"seed{values.get('seed')}"
     own = _own_parts(values, trainer)
-    if not own or (Path(str(config.get("output_dir"))) / name / "config.json").exists():
-        return name
-    return _joined([first[0], *own[:1], *first[1:], *own[1:], *last])
+    name = _joined([first[0], *own[:1], *first[1:], *own[1:], seed, digest(values)])
+    typed = flatten(config)
+    spelled = {key: typed[key] if key in _PATHS else value for key, value in values.items()}
+    # Of earlier versions, which took paths as they were typed.
+    before = [_joined([*first, seed, digest(of)]) for of in (spelled, values)]
+    runs = Path(str(config.get("output_dir"))).expanduser()
+    there = (known for known in before if known != name and (runs / known / "config.json").exists())
+    return next(there, name)
 
 
 def _joined(parts: Iterable[str]) -> str:
@@ -168,8 +174,10 @@ def normal(key: str, value: Any) -> Any:
     """Return a setting's value in normal form.
 
     A whole number is an int, also inside lists and mappings; a domain's name is text; a `_target_`
-    is an id.
+    is an id; a path has no superfluous parts.
     """
+    if key in _PATHS and isinstance(value, str) and value:
+        return os.path.normpath(value)
     value = _whole_as_int(value)
     if key in _DOMAIN_NAMES and isinstance(value, list):
         return [str(name) for name in value]

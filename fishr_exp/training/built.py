@@ -89,7 +89,9 @@ def as_model(built: Any, input_shape: Sequence[int]) -> Model:
     return model
 
 
-def check_fit(model: Model, input_shape: Sequence[int], classes: int, label: str) -> None:
+def check_fit(
+    model: Model, input_shape: Sequence[int], classes: int, label: str, key: str = "model"
+) -> None:
     """Pass two samples through a model, in training and evaluation mode; its state stays.
 
     Warns of a network that is absurd for samples of this shape.
@@ -99,6 +101,7 @@ def check_fit(model: Model, input_shape: Sequence[int], classes: int, label: str
         input_shape: Shape of one sample.
         classes: Number of classes.
         label: What the model is called.
+        key: The key that calls it so.
 
     Raises:
         ConfigError: If the samples do not fit the model, or its logits do not fit the classes.
@@ -109,31 +112,35 @@ def check_fit(model: Model, input_shape: Sequence[int], classes: int, label: str
     tiny: list[str] = []
     with _trial([model]), _watching(model, math.prod(input_shape), whole, tiny):
         for mode in (False, True):
-            logits = _first_call(model.train(mode), sample, label, input_shape)
+            logits = _first_call(model.train(mode), sample, label, input_shape, key)
             fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2
             if not fits or not (logits.shape[1] >= classes or (logits.shape[1], classes) == (1, 2)):
                 shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 reason = f"gives {shape} for two samples, not logits [2, {classes}]"
                 hint = "end it in a layer with num_classes outputs"
-                raise ConfigError("model", label, reason, hint)
+                raise ConfigError(key, label, reason, hint)
     shown = _shown(input_shape)
     if whole:
         log.warning(
-            "model=%s: %s reads all %d numbers of a sample of %s at once; choose a convolutional "
+            "%s=%s: %s reads all %d numbers of a sample of %s at once; choose a convolutional "
             "network or a transformer for such images, as model=resnet50_pretrained",
-            label, whole[0], math.prod(input_shape), shown,
+            key, label, whole[0], math.prod(input_shape), shown,
         )  # fmt: skip
     if tiny:
         convolutions = sum(map(_looks_around, model.modules()))
         log.warning(
-            "model=%s: %d of its %d convolutions see a single pixel, because samples of %s are "
+            "%s=%s: %d of its %d convolutions see a single pixel, because samples of %s are "
             "small for this network; raise dataset.image_size or choose a smaller network",
-            label, len(tiny), convolutions, shown,
+            key, label, len(tiny), convolutions, shown,
         )  # fmt: skip
 
 
 def _first_call(
-    network: Callable[[Tensor], Any], sample: Tensor, label: str, input_shape: Sequence[int]
+    network: Callable[[Tensor], Any],
+    sample: Tensor,
+    label: str,
+    input_shape: Sequence[int],
+    key: str = "model",
 ) -> Any:
     try:
         with torch.no_grad():
@@ -144,7 +151,7 @@ def _first_call(
         lines = str(error).strip().splitlines()
         reason = f"does not fit samples of {_shown(input_shape)} ({lines[0] if lines else error!r})"
         hint = "choose another model or another size of the samples (dataset.image_size)"
-        raise ConfigError("model", label, reason, hint) from error
+        raise ConfigError(key, label, reason, hint) from error
 
 
 def _divided(network: nn.Module, sample: Tensor) -> tuple[nn.Module | None, nn.Linear | None]:

@@ -7,6 +7,7 @@ here, so they agree on what a run is, and on what is refused.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -47,6 +48,7 @@ def prepare(arguments: Arguments) -> Prepared:
     trainer = as_trainer(arguments.trainer(loss=loss))
     context = autocast(arguments.precision, device, trainer)
     observer = arguments.observer()
+    _check_named_domains(arguments)
     domains = as_domains(arguments.dataset())
     training_domains = _training_domains(arguments, domains, trainer)
     split_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
@@ -111,7 +113,9 @@ def _training(
     known = Facts(facts[0], domains.num_classes, model.classifier.in_features, facts[1])
     model = trainer.prepare(model, known).to(device)
     trainer.to(device)
-    check_fit(model, domains.input_shape, domains.num_classes, arguments.labels["model"])
+    named = arguments.config["model"].get("name")
+    of = (str(named), "model.name") if named else (arguments.labels["model"], "model")
+    check_fit(model, domains.input_shape, domains.num_classes, *of)
     seeding.seed_global_streams(arguments.seed, "training")
     _check_batch_statistics([model, trainer], arguments.labels["model"])
     if arguments.channels_last:  # of the weights; images follow at the first convolution
@@ -151,17 +155,28 @@ def _check_counts(arguments: Arguments) -> None:
     Interval(arguments.checkpoint_every)
 
 
+def _check_named_domains(arguments: Arguments) -> None:
+    """Refuse an unknown test domain before the data are read, where the configuration names all."""
+    dataset = arguments.config["dataset"]
+    named = [str(name) for name in dataset.get("domains") or dataset.get("lists") or ()]
+    if named:
+        _check_known(arguments.test_domains, named, arguments.labels["dataset"])
+
+
+def _check_known(test_domains: Sequence[str], known: Sequence[str], dataset: str) -> None:
+    if unknown := [name for name in test_domains if name not in known]:
+        raise ConfigError(
+            "test_domains", f"[{', '.join(test_domains)}]", f"{dataset} has no domain {unknown[0]}",
+            f"choose from {', '.join(known)}",
+        )  # fmt: skip
+
+
 def _training_domains(arguments: Arguments, domains: Domains, trainer: Trainer) -> list[str]:
     """Return the domains to train on, in the dataset's order."""
     test_domains = arguments.test_domains
     given = f"[{', '.join(test_domains)}]"
     known = list(domains.by_name)
-    unknown = [name for name in test_domains if name not in known]
-    if unknown:
-        raise ConfigError(
-            "test_domains", given, f"{domains.name} has no domain {unknown[0]}",
-            f"choose from {', '.join(known)}",
-        )  # fmt: skip
+    _check_known(test_domains, known, domains.name)
     if not test_domains or len(set(test_domains)) < len(test_domains):
         reason = "names a domain twice" if test_domains else "leaves no domain to test on"
         raise ConfigError("test_domains", given, reason, f"choose from {', '.join(known)}")
@@ -208,8 +223,23 @@ def _prepare_observer(
             "observer.monitor",
             observer.monitor,
             f"no evaluation gives it; choose from objective, risk, {', '.join(observer.measured)}",
-            "or keep a part for validation with holdout_fraction=0.2",
+            _how_to_validate(arguments.holdout_fraction, parts, training_domains),
         )
+
+
+def _how_to_validate(
+    fraction: float, parts: Mapping[str, Mapping[str, Tensor]], training_domains: Sequence[str]
+) -> str:
+    """Say what gives every training domain a validation part."""
+    sizes = {name: sum(len(part) for part in parts[name].values()) for name in training_domains}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    enough = math.ceil(100 / sizes[smallest]) / 100
+    if not 0 < fraction < enough:
+        return "or keep a part for validation with holdout_fraction=0.2"
+    return (
+        f"or pass holdout_fraction={enough:g}, since {fraction:g} of the {sizes[smallest]} samples "
+        f"of domain {smallest} is less than one sample"
+    )
 
 
 def _metric_of(monitor: str) -> str:

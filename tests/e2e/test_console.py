@@ -145,3 +145,16 @@ def test_no_folder_at_all(fishr_exp: Command, value: str) -> None:
     outcome = fishr_exp(f"hydra.run.dir={value}")
     assert outcome.status == 2
     assert "hydra.run.dir" in outcome.err
+
+
+@pytest.mark.parametrize("word", ["output_dir=~/runs", "hydra.run.dir=~/runs/one"])
+def test_home(
+    fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert fishr_exp(word).status == 0
+    assert len(list((tmp_path / "home" / "runs").glob("*/done"))) == 1
+    again = fishr_exp(word)
+    assert "done already" in again.err
+    assert not list(tmp_path.glob("~*"))

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from fishr_exp.runs.run_folder import RunFolder
 
-from .conftest import Command, Outcome, newest_state, process
+from .conftest import TINY, Command, Outcome, newest_state, process
 
 FOLDER = ("dataset=image_folder", "model=mlp", "dataset.image_size=8", "batch_size=2",
           "test_domains=[sketch]")  # fmt: skip
@@ -60,6 +60,11 @@ MISTAKES = {
     "no steps": (["epochs=null"], ["epochs=null: exactly one of epochs", "pass epochs=NUMBER"]),
     "no test_domains": (["dataset=pacs", "model=mlp", "dataset.root=x"], ["test_domains=???: must",
         "add test_domains=[NAME]"]),
+    "no test_domains named": (["dataset=pacs", "model=mlp", "dataset.root=x",
+        "test_domains=???"], ["the domains are art_painting, cartoon, photo, sketch"]),
+    "unknown domain": (["dataset=pacs", "model=mlp",
+        "dataset.root=nowhere", "test_domains=[sketches]"], ["pacs has no domain sketches; choose"]),
+    "no domains": (["test_domains=null"], ["test_domains=null: must be list[str]"]),
     "removed key": (["~trainer.gamma"], ["trainer.gamma=???: must be given"]),
     "removed root key": (["~seed"], ["seed=null: was removed; pass seed=VALUE"]),
     "key of no part": (["averaging.decay=0.5"], ["averaging=none has no keys"]),
@@ -154,6 +159,21 @@ def test_a_root_without_images(fishr_exp: Command, images: Path) -> None:
         image.unlink()
     outcome = fishr_exp(*FOLDER, f"dataset.root={images}")
     assert_one_line(outcome, [f"dataset.root={images}: contains no images", "domain/class/image"])
+
+
+def test_a_small_domain_has_no_validation_part(fishr_exp: Command, images: Path) -> None:
+    for path in sorted(images.glob("photo/*/*.png")):
+        if path.stem not in ("0", "1"):
+            path.unlink()
+    words = ["holdout_fraction=0.25, since 0.2 of the 4 samples of domain photo is less than one"]
+    assert_one_line(fishr_exp(*FOLDER, f"dataset.root={images}"), words)
+
+
+def test_a_network_that_does_not_fit_leaves_no_folder(fishr_exp: Command, images: Path) -> None:
+    network = ("model=torchvision", "model.name=alexnet", "trainer=erm")
+    outcome = fishr_exp(*network, *FOLDER[:1], *FOLDER[2:], f"dataset.root={images}", tiny=TINY[1:])
+    assert_one_line(outcome, ["model.name=alexnet: does not fit samples of 3x8x8", "image_size"])
+    assert not list(outcome.folder.parent.glob("*"))
 
 
 def test_domains_with_other_classes(fishr_exp: Command, images: Path) -> None:

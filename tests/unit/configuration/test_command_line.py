@@ -23,6 +23,15 @@ def test_flags_come_first(typed: list[str], expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("output_dir=~/runs", 'output_dir="~/runs"'), ("+a.b=~", '+a.b="~"'),
+     ('output_dir="~/runs"', 'output_dir="~/runs"'), ("~seed", "~seed"), ("a=b~/c", "a=b~/c")],
+)  # fmt: skip
+def test_a_path_in_the_home_folder_is_quoted(typed: str, expected: str) -> None:
+    assert arranged([typed]) == [expected]
+
+
+@pytest.mark.parametrize(
     ("typed", "said"),
     [(["--foo"], "unrecognized arguments: --foo; fishr-exp --hydra-help"),
      (["a=1", "--config-dir"], "expected one argument"),

@@ -69,6 +69,21 @@ def test_spelling_makes_no_other_run() -> None:
     assert settings({"a": 1e300})["a"] == 1e300
 
 
+@pytest.mark.parametrize("spelled", ["data/", "./data", "data//", "x/../data"])
+def test_a_path_that_is_spelled_otherwise_is_one_run(spelled: str, tmp_path: Path) -> None:
+    config = {"seed": 0, "dataset": {"root": "data"}, "output_dir": str(tmp_path)}
+    other = {**config, "dataset": {"root": spelled}}
+    assert folder_name(config, "erm") == folder_name(other, "erm")
+    assert settings(config) == settings(other)
+    # A run of a version that took paths as they were typed keeps its folder.
+    values = {"dataset.root": spelled, "seed": 0}
+    earlier = tmp_path / f"erm-seed0-{identity.digest(values)}"
+    earlier.mkdir()
+    (earlier / "config.json").touch()
+    assert folder_name(other, "erm") == earlier.name
+    assert folder_name(config, "erm") != earlier.name
+
+
 def test_a_domain_named_by_a_number_is_one_run_and_one_seed() -> None:
     words = ["dataset=rotated_mnist", "dataset.root=x", "protocol=paper_2022", "trainer=erm"]
     number, text = (composed(*words, f"test_domains={given}") for given in ("[0,15]", "['15','0']"))

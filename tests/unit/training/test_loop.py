@@ -43,7 +43,7 @@ def record(epoch=2, step=0.1, waiting=0.0):
     ],
 )
 def test_much_waiting_is_said(of, said):
-    line = loop._line(record(**of), 9, best=False)
+    line = loop._line(record(**of), 9, 90, best=False)
     assert ("waiting" in line) == (said is not None)
     assert said is None or said in line
 
