@@ -15,8 +15,8 @@ import hydra
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
-from fishr_exp.cli.output import command
-from fishr_exp.configuration.binding import conf_dir, part, unknown_key
+from fishr_exp.cli.output import add_version, command
+from fishr_exp.configuration.binding import conf_dir, part, search_path, unknown_key
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.datasets.known import KNOWN
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fishr-data", description="Download image datasets, and check them before training."
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the datasets that have a configuration")
     get = commands.add_parser(
@@ -80,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             metavar="dataset.KEY=VALUE",
             help="overrides, as for fishr-exp",
         )
+        add("-cd", "--config-dir", metavar="DIR", help="a folder of options, as for fishr-exp")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fishr_exp").setLevel(logging.INFO)  # such as the number of ignored files
@@ -90,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "download":
             return _download(options.dataset, options.folder, options.mirror)
         by_name = {"check": _check, "prepare": _prepare}[options.command]
-        return by_name(options.dataset, options.root, options.overrides)
+        own = search_path(options.config_dir)
+        return by_name(options.dataset, options.root, [*own, *options.overrides])
     except Exception as error:
         message = one_line(error)
         if message is None:
@@ -217,7 +220,8 @@ def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
 def _builder(dataset: str, root: str, overrides: Sequence[str]) -> functools.partial[Any]:
     """Return the dataset's builder, with its checked arguments."""
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        plain = hydra.compose("config", [f"dataset={dataset}"]).dataset
+        own = [word for word in overrides if word.startswith("hydra.")]
+        plain = hydra.compose("config", [f"dataset={dataset}", *own]).dataset
         if plain._target_ not in _BUILDERS:
             reason, hint = "is not a dataset of image files", "choose image_folder, pacs, vlcs, ..."
             raise ConfigError("dataset", dataset, reason, hint)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fishr_exp.cli.output import command
+from fishr_exp.cli.output import add_version, command
 from fishr_exp.core.errors import ConfigError
 
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " the penalty in the objective, and the cosine between the gradients of risk and penalty,"
         " over the steps of a run that was started with diagnostics=true.",
     )
+    add_version(parser)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
     options = parser.parse_args(arguments)
     try:

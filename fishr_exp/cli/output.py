@@ -1,7 +1,8 @@
-"""What all commands do about their output: a reader that goes away, names that are not UTF-8."""
+"""What all commands have: a version, and output that may lose its reader or hold any name."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import logging
 import os
@@ -9,6 +10,8 @@ import select
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
+
+import fishr_exp
 
 P = ParamSpec("P")
 
@@ -49,6 +52,12 @@ def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
     """Report an error of a log, unless it is that its reader has seen enough."""
     if not isinstance(sys.exc_info()[1], BrokenPipeError):
         _report_error(handler, record)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Let a command say its version."""
+    version = f"{parser.prog} {fishr_exp.__version__}"
+    parser.add_argument("--version", action="version", version=version)
 
 
 def closed_streams() -> list[int]:

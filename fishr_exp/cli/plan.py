@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from fishr_exp.cli.output import command
+from fishr_exp.cli.output import add_version, command
 from fishr_exp.cli.run import claim_optuna, register_run_name
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.configuration.planning import Job, MistakesError, compose, without_warnings
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compose every run of a sweep as `fishr-exp -m OVERRIDE ...` would, check it,"
         " and estimate time and disk from a few steps of one run per method. Nothing is written.",
     )
+    add_version(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="as for fishr-exp")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for fishr-exp")

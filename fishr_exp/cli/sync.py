@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.cli.output import command
+from fishr_exp.cli.output import add_version, command
 from fishr_exp.configuration.binding import allowed_targets, part
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import TARGET
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Send to their trackers what they lack of the runs under DIR, each record once"
         " and in order. A run that is going on sends its own.",
     )
+    add_version(parser)
     add = parser.add_argument
     add("dir", type=Path, metavar="DIR", help="a folder of runs, or one run")
     add("--tracking-uri", help="of MLflow, instead of each run's own; also for tracker=none")

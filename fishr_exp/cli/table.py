@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fishr_exp.cli.output import command
+from fishr_exp.cli.output import add_version, command
 from fishr_exp.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         " and over the steps. With --protocol, the tables of a benchmark, with a verdict against"
         " the published figures.",
     )
+    add_version(parser)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder that contains run folders")
     parser.add_argument(
         "--out",

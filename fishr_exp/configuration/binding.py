@@ -60,6 +60,11 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def search_path(config_dir: str | None) -> list[str]:
+    """Return the override by which Hydra finds the options in a folder; none without a folder."""
+    return [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+
+
 def run_name(config: DictConfig, trainer: str, typed: Sequence[str] = ()) -> str:
     """Name a run's folder by what the run is: method, gamma, seed, digest of all its settings.
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from fishr_exp.configuration.baseline import AddBaseline
-from fishr_exp.configuration.binding import arguments, conf_dir, typed_words
+from fishr_exp.configuration.binding import arguments, conf_dir, search_path, typed_words
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.protocol import check_ranges
 from fishr_exp.core.errors import ConfigError
@@ -97,11 +97,12 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
     jobs: dict[Path, Job] = {}
     parts = _Parts()
     mistakes: dict[str, list[str]] = {}
-    own = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         inner = GlobalHydra.instance().hydra
         assert inner is not None
-        config = inner.compose_config("config", [*overrides, *own], RunMode.MULTIRUN)
+        config = inner.compose_config(
+            "config", [*overrides, *search_path(config_dir)], RunMode.MULTIRUN
+        )
         AddBaseline().on_multirun_start(config)
         runs = _split(config, inner.config_loader)
         for override_list in tqdm(runs, desc="composing", unit="run", disable=None, leave=False):
