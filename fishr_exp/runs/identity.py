@@ -48,6 +48,8 @@ _LONGEST = 100
 _DOMAIN_NAMES = ("test_domains", "dataset.domains")
 # Settings that are a folder or a file: data, data/ and ./data are one.
 _PATHS = ("dataset.root", "model.weights_file")
+# Settings that are a list, or its only item: {a: a.txt} and {a: [a.txt]} are one.
+_LISTS = "dataset.lists."
 
 
 def id_of(target: str) -> str:
@@ -174,8 +176,10 @@ def normal(key: str, value: Any) -> Any:
     """Return a setting's value in normal form.
 
     A whole number is an int, also inside lists and mappings; a domain's name is text; a `_target_`
-    is an id; a path has no superfluous parts.
+    is an id; a path has no superfluous parts; a single list of images is a list of one.
     """
+    if key.startswith(_LISTS) and isinstance(value, str):
+        return [value]
     if key in _PATHS and isinstance(value, str) and value:
         return os.path.normpath(value)
     value = _whole_as_int(value)

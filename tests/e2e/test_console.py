@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fishr_exp as package
+from fishr_exp.cli import data, diagnostics, plan, sync, table
 from fishr_exp.configuration import console
 
 from .conftest import Command, process
@@ -98,6 +99,27 @@ def test_words_stand_in_any_order(fishr_exp: Command, tmp_path: Path) -> None:
 def test_the_version(fishr_exp: Command) -> None:
     outcome = fishr_exp("--version")
     assert (outcome.status, outcome.out) == (0, f"fishr-exp {package.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [data, diagnostics, plan, sync, table])
+def test_every_command_says_its_version(command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--version"])
+    assert stop.value.code == 0
+    name, version = capsys.readouterr().out.split()
+    assert name.startswith("fishr-")
+    assert version == package.__version__
+
+
+def test_fishr_data_takes_options_of_a_folder(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "conf" / "dataset"
+    own.mkdir(parents=True)
+    (own / "pets.yaml").write_text("# @package _global_\ndefaults: [image_folder]\n")
+    assert data.main(["check", "pets", str(images), "--config-dir", str(tmp_path / "conf")]) == 0
+    assert "sketch" in capsys.readouterr().out
+    assert data.main(["check", "pets", str(images)]) == 2
 
 
 # --- folders ---------------------------------------------------------------------------------

@@ -84,6 +84,12 @@ def test_a_path_that_is_spelled_otherwise_is_one_run(spelled: str, tmp_path: Pat
     assert folder_name(config, "erm") != earlier.name
 
 
+def test_a_single_list_is_a_list_of_one() -> None:
+    one, other = ({"seed": 0, "dataset": {"lists": {"a": of}}} for of in ("a.txt", ["a.txt"]))
+    assert folder_name(one, "erm") == folder_name(other, "erm")
+    assert settings(one) == settings(other)
+
+
 def test_a_domain_named_by_a_number_is_one_run_and_one_seed() -> None:
     words = ["dataset=rotated_mnist", "dataset.root=x", "protocol=paper_2022", "trainer=erm"]
     number, text = (composed(*words, f"test_domains={given}") for given in ("[0,15]", "['15','0']"))
