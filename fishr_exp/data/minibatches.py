@@ -220,10 +220,11 @@ def _kill(processes: Sequence[Any]) -> None:
     """Kill processes; PyTorch's handler of SIGCHLD, which would report them, is set aside."""
     has_handler = hasattr(signal, "SIGCHLD") and current_thread() is main_thread()
     earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if has_handler else None
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-            process.join(PATIENCE)
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        process.kill()
+    for process in alive:
+        process.join(1)  # seconds; one that the system cannot end is left
     if earlier is not None:
         signal.signal(signal.SIGCHLD, earlier)
 
@@ -308,6 +309,7 @@ class _Processes(DataLoader[Minibatch]):
                     continue
                 if not why.startswith("DataLoader worker"):
                     raise
+                _kill(getattr(items, "_workers", ()))  # else PyTorch reports it once more
                 hint = f"it may lack memory, or space in /dev/shm; {_MORE_SPACE}"
                 raise TrainingError(f"num_workers={self.num_workers}: {why}; {hint}") from error
             if isinstance(item, TrainingError):
