@@ -155,9 +155,12 @@ def _unknown(key: str) -> ConfigError:
     if not key.startswith("hydra."):
         try:
             with _composing():
-                node = hydra.compose("config", [*choices, *_search_path()])
+                words = [*choices, *_search_path()]
+                node = hydra.compose("config", words, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
             pass  # of a sweep over a group, the keys depend on the job
+    chosen = OmegaConf.select(node, f"hydra.runtime.choices.{group}")
+    node = OmegaConf.masked_copy(node, [name for name in node if name != "hydra"])
     place = ""
     if group in PARTS and group in node and node[group] is None:  # its option builds nothing
         option = overrides.get(group, "none")
@@ -173,6 +176,8 @@ def _unknown(key: str) -> ConfigError:
     error = unknown_key(f"{place}{name}", "", known)
     if f"{group}._target_" in overrides:  # it may well take a key that the option lacks
         error.hint = f"write +{key}={overrides.get(key, 'VALUE')} for a key of your own"
+    elif group in PARTS and chosen and group not in overrides and not error.hint:
+        error.hint = f"these are the keys of {group}={chosen}; for others, pass {group}=NAME"
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.hint)
 
 

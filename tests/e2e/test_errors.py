@@ -62,6 +62,8 @@ MISTAKES = {
         "add test_domains=[NAME]"]),
     "no test_domains named": (["dataset=pacs", "model=mlp", "dataset.root=x",
         "test_domains=???"], ["the domains are art_painting, cartoon, photo, sketch"]),
+    "key of another model": (["dataset=pacs"], ["model.hidden=8: no such key; known are library",
+        "these are the keys of model=resnet50_pretrained; for others, pass model=NAME"]),
     "unknown domain": (["dataset=pacs", "model=mlp",
         "dataset.root=nowhere", "test_domains=[sketches]"], ["pacs has no domain sketches"]),
     "no domains": (["test_domains=null"], ["test_domains=null: must be list[str]"]),
