@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from fishr_exp.cli.output import add_version, command
 from fishr_exp.configuration.binding import conf_dir, part, search_path, unknown_key
+from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.datasets.known import KNOWN
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _download(options.dataset, options.folder, options.mirror)
         by_name = {"check": _check, "prepare": _prepare}[options.command]
         own = search_path(options.config_dir)
-        return by_name(options.dataset, options.root, [*own, *options.overrides])
+        return by_name(options.dataset, options.root, [*own, *quoted(options.overrides)])
     except Exception as error:
         message = one_line(error)
         if message is None:

@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from fishr_exp.cli.output import add_version, command
 from fishr_exp.cli.run import claim_optuna, register_run_name
+from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.configuration.planning import Job, MistakesError, compose, without_warnings
 
@@ -36,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="as for fishr-exp")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for fishr-exp")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register_run_name()
     claim_optuna()
     try:
-        jobs = compose(options.overrides, options.config_dir)
+        jobs = compose(quoted(options.overrides), options.config_dir)
         sys.stdout.write(f"{_counts(jobs)}\n")
         todo = [job for job in jobs if job.state != "done"]
         if todo:

@@ -181,12 +181,16 @@ def _announce(config: DictConfig, choices: Mapping[str, str], folder: Path) -> N
     def of(key: str) -> Any:
         return OmegaConf.select(config, key, throw_on_missing=False)
 
-    gamma = "" if of("trainer.gamma") is None else f" gamma={of('trainer.gamma')}"
+    replaced = [w.partition("._target_=")[0] for w in typed_words(HydraConfig.get())]
+    named = {key: of(f"{key}._target_") if key in replaced else choices[key] for key in choices}
+    gamma = of("trainer.gamma")
+    if gamma is not None and "trainer" not in replaced:
+        named["trainer"] += f" gamma={gamma}"
     domains = of("test_domains")
     tested = ", ".join(map(str, domains if isinstance(domains, ListConfig) else [domains]))
     log.info(
-        "trainer=%s%s on dataset=%s, tested on %s: model=%s seed=%s device=%s precision=%s",
-        choices["trainer"], gamma, choices["dataset"], tested, choices["model"], of("seed"),
+        "trainer=%s on dataset=%s, tested on %s: model=%s seed=%s device=%s precision=%s",
+        named["trainer"], named["dataset"], tested, named["model"], of("seed"),
         of("device"), of("precision"),
     )  # fmt: skip
     slow = "" if "torch" in sys.modules else " (importing PyTorch takes a few seconds)"

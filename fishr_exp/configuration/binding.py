@@ -19,7 +19,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fishr_exp.configuration import protocol  # noqa: F401 - its resolvers must be known
 from fishr_exp.core.errors import ConfigError
@@ -46,6 +46,7 @@ _PLAIN = {
     "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
 }
+_PLAIN_TYPES = (bool, int, float, str, list, tuple, type(None))  # of defaults that can be recorded
 # Arguments that no configuration holds.
 SUPPLIED = ("labels", "config")
 
@@ -119,7 +120,13 @@ def arguments(
     checked = bind(Arguments, root, "", supplied=(*PARTS, *SUPPLIED), also=also)
     more = allowed_targets(plain.get(ALLOW_TARGETS))
     parts: dict[str, Any] = {group: part(plain.get(group), group, more) for group in PARTS}
-    labels = {group: choices[group] for group in ("dataset", "model", "trainer")}
+    words = [word.lstrip("+").partition("=")[0] for word in typed]
+    labels = {
+        group: str(plain[group][TARGET]).rpartition(".")[2]
+        if f"{group}.{TARGET}" in words and group != "trainer"
+        else choices[group]
+        for group in ("dataset", "model", "trainer")
+    }
     return Arguments(**checked, **parts, labels=labels, config=plain)
 
 
@@ -129,7 +136,8 @@ def _known_domains(dataset: Any) -> list[str]:
     def of(key: str) -> Any:
         return OmegaConf.select(dataset, key, throw_on_missing=False)
 
-    if named := of("domains") or of("lists"):
+    named = of("domains") or of("lists")
+    if isinstance(named, ListConfig | DictConfig):
         return [str(name) for name in named]
     root = Path(str(of("root") or "")).expanduser()
     if "image_folder" not in str(of(TARGET)) or not of("root") or not root.is_dir():
@@ -156,7 +164,8 @@ def typed_words(of_hydra: Any) -> list[str]:
 def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     """Leave out the keys of an option whose `_target_` was replaced on the command line.
 
-    What was typed stays, and what the new target needs.
+    If the new target takes all of them, they stay. Otherwise it gets its own defaults, what was
+    typed, and of the option's keys only those that it requires.
     """
     words = [word.lstrip("+").partition("=")[0] for word in typed]
     replaced = [group for group in PARTS if f"{group}.{TARGET}" in words]
@@ -166,11 +175,20 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     allowed = allowed_targets(OmegaConf.to_container(config).get(ALLOW_TARGETS))  # type: ignore[union-attr]
     for group in replaced:
         node = config[group]
-        parameters = _parameters(_target(str(node[TARGET]), group, allowed)).items()
-        needed = [name for name, parameter in parameters if parameter.default is parameter.empty]
-        for key in [key for key in node if key not in (TARGET, *needed)]:
-            if f"{group}.{key}" not in words:
-                with open_dict(node):
+        parameters = _parameters(_target(str(node[TARGET]), group, allowed))
+        if all(key in (TARGET, NEUTRAL, *parameters) for key in node):
+            continue  # it takes what the option has
+        with open_dict(node):
+            for key, parameter in parameters.items():
+                plain = isinstance(parameter.default, _PLAIN_TYPES)
+                if (
+                    plain
+                    and f"{group}.{key}" not in words
+                    and key not in (KEYS[group].builds or ())
+                ):
+                    node[key] = parameter.default
+            for key in [key for key in node if key not in (TARGET, *parameters)]:
+                if f"{group}.{key}" not in words:
                     del node[key]
     return config
 
@@ -194,6 +212,11 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
     parameters = _parameters(target)
     without = [name for name in supplied if name not in parameters and name != "params"]
     if without and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if group == "model":  # a network that knows its sizes
+            bound = bind(target, keywords, f"{group}.", supplied)
+            return lambda **given: target(
+                **bound, **{key: value for key, value in given.items() if key in parameters}
+            )
         reason = f"does not take {without[0]}, which every run gives to its {group}"
         raise ConfigError(f"{group}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
     return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
@@ -219,12 +242,14 @@ def bind(
         ConfigError: If a keyword is unknown, missing or of the wrong type.
     """
     parameters = {k: p for k, p in _parameters(target).items() if k not in supplied}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in keywords.items():
-        if name not in parameters:
+        if name not in parameters and not takes_any:
             known = [key for key in (*parameters, *also) if key not in OF_A_PROTOCOL]
             raise unknown_key(f"{prefix}{name}", value, known)
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in keywords:
+        various = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty and name not in keywords and not various:
             hint = f"add {given_as(f'{prefix}{name}')}"
             raise ConfigError(f"{prefix}{name}", "???", "must be given", hint)
     is_plain_class = inspect.isclass(target) and not is_dataclass(target)

@@ -8,7 +8,6 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-# A path in the home folder, which Hydra's grammar wants in quotes.
 _HOME = re.compile(r"^([\w.+@/]+=)(~(?:/[^\"',]*)?)$")
 
 
@@ -33,11 +32,16 @@ def arranged(words: Sequence[str]) -> list[str]:
         elif word.startswith("-"):
             flags.append(word)
         else:
-            overrides.append(_HOME.sub(r'\1"\2"', word))
+            overrides.append(word)
     if "--info" in flags or "-i" in flags:  # its value is optional, and stands behind it
         return list(words)
     parser.parse_args([*flags, *overrides])
-    return [*flags, *overrides]
+    return [*flags, *quoted(overrides)]
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Put paths in the home folder in quotes, which Hydra's grammar wants there."""
+    return [_HOME.sub(r'\1"\2"', word) for word in overrides]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -160,7 +160,7 @@ def _unknown(key: str) -> ConfigError:
         except (HydraException, OmegaConfBaseException):
             pass  # of a sweep over a group, the keys depend on the job
     chosen = OmegaConf.select(node, f"hydra.runtime.choices.{group}")
-    node = OmegaConf.masked_copy(node, [name for name in node if name != "hydra"])
+    node = OmegaConf.masked_copy(node, [str(name) for name in node if name != "hydra"])
     place = ""
     if group in PARTS and group in node and node[group] is None:  # its option builds nothing
         option = overrides.get(group, "none")
@@ -176,6 +176,11 @@ def _unknown(key: str) -> ConfigError:
     error = unknown_key(f"{place}{name}", "", known)
     if f"{group}._target_" in overrides:  # it may well take a key that the option lacks
         error.hint = f"write +{key}={overrides.get(key, 'VALUE')} for a key of your own"
+    elif not place and not error.hint:
+        of = [
+            part for part in PARTS if isinstance(node.get(part), DictConfig) and key in node[part]
+        ]
+        error.hint = f"did you mean {of[0]}.{key}?" if of else ""
     elif group in PARTS and chosen and group not in overrides and not error.hint:
         error.hint = f"these are the keys of {group}={chosen}; for others, pass {group}=NAME"
     return ConfigError(key, overrides.get(key, ""), error.allowed, error.hint)

@@ -6,6 +6,7 @@ are our own, so the drawn values are others, from the same distributions.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -83,6 +84,11 @@ def of_dataset(values: Mapping[str, Any], otherwise: Any, *, _root_: DictConfig)
 def unless(given: Any, default: Any) -> Any:
     """Return `default` unless something is given in its place: the resolver `unless`."""
     return default if given is None else None
+
+
+def variable(name: str, default: str) -> str:
+    """Return a variable of the environment, or `default` if it is absent or empty."""
+    return os.environ.get(name) or default
 
 
 def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
@@ -197,6 +203,7 @@ def _register() -> None:
     OmegaConf.register_new_resolver("run_seed", run_seed, replace=True)
     OmegaConf.register_new_resolver("of_dataset", of_dataset, replace=True)
     OmegaConf.register_new_resolver("unless", unless, replace=True)
+    OmegaConf.register_new_resolver("variable", variable, replace=True)
     OmegaConf.register_new_resolver("any", lambda *values: any(values), replace=True)
 
 

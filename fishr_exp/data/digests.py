@@ -33,10 +33,12 @@ def digest_of(names: Iterable[str], labels: Tensor, validation: Tensor | None = 
 
 def digests(by_name: Mapping[str, Domain]) -> dict[str, str]:
     """Return `SAMPLES DIGEST` of each domain; a domain without a digest has its samples only."""
-    return {
-        name: f"{len(domain)} {getattr(domain, 'digest', '')}".strip()
-        for name, domain in by_name.items()
-    }
+    return {name: f"{len(domain)} {_own(domain)}".strip() for name, domain in by_name.items()}
+
+
+def _own(domain: Domain) -> str:
+    digest = getattr(domain, "digest", "")
+    return digest if isinstance(digest, str) else ""
 
 
 def changes(there: Mapping[str, str], here: Mapping[str, str]) -> str:

@@ -46,7 +46,7 @@ _LONGEST = 100
 
 # Settings that name domains: the domain "0" may be written as a number.
 _DOMAIN_NAMES = ("test_domains", "dataset.domains")
-# Settings that are a folder or a file: data, data/ and ./data are one.
+# Settings that are a folder or a file: data, data/ and ./data are one, ~ is home.
 _PATHS = ("dataset.root", "model.weights_file")
 # Settings that are a list, or its only item: {a: a.txt} and {a: [a.txt]} are one.
 _LISTS = "dataset.lists."
@@ -181,7 +181,7 @@ def normal(key: str, value: Any) -> Any:
     if key.startswith(_LISTS) and isinstance(value, str):
         return [value]
     if key in _PATHS and isinstance(value, str) and value:
-        return os.path.normpath(value)
+        return os.path.normpath(os.path.expanduser(value))
     value = _whole_as_int(value)
     if key in _DOMAIN_NAMES and isinstance(value, list):
         return [str(name) for name in value]

@@ -207,12 +207,12 @@ class RunFolder:
         if config.exists():
             try:
                 foreign = "" if _is_of_a_run(json.loads(config.read_bytes())) else CONFIG
-            except ValueError:
-                return  # cut off: told where it is read
+            except (OSError, ValueError):
+                return  # gone by now, or cut off: told where it is read
         else:
             ours = {*_FILES, _OF_HYDRA, CHECKPOINTS, LOCK}
             names = sorted(path.name for path in self.path.iterdir() if path.name not in ours)
-            foreign = next((name for name in names if not name.endswith((".tmp", ".log"))), "")
+            foreign = next((n for n in names if n[0] not in ".~" and not n.endswith(".log")), "")
         if foreign:
             reason = f"this folder holds files that are not a run's, such as {foreign}"
             raise ConfigError("output_dir", self.path, reason, "choose a new or empty folder")

@@ -141,7 +141,7 @@ class MlflowMirror(Mirror):
         return str(made.info.run_id)
 
     def send_settings(self, settings: Mapping[str, Any]) -> None:
-        """Send the settings as parameters, those that only keep books as tags.
+        """Send the settings as parameters, bookkeeping ones as tags.
 
         The mark of an earlier failure is removed.
         """
@@ -150,10 +150,10 @@ class MlflowMirror(Mirror):
         there = self._client.get_run(self.run_id).data
         if _ERROR in there.tags:
             self._client.delete_tag(self.run_id, _ERROR)
-        books = {key: str(value) for key, value in settings.items() if is_bookkeeping(key)}
-        tags = [RunTag(_name(key), value[:_TAG_LENGTH]) for key, value in books.items()]
+        bookkeeping = {key: str(value) for key, value in settings.items() if is_bookkeeping(key)}
+        tags = [RunTag(_name(key), value[:_TAG_LENGTH]) for key, value in bookkeeping.items()]
         self._client.log_batch(self.run_id, tags=tags)
-        named = {_name(key): str(settings[key]) for key in settings if key not in books}
+        named = {_name(key): str(settings[key]) for key in settings if key not in bookkeeping}
         missing = [
             Param(key, value[:_PARAMETER_LENGTH])
             for key, value in named.items()
@@ -201,7 +201,7 @@ class MlflowMirror(Mirror):
             )
         if _is_away(error):
             return super().advice(error)
-        return "once this is mended, fishr-sync, or the same command given again, sends them"
+        return "once this is fixed, fishr-sync, or the same command given again, sends them"
 
     def announcement(self) -> str:
         """Say where the experiment is shown; MLflow opens on another page by itself."""

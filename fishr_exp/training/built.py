@@ -6,20 +6,22 @@ the classes of `fishr_exp.contracts` where it can be.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
-import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Domains, Model, Trainer
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.errors import ConfigError, TrainingError
 
 log = logging.getLogger(__name__)
 
+_TRIED: weakref.WeakKeyDictionary[Model, set[object]] = weakref.WeakKeyDictionary()
 _LARGEST_READ_AT_ONCE = 3 * 64 * 64  # numbers of a sample that a linear layer may sensibly read
 
 
@@ -37,7 +39,8 @@ def as_trainer(built: Any) -> Trainer:
             "trainer", kind.__name__, "is not a Trainer",
             "derive it from fishr_exp.contracts.Trainer, and give it an objective",
         )  # fmt: skip
-    built.__class__ = type(kind.__name__, (kind, Trainer), {})
+    named = {"printed_name": getattr(kind, "printed_name", "")}
+    built.__class__ = type(kind.__name__, (kind, Trainer), named)
     reset_at = getattr(built, "reset_optimizer_at", None)  # as methods said it before `resets`
     if reset_at is not None and not built.resets:
         built.resets = {int(reset_at): {}}  # type: ignore[assignment]
@@ -52,20 +55,29 @@ def as_domains(built: Any) -> Domains:
     """
     kind = type(built).__name__
     if not isinstance(built, Domains):
-        hint = "return fishr_exp.contracts.Domains; domains_of makes it from PyTorch datasets"
+        hint = "return fishr_exp.contracts.Domains, as fishr_exp.data.datasets.domains_of does"
         raise ConfigError("dataset", kind, "is not a dataset with domains", hint)
     if empty := [name for name, domain in built.by_name.items() if not len(domain)]:
         raise ConfigError("dataset", built.name, f"domain {empty[0]} has no samples")
     return built
 
 
-def as_model(built: Any, input_shape: Sequence[int]) -> Model:
+def two_samples(domains: Domains) -> Tensor:
+    """Return two samples [2, *input_shape] of a dataset, to try a network with."""
+    domain = next(iter(domains.by_name.values()))
+    try:
+        return domain.read(torch.tensor([0, len(domain) - 1])).x
+    except TrainingError:  # a file that cannot be read; it is told when its turn comes
+        return torch.rand(2, *domains.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def as_model(built: Any, samples: Tensor) -> Model:
     """Return a model; any network that ends in a linear layer is divided before that layer.
 
     Args:
         built: A `Model`, a module with a `featurizer` and a linear `classifier`, or any module
             that maps x [n, *input_shape] to logits by a linear layer that comes last.
-        input_shape: Shape of one sample.
+        samples: Two samples [2, *input_shape].
 
     Raises:
         ConfigError: If it is none of these.
@@ -76,29 +88,27 @@ def as_model(built: Any, input_shape: Sequence[int]) -> Model:
     hint = "build fishr_exp.contracts.Model(featurizer, classifier)"
     if not isinstance(built, nn.Module):
         raise ConfigError("model", name, "is not a torch.nn.Module", hint)
-    featurizer, last = getattr(built, "featurizer", None), getattr(built, "classifier", None)
-    sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0))
     with _trial([built]):
-        expected = _first_call(built, sample, name, input_shape)
-        if not isinstance(featurizer, nn.Module) or not isinstance(last, nn.Linear):
-            featurizer, last = _divided(built, sample)
-        model = Model(featurizer, last) if featurizer is not None and last is not None else None
-        if model is None or not torch.equal(model.eval()(sample), expected):
-            reason = "does not end in a linear layer, whose gradients the methods need"
-            raise ConfigError("model", name, reason, hint)
-    return model
+        expected = _first_call(built, samples, name)
+        for halves in (_its_own, _divided):
+            featurizer, last = halves(built, samples)
+            if featurizer is not None and last is not None:
+                model = Model(featurizer, last).eval()
+                with contextlib.suppress(RuntimeError), torch.no_grad():
+                    if torch.equal(model(samples), expected):
+                        return model
+    reason = "does not end in a linear layer, whose gradients the methods need"
+    raise ConfigError("model", name, reason, hint)
 
 
-def check_fit(
-    model: Model, input_shape: Sequence[int], classes: int, label: str, key: str = "model"
-) -> None:
+def check_fit(model: Model, samples: Tensor, classes: int, label: str, key: str = "model") -> None:
     """Pass two samples through a model, in training and evaluation mode; its state stays.
 
     Warns of a network that is absurd for samples of this shape.
 
     Args:
         model: With its weights, on its device.
-        input_shape: Shape of one sample.
+        samples: Two samples [2, *input_shape].
         classes: Number of classes.
         label: What the model is called.
         key: The key that calls it so.
@@ -106,25 +116,32 @@ def check_fit(
     Raises:
         ConfigError: If the samples do not fit the model, or its logits do not fit the classes.
     """
+    tried = (tuple(samples.shape[1:]), samples.dtype, classes)
+    if tried in _TRIED.get(model, ()):  # by another run of a plan, which shares its networks
+        return
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    sample = torch.rand(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    samples = samples.to(device)
+    size = samples[0].numel()
     whole: list[str] = []
     tiny: list[str] = []
-    with _trial([model]), _watching(model, math.prod(input_shape), whole, tiny):
+    with _trial([model]), _watching(model, size, whole, tiny):
         for mode in (False, True):
-            logits = _first_call(model.train(mode), sample, label, input_shape, key)
+            logits = _first_call(model.train(mode), samples, label, key)
             fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2
             if not fits or not (logits.shape[1] >= classes or (logits.shape[1], classes) == (1, 2)):
                 shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 reason = f"gives {shape} for two samples, not logits [2, {classes}]"
                 hint = "end it in a layer with num_classes outputs"
                 raise ConfigError(key, label, reason, hint)
-    shown = _shown(input_shape)
+    if logits.shape[1] > max(classes, 2):
+        log.warning("%s=%s has %d outputs for %d classes", key, label, logits.shape[1], classes)
+    _TRIED.setdefault(model, set()).add(tried)
+    shown = _shown(samples)
     if whole:
         log.warning(
             "%s=%s: %s reads all %d numbers of a sample of %s at once; choose a convolutional "
             "network or a transformer for such images, as model=resnet50_pretrained",
-            key, label, whole[0], math.prod(input_shape), shown,
+            key, label, whole[0], size, shown,
         )  # fmt: skip
     if tiny:
         convolutions = sum(map(_looks_around, model.modules()))
@@ -136,25 +153,29 @@ def check_fit(
 
 
 def _first_call(
-    network: Callable[[Tensor], Any],
-    sample: Tensor,
-    label: str,
-    input_shape: Sequence[int],
-    key: str = "model",
+    network: Callable[[Tensor], Any], samples: Tensor, label: str, key: str = "model"
 ) -> Any:
     try:
         with torch.no_grad():
-            return network(sample)
+            return network(samples)
     except (MemoryError, torch.OutOfMemoryError, ConfigError):
         raise
     except Exception as error:
         lines = str(error).strip().splitlines()
-        reason = f"does not fit samples of {_shown(input_shape)} ({lines[0] if lines else error!r})"
+        reason = f"does not fit samples of {_shown(samples)} ({lines[0] if lines else error!r})"
         hint = "choose another model or another size of the samples (dataset.image_size)"
         raise ConfigError(key, label, reason, hint) from error
 
 
-def _divided(network: nn.Module, sample: Tensor) -> tuple[nn.Module | None, nn.Linear | None]:
+def _its_own(network: nn.Module, samples: Tensor) -> tuple[nn.Module | None, nn.Linear | None]:
+    """Return the network's featurizer and classifier, if it has both."""
+    del samples
+    featurizer, last = getattr(network, "featurizer", None), getattr(network, "classifier", None)
+    both = isinstance(featurizer, nn.Module) and isinstance(last, nn.Linear)
+    return (featurizer, last) if both else (None, None)
+
+
+def _divided(network: nn.Module, samples: Tensor) -> tuple[nn.Module | None, nn.Linear | None]:
     """Divide a network before the linear layer whose output it returns, if there is one."""
     outputs: dict[str, Tensor] = {}
     linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
@@ -164,7 +185,7 @@ def _divided(network: nn.Module, sample: Tensor) -> tuple[nn.Module | None, nn.L
 
     handles = [module.register_forward_hook(note(name)) for name, module in linear.items()]
     with torch.no_grad():
-        logits = network(sample)
+        logits = network(samples)
     for handle in handles:
         handle.remove()
     last = next((name for name, output in outputs.items() if output is logits), None)
@@ -172,11 +193,14 @@ def _divided(network: nn.Module, sample: Tensor) -> tuple[nn.Module | None, nn.L
         return None, None
     if not last:  # the network is that layer
         return nn.Identity(), linear[last]
-    network.set_submodule(last, nn.Identity())
-    return network, linear[last]
+    body = copy.deepcopy(network)  # which others may share
+    layer = body.get_submodule(last)
+    body.set_submodule(last, nn.Identity())
+    assert isinstance(layer, nn.Linear)
+    return body, layer
 
 
-@contextmanager
+@contextlib.contextmanager
 def _trial(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Leave mode, buffers and random streams as they were before the block."""
     inner = [(m, m.training) for module in modules for m in module.modules()]
@@ -195,7 +219,7 @@ def _trial(modules: Sequence[nn.Module]) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _watching(model: nn.Module, size: int, whole: list[str], tiny: list[str]) -> Iterator[None]:
     """Note linear layers that read a whole large sample, and convolutions that see one pixel."""
     handles = []
@@ -224,5 +248,5 @@ def _looks_around(module: nn.Module) -> bool:
     return isinstance(module, kinds) and max(module.kernel_size) > 1
 
 
-def _shown(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+def _shown(samples: Tensor) -> str:
+    return "x".join(map(str, samples.shape[1:]))

@@ -6,6 +6,7 @@ here, so they agree on what a run is, and on what is refused.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,10 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.minibatches import Minibatches
 from fishr_exp.data.splits import split
 from fishr_exp.gradient_variance import UnsupportedError
+from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.records import PARTS
 from fishr_exp.training.arguments import Arguments
-from fishr_exp.training.built import as_domains, as_model, as_trainer, check_fit
+from fishr_exp.training.built import as_domains, as_model, as_trainer, check_fit, two_samples
 from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS
@@ -108,14 +110,15 @@ def _training(
     """Build the networks and their optimizers."""
     seeding.seed_global_streams(arguments.seed, "model")
     built = arguments.model(input_shape=domains.input_shape, num_classes=domains.num_classes)
-    model = as_model(built, domains.input_shape)
+    samples = two_samples(domains)
+    model = as_model(built, samples)
     seeding.seed_global_streams(arguments.seed, "trainer", "prepare")
     known = Facts(facts[0], domains.num_classes, model.classifier.in_features, facts[1])
     model = trainer.prepare(model, known).to(device)
     trainer.to(device)
     named = arguments.config["model"].get("name")
     of = (str(named), "model.name") if named else (arguments.labels["model"], "model")
-    check_fit(model, domains.input_shape, domains.num_classes, *of)
+    check_fit(model, samples, domains.num_classes, *of)
     seeding.seed_global_streams(arguments.seed, "training")
     _check_batch_statistics([model, trainer], arguments.labels["model"])
     if arguments.channels_last:  # of the weights; images follow at the first convolution
@@ -130,7 +133,12 @@ def _training(
         def make() -> torch.optim.Optimizer:
             return arguments.optimizer(*given, **overrides)
 
-        return _built(make, "optimizer", arguments.config, ValueError)
+        built = _built(make, "optimizer", arguments.config, ValueError)
+        closure = inspect.signature(built.step).parameters.get("closure")
+        if closure and closure.default is closure.empty:  # L-BFGS
+            reason = "needs a closure, which evaluates the objective several times a step"
+            raise ConfigError("optimizer", type(built).__name__, reason, "choose another optimizer")
+        return built
 
     return Training(model, trainer, optimizer, observer, averaging, autocast=context)
 
@@ -158,9 +166,10 @@ def _check_counts(arguments: Arguments) -> None:
 def _check_named_domains(arguments: Arguments) -> None:
     """Refuse an unknown test domain before the data are read, where the configuration names all."""
     dataset = arguments.config["dataset"]
-    named = [str(name) for name in dataset.get("domains") or dataset.get("lists") or ()]
-    if named:
-        _check_known(arguments.test_domains, named, arguments.labels["dataset"])
+    named = dataset.get("domains") or dataset.get("lists")
+    if isinstance(named, list | dict) and dataset[TARGET].startswith("fishr_exp."):
+        known = [str(name) for name in named]
+        _check_known(arguments.test_domains, known, arguments.labels["dataset"])
 
 
 def _check_known(test_domains: Sequence[str], known: Sequence[str], dataset: str) -> None:

@@ -106,7 +106,7 @@ class Prepared:
             )
             for minibatch in signals.interrupting(chunk):
                 yield minibatch
-                bar.update(len(minibatch.y))
+                bar.update(len(minibatch.y) * distributed.world_size())
 
         classes = max(self.domains.num_classes, model.classifier.out_features)
         with bar:

@@ -14,12 +14,13 @@ import torch
 
 from fishr_exp.core import distributed, seeding
 from fishr_exp.core.errors import ConfigError, TrainingError
-from fishr_exp.data.digests import changes, digests
+from fishr_exp.data.digests import changes
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.arguments import Arguments, Mirror
+from fishr_exp.training.changes import changes_since
 from fishr_exp.training.checkpoint import Checkpoints, Interval, OtherBestError
 from fishr_exp.training.early_stopping import Verdict
 from fishr_exp.training.evaluation import METRICS, Counts, measure
@@ -53,6 +54,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     if earlier is not None:
         return earlier
     prepared = prepare(arguments)
+    log.info("%d steps on %s", prepared.total_steps, _device_name(prepared.device))
     mirror = None
     if arguments.tracker and distributed.is_first():
         mirror = arguments.tracker(run_folder)
@@ -186,24 +188,12 @@ def _done(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
         result = run_folder.result()
         if result is not None:
             log.info("%s", _line(Result.from_json(result)))
-            if changed := _changes_since(result.get("data"), arguments):
-                log.warning("the data have changed since this run: %s", changed)
             log.info("done already: %s (resume=false runs it again)", run_folder.path)
             if arguments.tracker:
                 arguments.tracker(run_folder).catch_up(arguments.config, arguments.labels)
+            if changed := changes_since(result.get("data"), arguments):
+                log.warning("the data have changed since this run: %s", changed)
         return result
-
-
-def _changes_since(there: Mapping[str, str] | None, arguments: Arguments) -> str:
-    """Say how the data on disk differ from those of a run that is done, where that is cheap."""
-    dataset = arguments.config["dataset"]
-    if not there or not dataset.get("root") or dataset.get("download"):
-        return ""
-    if dataset.get("on_bad_image") == "skip" and not dataset.get("cache"):
-        return ""  # all images would be read
-    with contextlib.suppress(ConfigError):  # it need not be there any more
-        return changes(there, digests(arguments.dataset().by_name))
-    return ""
 
 
 def _error(run_folder: RunFolder) -> str:
@@ -243,8 +233,7 @@ def _open(
             f"restore them, or pass resume=false to start {run_folder.path.name} from scratch",
         )  # fmt: skip
     reached = checkpoints.newest()
-    device = prepared.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = _device_name(prepared.device)
     try:
         run_folder.checkpoints.mkdir(exist_ok=True)
         run_folder.write_data(prepared.data)
@@ -256,6 +245,10 @@ def _open(
     except OSError as error:
         raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error
     return reached
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _check_best(prepared: Prepared, checkpoints: Checkpoints) -> None:

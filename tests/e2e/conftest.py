@@ -26,7 +26,7 @@ from fishr_exp.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 # What every run begins with.
-ANNOUNCED = re.compile(r"trainer=\S+.* on dataset=|folder /")
+ANNOUNCED = re.compile(r"trainer=\S+.* on dataset=|folder /|\d+ steps on ")
 TINY = ("model.hidden=8", "epochs=2", "steps_per_epoch=2", "tracker=none")
 
 

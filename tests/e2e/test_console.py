@@ -18,7 +18,8 @@ from .conftest import Command, process
 
 def test_a_run_says_at_once_what_it_is(fishr_exp: Command) -> None:
     outcome = fishr_exp("trainer.gamma=10", "seed=3")
-    what, where = outcome.announced.splitlines()
+    what, where, how = outcome.announced.splitlines()
+    assert how == "4 steps on cpu"
     assert what == (
         "trainer=fishr gamma=10 on dataset=colored_digits, tested on minus90: "
         "model=mlp seed=3 device=auto precision=fp32"

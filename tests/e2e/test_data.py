@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fishr_exp.cli import data as data_cli
+from fishr_exp.training import changes
 
 from .conftest import Command, stop_before
 
@@ -287,12 +288,15 @@ def test_a_stopped_run_does_not_go_on_over_other_data(
     assert "continuing" in fishr_exp(*words).err
 
 
-def test_a_done_run_says_that_its_data_have_changed(fishr_exp: Command, images: Path) -> None:
+def test_a_done_run_says_that_its_data_have_changed(
+    fishr_exp: Command, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = (*CHANGING, f"dataset.root={images}")
     first = fishr_exp(*words)
     assert first.result()["data"] == json.loads((first.folder / "data.json").read_text())
     assert "changed" not in fishr_exp(*words).err
     (images / "photo" / "cat" / "0.png").rename(images / "photo" / "cat" / "renamed.png")
+    monkeypatch.setattr(changes, "_known_data", {})  # of this process
     again = fishr_exp(*words)
     assert again.status == 0
     assert "warning: the data have changed since this run: photo has other names" in again.err

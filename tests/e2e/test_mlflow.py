@@ -259,6 +259,15 @@ def test_a_path_in_place_of_an_address(fishr_exp: Command, given: str) -> None:
     assert not list(outcome.folder.parent.glob("*"))
 
 
+def test_an_empty_variable_of_mlflow_is_none(
+    fishr_exp: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.chdir(tmp_path)
+    assert fishr_exp("trainer=erm", tiny=TRACKED).status == 0
+    assert (tmp_path / "outputs" / "mlflow.db").exists()
+
+
 def test_mlflows_own_variables_are_honored(
     tracked: Tracked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

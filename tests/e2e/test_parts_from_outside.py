@@ -69,6 +69,7 @@ def test_a_target_on_the_command_line_replaces_the_options_own(
         json.loads((typed.folder / "config.json").read_text())["trainer"]
         == (json.loads((named.folder / "config.json").read_text())["trainer"])
     )
+    assert typed.announced.startswith("trainer=mylab.logit_decay.LogitDecay on dataset=")
     wrong = fishr_exp(*words, "trainer.engine=native")
     assert wrong.status == 2
     assert "trainer.engine=native: no such key; known are gamma" in wrong.err

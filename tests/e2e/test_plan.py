@@ -179,14 +179,31 @@ def test_lists_of_validation_images_are_counted_as_the_run_counts_them(
     assert int(row[4]) == run.records()[-1]["step"] == 2 * 2, err
 
 
+def test_a_plan_shares_a_network_of_ones_own(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from torch import nn\n"
+        "def net(*, num_classes, hidden):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status, out, err = plan("model._target_=theirs.net", "allow_targets=[theirs]", "seed=0,1,2",
+                            "trainer=erm")  # fmt: skip
+    assert status == 0, err
+    assert "3 runs" in out
+
+
 def test_an_estimate_reads_as_the_run_does(plan: Plan, images: Path, monkeypatch) -> None:
     """Images are read by threads, in the estimate too; nothing wraps the domain."""
-    from fishr_exp.data import minibatches
+    from fishr_exp.data.images.threads import Threads
 
     read = []
-    real = minibatches._Threads.__iter__
+    real = Threads.awaited
     monkeypatch.setattr(
-        minibatches._Threads, "__iter__", lambda self: read.append(self.domain.name) or real(self)
+        Threads,
+        "awaited",
+        lambda self, waiting: read.append(self.domain.name) or real(self, waiting),
     )
     status, _, err = plan("dataset=image_folder", "model=mlp", f"dataset.root={images}",
                           "dataset.image_size=8", "test_domains=[sketch]", "batch_size=2",

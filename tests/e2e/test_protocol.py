@@ -32,7 +32,7 @@ def test_the_last_epoch_may_be_shorter(fishr_exp: Command, tmp_path: Path) -> No
 def test_a_run_says_where_it_departs_from_its_preset(fishr_exp: Command) -> None:
     shrunk = fishr_exp(tiny=SMALL)
     assert shrunk.status == 0, shrunk.err
-    said = "departs from protocol=paper_2022 in: model, steps_per_epoch, total_steps"
+    said = "warning: departs from protocol=paper_2022 in: model, steps_per_epoch, total_steps"
     assert said in shrunk.err.splitlines()
     found = protocol_of(shrunk)
     assert (found["trial_seed"], found["hparams_seed"]) == (0, 0)

@@ -404,7 +404,7 @@ def test_no_bar_where_there_is_no_terminal(tmp_path: Path) -> None:
     assert (run.returncode, out) == (0, "")
     folder = str(next(tmp_path.glob("fishr-*")))
     words = [line.split()[0] for line in err.splitlines()]
-    assert words == ["trainer=fishr", "folder", "epoch", "epoch", "evaluating", "test", folder]
+    assert words == ["trainer=fishr", "folder", "4", "epoch", "epoch", "evaluating", "test", folder]
     assert "\r" not in err
     assert "it/s" not in err
 

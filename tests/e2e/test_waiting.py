@@ -30,6 +30,16 @@ def begun(runs: Path, running: subprocess.Popen[str]) -> Path:
     return found[0].parent
 
 
+def _minding_hangups() -> None:
+    """In the new process: whoever started the tests may ignore the signal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def _of_its_terminal() -> None:
+    _minding_hangups()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def test_a_closed_terminal_stops_a_run_after_a_checkpoint(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     words = (*LONG, "steps_per_epoch=100", "total_steps=100000", "epochs=null",
@@ -37,7 +47,7 @@ def test_a_closed_terminal_stops_a_run_after_a_checkpoint(tmp_path: Path) -> Non
     # A session of its own, whose terminal is the one that is closed.
     running = process(
         *words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_of_its_terminal,
     )  # fmt: skip
     os.close(slave)
     try:
@@ -94,7 +104,7 @@ def test_a_full_dev_shm_is_one_line(tmp_path: Path) -> None:
 def test_a_hangup_is_handled_like_a_preemption(tmp_path: Path) -> None:
     words = (*LONG, "steps_per_epoch=100", "total_steps=100000", "epochs=null",
              f"output_dir={tmp_path}")  # fmt: skip
-    running = process(*words)
+    running = process(*words, preexec_fn=_minding_hangups)
     folder = begun(tmp_path, running)
     running.send_signal(signal.SIGHUP)
     _, err = running.communicate()

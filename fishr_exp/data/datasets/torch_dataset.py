@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from fishr_exp.core.contracts import Domains, Minibatch
+from fishr_exp.data.digests import digest_of
 
 
 class DatasetDomain:
@@ -32,6 +33,14 @@ class DatasetDomain:
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
+
+    @property
+    def digest(self) -> str:
+        """Of the labels, where the dataset has them at hand (`targets`); see `digests.py`."""
+        labels = getattr(self._dataset, "targets", None)
+        if labels is None and isinstance(self._dataset, TensorDataset):
+            labels = self._dataset.tensors[1]
+        return "" if labels is None else digest_of((), torch.as_tensor(labels))
 
     def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
         """Read the samples at `indices` ([n], int64)."""

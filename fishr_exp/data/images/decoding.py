@@ -93,18 +93,24 @@ def _as_rgb(image: Image.Image, form: str | None) -> Image.Image:
     if image.mode == "F":
         return Image.fromarray(_levels_of_floats(np.asarray(image))).convert("RGB")
     if image.mode.startswith("I"):  # Pillow would clip these to 8 bits
-        # A PNG of 16 bits has 32 in older versions of Pillow.
-        depth = 16 if image.mode != "I" or form == "PNG" else None
+        # A PNG or PGM of 16 bits has 32 in (older) versions of Pillow.
+        depth = 16 if image.mode != "I" or form in ("PNG", "PPM") else None
         return Image.fromarray(_levels_of_integers(np.asarray(image), depth)).convert("RGB")
     return image.convert("RGB")
 
 
+_ROUNDING = 1e-3  # that floats may be outside of [0, 1]
+
+
 def _levels_of_floats(values: np.ndarray) -> np.ndarray:
-    """Return the levels 0 to 255 of floats [h, w]: in [0, 1] by convention, otherwise levels."""
+    """Return the levels 0 to 255 of floats [h, w]: in [0, 1] by convention, or levels."""
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are NaN or infinite")
-    if values.min() >= 0 and values.max() <= 1:
+    low, high = values.min(), values.max()
+    if low > -_ROUNDING and high < 1 + _ROUNDING:
         values = 255 * values
+    elif low < 0 or not 1.5 < high <= 255:  # standardized, of 16 bits, ...
+        raise ValueError(f"its pixels, from {low:g} to {high:g}, are not in [0, 1] or [0, 255]")
     return values.clip(0, 255).round().astype(np.uint8)
 
 

@@ -143,7 +143,7 @@ def listed_domains(
             augment=augment,
             validation=None if validation is None else validation[kept].nonzero()[:, 0],
             digest=digest_of(
-                [os.path.relpath(paths[i], root) for i in kept],
+                [os.path.relpath(paths[i], os.path.expanduser(root)) for i in kept],
                 labels[kept],
                 None if validation is None else validation[kept],
             ),

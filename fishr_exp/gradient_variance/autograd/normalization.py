@@ -5,6 +5,7 @@ The affine parameters are then broadcast over the samples like any bare paramete
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,9 +98,22 @@ def _rms_norm(
 ) -> tuple[Tensor, Tensor | None, None]:
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     dims = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    eps = _default_eps(x.dtype) if eps is None else eps
     scale = (wide.square().mean(dims, keepdim=True) + eps).rsqrt()
     return (wide * scale).to(x.dtype), weight, None
+
+
+@functools.cache
+def _default_eps(dtype: torch.dtype) -> float:
+    """Return what `F.rms_norm` adds by default; versions differ in half precision."""
+    small = torch.full((1,), 1e-4, dtype=dtype)
+    with torch.autocast("cpu", enabled=False):
+        found = F.rms_norm(small, (1,)).item()
+
+    def distance(eps: float) -> float:
+        return abs(found - small.item() / math.sqrt(small.item() ** 2 + eps))
+
+    return min((torch.finfo(of).eps for of in (dtype, torch.float32)), key=distance)
 
 
 NORMALIZATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -98,7 +98,7 @@ def _terms(
     def of_weight(delta: Tensor) -> Single | Outer:
         delta = use.samples_first(delta, count)
         large = delta[0, 0].numel() >= MANY_POSITIONS and x.device.type == "cpu"
-        if large or settings.transposed or x.ndim != 4:
+        if large or settings.transposed or weight.ndim != 4 or x.ndim != 4:
             return _by_kernels(delta, x, like, settings)
         factors = partial(_factors, kernel=tuple(weight.shape[2:]), settings=settings)
         return Outer(factors, (delta, x))

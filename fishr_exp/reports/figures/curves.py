@@ -200,7 +200,10 @@ def _styles(lines: Iterable[_Line]) -> dict[str, dict[str, Any]]:
             marker = MARKERS[place % len(MARKERS)]
         else:
             number = single.index(line.family)
-            color, marker = COLORS[number % len(COLORS)], MARKERS[number // len(COLORS) + 1]
+            color, marker = (
+                COLORS[number % len(COLORS)],
+                MARKERS[(number // len(COLORS) + 1) % len(MARKERS)],
+            )
         styles[label] = {"color": color, "marker": marker, "markersize": 2.8}
     return styles
 

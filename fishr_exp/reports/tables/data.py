@@ -17,13 +17,13 @@ def on_other_data(rows: Sequence[Row]) -> dict[int, list[str]]:
     Data that depend on a seed of their own are compared at that seed. Runs without digests, of
     earlier versions, count as equal.
     """
-    first: dict[tuple[str, object], str] = {}
+    first: dict[tuple[str, str, object], str] = {}
     found: dict[int, list[str]] = {}
     for place, row in enumerate(rows):
         for run in row.runs:
             seed = flatten(run.config).get("dataset.seed")
             for domain, digest in run.data.items():
-                if first.setdefault((domain, seed), digest) != digest:
+                if first.setdefault((run.dataset, domain, seed), digest) != digest:
                     found.setdefault(place, []).append(domain)
     return {place: list(dict.fromkeys(domains)) for place, domains in found.items()}
 

@@ -354,3 +354,20 @@ def test_derived_weights_in_half_precision(dtype: torch.dtype) -> None:
         penalty(found).backward()
     for name, v in exact.items():
         assert (found[name] - v).norm() < 0.2 * v.norm() + 1e-6, name
+
+
+class Sounds(nn.Module):
+    """Short sounds, several for each sample, folded into one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.classifier = nn.Conv1d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x.flatten(0, 1)))
+        return self.classifier(y.mean(2).unflatten(0, (len(x), -1)).square().sum(1))
+
+
+def test_sounds_in_one_dimension(twin: Any, caplog: Any) -> None:
+    torch.manual_seed(0)
+    _check(twin, Sounds(), _inputs(3, 2, 9), caplog)

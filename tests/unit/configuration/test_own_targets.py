@@ -43,6 +43,26 @@ def test_a_target_that_cannot_be_built_is_one_line(target: str, words: list[str]
         assert word in str(caught.value)
 
 
+def test_various_keywords_are_no_keys_and_take_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "various.py").write_text("def net(width=1, **others): return width, others\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    build = part({"_target_": "various.net", "depth": 3}, "model", ["various"])
+    assert build is not None
+    assert build(input_shape=(1,), num_classes=2) == (
+        1, {"depth": 3, "input_shape": (1,), "num_classes": 2},
+    )  # fmt: skip
+
+
+def test_a_network_may_know_its_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sized.py").write_text("def net(num_classes, width=1): return num_classes, width\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    build = part({"_target_": "sized.net", "width": 5}, "model", ["sized"])
+    assert build is not None
+    assert build(input_shape=(1,), num_classes=2) == (2, 5)
+
+
 def test_targets_can_be_allowed_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowed_targets(["mine"]) == ["mine"]
     monkeypatch.setenv("FISHR_EXP_ALLOW_TARGETS", "one.part, other")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -64,7 +63,29 @@ def test_a_validation_part_belongs_to_the_digest() -> None:
     assert digest_of(["ab", "c"], labels) != digest_of(["a", "bc"], labels)
 
 
-@pytest.mark.parametrize("count", [3, 4])
-def test_datasets_of_ones_own_are_counted(count: int) -> None:
-    data = torch.utils.data.TensorDataset(torch.zeros(count, 1, 2, 2), torch.zeros(count))
-    assert digests(domains_of("own", {"a": data}, 1).by_name) == {"a": str(count)}
+class Own(torch.utils.data.Dataset):
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1, 2, 2), self.labels[i]
+
+
+class WithTargets(Own):
+    @property
+    def targets(self) -> list[int]:
+        return self.labels
+
+
+def test_datasets_of_ones_own_have_a_digest_where_their_labels_are_at_hand() -> None:
+    def of(data: torch.utils.data.Dataset) -> str:
+        return digests(domains_of("own", {"a": data}, 2).by_name)["a"]
+
+    def tensors(*labels: int) -> torch.utils.data.Dataset:
+        return torch.utils.data.TensorDataset(torch.zeros(3, 1, 2, 2), torch.tensor(labels))
+
+    assert of(Own([0, 0, 1])) == "3"
+    assert of(WithTargets([0, 0, 1])) == of(tensors(0, 0, 1)) != of(tensors(0, 1, 1))

@@ -7,6 +7,8 @@ from matplotlib.figure import Figure
 
 from fishr_exp.reports.figures.curves import (
     MOST_ROWS,
+    _Line,
+    _styles,
     draw_curves,
     of_test_domain,
     of_validation,
@@ -15,6 +17,11 @@ from fishr_exp.reports.figures.curves import (
 from fishr_exp.reports.tables.table import build_tables
 from fishr_exp.runs.reading import read_runs
 from fishr_exp.runs.run_folder import RECORDS
+
+
+def test_there_are_styles_for_any_number_of_methods():
+    lines = [_Line(str(n), (str(n),), None, False, {}, {}) for n in range(100)]
+    assert len(_styles(lines)) == 100
 
 
 def tables(factory):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from fishr_exp.reports.sheets.sheet import FORMATS
 from fishr_exp.reports.sheets.table_sheet import table_sheet
+from fishr_exp.reports.tables.data import on_other_data
 from fishr_exp.reports.tables.table import build_tables
 from fishr_exp.runs.reading import read_runs
 
@@ -45,6 +47,16 @@ def test_the_same_data_and_none_recorded_are_not_marked(factory, other):
     found = sheet(factory)
     assert [row[0] for row in found.rows] == ["ERM", "Fishr"]
     assert "†" not in "".join(found.notes)
+
+
+def test_domains_of_one_name_in_two_datasets_are_not_compared(factory):
+    done(factory, "erm", 0, {"sketch": "a"})
+    done(factory, "fishr", 0, {"sketch": "b"})
+    (table,) = build_tables(read_runs(factory.root).done)
+    one, other = table.rows
+    assert on_other_data([one, other]) == {1: ["sketch"]}
+    elsewhere = replace(other, runs=tuple(replace(run, dataset="other") for run in other.runs))
+    assert on_other_data([one, elsewhere]) == {}
 
 
 def test_data_that_follow_a_seed_are_compared_at_that_seed(factory):

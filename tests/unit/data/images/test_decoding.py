@@ -36,8 +36,14 @@ def test_floats_between_0_and_1(tif: Path) -> None:
 
 def test_floats_beyond_1_are_levels(tif: Path) -> None:
     assert (decoded(tif, LEVELS.astype(np.float32)) == LEVELS).all()
-    beyond = np.array([[-3.0, 300.0]], np.float32)
-    assert decoded(tif, beyond).tolist() == [[0, 255]]
+    rounded = np.array([[-1e-4, 0.5, 1 + 1e-4]], np.float32)
+    assert decoded(tif, rounded).tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize("ends", [(-1, 1), (-3, 300), (0, 1.2), (0, 65535), (-2.1, 2.6)])
+def test_floats_on_another_scale_are_refused(tif: Path, ends: tuple[float, float]) -> None:
+    Image.fromarray(np.array([ends], np.float32)).save(tif)
+    assert "are not in [0, 1] or [0, 255]" in fault(str(tif))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
