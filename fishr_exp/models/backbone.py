@@ -152,7 +152,7 @@ def _of_timm(name: str, channels: int) -> tuple[nn.Module, str, int]:
         body = timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     except RuntimeError as error:
         raise _unknown(name, "timm", timm.list_models()) from error
-    last = body.deproblem_cfg.get("classifier") or "head"
+    last = body.default_cfg.get("classifier") or "head"
     features = getattr(body, "head_hidden_size", None) or body.num_features
     return body, last if isinstance(last, str) else last[0], int(features)
 
