@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import types
 import urllib.error
 import urllib.request
 
@@ -276,6 +277,16 @@ def test_a_file_of_a_wrapped_network(tmp_path, plain_state, prefix):
 def test_a_name_that_is_nearly_right():
     with pytest.raises(ConfigError, match=r"did you mean .*resnet50"):
         build(name="resnet_50")
+
+
+def test_what_is_read_of_timm(monkeypatch):
+    """With the attributes of timm's networks, also where timm is not installed."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+    network.default_cfg, network.num_features = {"classifier": ("fc", "aux")}, 6
+    library = types.SimpleNamespace(create_model=lambda *_, **__: network)
+    monkeypatch.setitem(sys.modules, "timm", library)
+    model = build(library="timm", name="some", input_shape=(3, 2, 2))
+    assert (model.featurizer.body, model.classifier.in_features) == (network, 6)
 
 
 def test_timm_that_is_not_there(monkeypatch):
