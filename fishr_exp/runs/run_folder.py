@@ -116,7 +116,6 @@ class RunFolder:
             ConfigError: If the folder cannot be written, another process has it, or it holds a
                 run with other settings (those that do not matter to the result may differ).
         """
-        self.check_ours()
         self.acquire()
         try:
             with self._explaining_os_errors():
@@ -180,7 +179,6 @@ class RunFolder:
         """
         if not self.path.exists():
             return
-        self.check_ours()
         self.acquire()
         with self._explaining_os_errors():
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
@@ -227,10 +225,12 @@ class RunFolder:
         """Take the folder's lock, unless it is ours already; `close` gives it back.
 
         Raises:
-            ConfigError: If another process has it, or the folder cannot be written.
+            ConfigError: If another process has it, or the folder cannot be written, or holds files
+                that are not a run's.
         """
         if self._lock is not None:
             return
+        self.check_ours()
         with self._explaining_os_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK)

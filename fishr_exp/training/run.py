@@ -55,12 +55,17 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         return earlier
     prepared = prepare(arguments)
     log.info("%d steps on %s", prepared.total_steps, _device_name(prepared.device))
-    mirror = None
-    if arguments.tracker and distributed.is_first():
-        mirror = arguments.tracker(run_folder)
     training = prepared.training
     signals = Signals()
     with run_folder:
+        distributed.from_first(run_folder.acquire)
+        # Another process may have made the run while this one prepared it.
+        earlier = _result_of_earlier(run_folder, arguments)
+        if earlier is not None:
+            return earlier
+        mirror = None
+        if arguments.tracker and distributed.is_first():
+            mirror = arguments.tracker(run_folder)
         checkpoints = Checkpoints(run_folder.checkpoints, settings(arguments.config))
         _start_or_continue(prepared, run_folder, checkpoints)
         journal = _Journal(prepared, run_folder, checkpoints, mirror)

@@ -22,6 +22,7 @@ from fishr_exp.cli import run as cli
 from fishr_exp.cli import table as table_cli
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.early_stopping import EarlyStopping
+from fishr_exp.training.prepare import prepare
 
 from .conftest import TINY, Command, Outcome, newest_state, process
 from .test_runs import assert_same_run, differences, without_seconds
@@ -257,6 +258,25 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
         "another process is running in this folder" in log.read_text() for log in logs
     ]
     assert len(list((tmp_path / "runs").glob("*/done"))) == 4
+
+
+def test_a_run_that_another_process_has_made_meanwhile_is_not_made_again(
+    fishr_exp: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Outcome] = []
+
+    def prepare_late(arguments: Any) -> Any:
+        monkeypatch.setattr("fishr_exp.training.run.prepare", prepare)
+        made.append(fishr_exp())
+        return prepare(arguments)
+
+    monkeypatch.setattr("fishr_exp.training.run.prepare", prepare_late)
+    second = fishr_exp()
+    assert second.status == 0
+    assert "done already" in second.err
+    assert "evaluating all domains" in made[0].err
+    assert "evaluating all domains" not in second.err
+    assert second.result() == made[0].result()
 
 
 # --- what goes wrong with files ----------------------------------------------------------------
