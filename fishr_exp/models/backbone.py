@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.contracts import Model
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import require_file
 
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")
@@ -219,12 +219,15 @@ def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
 
 
 def _read(weights_file: str) -> Mapping[str, Tensor]:
+    """Read a file that may be damaged, or made to do harm: whatever it raises is one line."""
     path = Path(weights_file).expanduser()
     try:
+        require_file(path)
         if path.suffix == ".safetensors":
             content: Any = importlib.import_module("safetensors.torch").load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+        state = _state_in(content)
     except ModuleNotFoundError as error:
         raise ConfigError(
             "model.weights_file", weights_file, "needs the package safetensors",
@@ -235,15 +238,23 @@ def _read(weights_file: str) -> Mapping[str, Tensor]:
         raise ConfigError(
             "model.weights_file", weights_file, f"cannot be read ({problem})", "check the path"
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise _bad_file(weights_file, "is not a file of tensors written by torch.save") from error
+    except Exception as error:
+        problem = "is not a file of tensors written by torch.save, or is damaged"
+        raise _bad_file(weights_file, f"{problem} ({_name(error)})") from error
+    if state is None:
+        raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")
+    return state
+
+
+def _state_in(content: Any) -> Mapping[str, Tensor] | None:
+    """Return the state dict in what a file contains; None without one."""
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")
+        return None
     return {_unwrapped(name): value for name, value in content.items()}
 
 
@@ -259,7 +270,7 @@ def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: st
             model.load_state_dict(state)
         else:
             _load_body(model, state, last)
-    except RuntimeError as error:
+    except Exception as error:  # sparse or quantized tensors raise almost anything
         raise _bad_file(weights_file, f"does not fit the model: {_first_problem(error)}") from error
 
 
@@ -284,6 +295,13 @@ def _bad_file(weights_file: str, problem: str) -> ConfigError:
         problem,
         "pass the state dict of that network in its library's format, or of a model trained here",
     )
+
+
+def _name(error: Exception) -> str:
+    """Return the name of a type of errors: IndexError, struct.error."""
+    kind = type(error)
+    of = "" if kind.__module__ == "builtins" else f"{kind.__module__.lstrip('_')}."
+    return f"{of}{kind.__name__}"
 
 
 def _first_line(error: Exception) -> str:
