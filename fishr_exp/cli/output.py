@@ -8,10 +8,11 @@ import logging
 import os
 import select
 import sys
-from collections.abc import Callable
-from typing import ParamSpec
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TextIO
 
 import fishr_exp
+from fishr_exp.core.secrets import masked, remember
 
 P = ParamSpec("P")
 
@@ -19,7 +20,8 @@ P = ParamSpec("P")
 def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
     """Let a command end quietly, with status 0, when the reader of its output has seen enough.
 
-    That is what `head -1` does. Characters that the output cannot hold are escaped.
+    That is what `head -1` does. Characters that the output cannot hold are escaped, and passwords
+    are masked, whoever prints them.
     """
 
     @functools.wraps(main)
@@ -28,11 +30,17 @@ def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        for word in sys.argv[1:]:
+            remember(word)
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Masked(sys.stdout), _Masked(sys.stderr)  # type: ignore[assignment]
         try:
             try:
                 return main(*arguments, **keywords)
             finally:
                 sys.stdout.flush()  # here, since Python would report an error at its end
+                if not isinstance(sys.exc_info()[1], Exception):  # whose traceback comes next
+                    sys.stdout, sys.stderr = streams
         except BrokenPipeError:
             closed = closed_streams()
             if not closed:
@@ -52,6 +60,24 @@ def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
     """Report an error of a log, unless it is that its reader has seen enough."""
     if not isinstance(sys.exc_info()[1], BrokenPipeError):
         _report_error(handler, record)
+
+
+class _Masked:
+    """A stream on which passwords are masked."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(masked(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

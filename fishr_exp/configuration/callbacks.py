@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fishr_exp.configuration import secrecy  # noqa: F401 - before anything is written
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fishr_exp.core.secrets import masked, masked_value
+
 
 def printable(text: str) -> str:
     r"""Escape what is not UTF-8 in a file's name: `caf\xe9`; no record or log could hold it."""
@@ -26,9 +28,9 @@ class ConfigError(ValueError):
         self.key, self.value, self.allowed, self.hint = key, value, allowed, hint
 
     def __str__(self) -> str:
-        value = "null" if self.value is None else self.value
+        value = "null" if self.value is None else masked_value(self.key, self.value)
         given = f"{self.key}={value}: {self.allowed}"
-        return printable(f"{given}; {self.hint}" if self.hint else given)
+        return masked(printable(f"{given}; {self.hint}" if self.hint else given))
 
 
 class TrainingError(RuntimeError):

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fishr_exp.core.secrets import masked_value
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a crash, meets the old content or the new, never a part.
@@ -30,11 +32,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def to_json(value: object, indent: int | None = None) -> str:
-    """Write `value` as valid JSON; NaN and infinities become strings.
+    """Write `value` as valid JSON; NaN and infinities become strings, passwords are masked.
 
     What is not UTF-8 in the name of a file is escaped, and is read back as the same name.
     """
-    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        _finite(masked_value("", value)), indent=indent, ensure_ascii=False, allow_nan=False
+    )
     return text.encode(errors="backslashreplace").decode()
 
 
