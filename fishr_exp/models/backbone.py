@@ -239,7 +239,7 @@ def _read(weights_file: str) -> Mapping[str, Tensor]:
             "model.weights_file", weights_file, f"cannot be read ({problem})", "check the path"
         ) from error
     except Exception as error:
-        problem = "is not a file of tensors written by torch.save, or is damaged"
+        problem = "is not a file of tensors, or is damaged"
         raise _bad_file(weights_file, f"{problem} ({_name(error)})") from error
     if state is None:
         raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")

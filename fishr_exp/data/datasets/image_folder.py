@@ -10,6 +10,7 @@ from pathlib import Path
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.datasets.layout import check_layout, refuse_one_class
+from fishr_exp.data.images.decoding import MAX_PIXELS
 from fishr_exp.data.images.folders import SUFFIXES, Folders, folders_in, images_of
 from fishr_exp.data.images.listed import (
     Images,
@@ -36,6 +37,7 @@ def image_folder(
     on_bad_image: str = "error",
     cache: str | None = None,
     stored_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Domains:
     """Build a domain of each folder under `root`; the folders in it are its classes.
 
@@ -67,6 +69,8 @@ def image_folder(
             it equals `image_size`, evaluation does not change. Training crops have the same
             distribution as in the original image, but at the resolution of the shrunk one, which
             departs from DomainBed.
+        max_pixels: An image of more pixels is not decoded, but handled by `on_bad_image`, since it
+            may take all memory: up to about 1 GB at this limit.
 
     Returns:
         Domains of images [3, image_size, image_size].
@@ -87,6 +91,7 @@ def image_folder(
         on_bad_image=on_bad_image,
         cache=cache,
         stored_size=stored_size,
+        max_pixels=max_pixels,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.images.decoding import MAX_PIXELS
 from fishr_exp.data.images.listed import (
     Images,
     Listed,
@@ -52,6 +53,7 @@ def path_lists(
     on_bad_image: str = "error",
     cache: str | None = None,
     stored_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Domains:
     """Build a domain from each entry of `lists`.
 
@@ -72,6 +74,7 @@ def path_lists(
         on_bad_image: See `image_folder`; a missing image is a bad one.
         cache: See `image_folder`.
         stored_size: See `image_folder`.
+        max_pixels: See `image_folder`.
 
     Returns:
         Domains of images [3, image_size, image_size].
@@ -104,6 +107,7 @@ def path_lists(
         on_bad_image=on_bad_image,
         cache=cache,
         stored_size=stored_size,
+        max_pixels=max_pixels,
     )
 
 

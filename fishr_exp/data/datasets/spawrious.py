@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.images.decoding import MAX_PIXELS
 from fishr_exp.data.images.folders import Folders, images_of
 from fishr_exp.data.images.listed import Images, by_class, listed_domains
 
@@ -58,6 +59,7 @@ def spawrious(
     on_bad_image: str = "error",
     cache: str | None = None,
     stored_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Domains:
     """Build the domains Test, SC_group_1 and SC_group_2 of a variant, as DomainBed does.
 
@@ -74,6 +76,7 @@ def spawrious(
         on_bad_image: See `image_folder`.
         cache: See `image_folder`.
         stored_size: See `image_folder`.
+        max_pixels: See `image_folder`.
 
     Returns:
         Domains of images [3, image_size, image_size], four classes; the whole dataset has 25,344
@@ -99,6 +102,7 @@ def spawrious(
         on_bad_image=on_bad_image,
         cache=cache,
         stored_size=stored_size,
+        max_pixels=max_pixels,
     )
 
 

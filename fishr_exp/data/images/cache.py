@@ -30,7 +30,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from fishr_exp.core.errors import ConfigError, TrainingError
-from fishr_exp.data.images.decoding import Files, Picture
+from fishr_exp.core.files import require_file
+from fishr_exp.data.images.decoding import MAX_PIXELS, Files, Picture
 
 _log = logging.getLogger(__name__)
 # Version 1 was shrunk by Pillow, whose newer versions differ by a level; version 2 has black images
@@ -58,15 +59,13 @@ class Cached:
         self.path = path
         self._sources = sources
         self._places = places
+        require_file(path)
         with path.open("rb") as file:
             magic, count, found, self._digest = _HEAD.unpack(file.read(_HEAD.size).ljust(80))
             if magic != _MAGIC or found != sources:
                 raise ValueError("made from other images")
-            sizes = np.frombuffer(file.read(16 * count), "<i4").reshape(count, 4)
-            ends = np.cumsum(sizes[:, 0].astype(np.int64) * sizes[:, 1] * 3)
+            sizes, ends = _layout(file, count)
             offset = file.tell()
-            if os.fstat(file.fileno()).st_size != offset + (ends[-1] if count else 0):
-                raise ValueError("truncated")
             # An empty file cannot be mapped.
             self._map = np.memmap(file, np.uint8, "r", offset) if ends[-1:].any() else _EMPTY
         self._sizes, self._ends = sizes.tolist(), ends.tolist()
@@ -101,6 +100,28 @@ class Cached:
 
 
 _EMPTY = np.empty(0, np.uint8)
+
+
+def _layout(file: BinaryIO, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read the sizes [N, 4] of the images, and return them with the ends [N] of their pixels.
+
+    Raises:
+        ValueError: If they are not those of the pixels that follow.
+    """
+    length = os.fstat(file.fileno()).st_size - _HEAD.size
+    if not 0 <= 16 * count <= length:
+        raise ValueError("truncated")
+    sizes = np.frombuffer(file.read(16 * count), "<i4").reshape(count, 4)
+    areas = sizes[:, 0].astype(np.int64) * sizes[:, 1]  # [N]
+    readable = sizes[:, 0] != 0
+    if (sizes[readable] <= 0).any() or sizes[~readable].any():
+        raise ValueError("sizes that no image has")
+    if (areas > length).any():  # before the sum, which would overflow
+        raise ValueError("truncated")
+    ends = np.cumsum(3 * areas)
+    if length - 16 * count != (ends[-1] if count else 0):
+        raise ValueError("truncated")
+    return sizes, ends
 
 
 def _reopen(path: Path, sources: bytes, places: Sequence[int] | None) -> Cached:
@@ -165,12 +186,14 @@ def _found(path: Path, sources: bytes) -> Cached | None:
 
 def _digest_of_sources(files: Files, root: Path) -> bytes:
     digest = hashlib.sha256(f"{files.stored_size}\n".encode())
+    if files.max_pixels != MAX_PIXELS:  # a key that came later
+        digest.update(f"{files.max_pixels} pixels\n".encode())
     for path in files.paths:
         name = os.path.relpath(os.path.abspath(path), root)
         try:
             status = os.stat(path)
             state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):  # a path of a list may be any text
             state = "gone"
         digest.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
     return digest.digest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import struct
+import functools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,18 +11,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fishr_exp.core.errors import TrainingError, printable
+from fishr_exp.core.files import require_file
 
-# Raised by Pillow for files that are truncated, damaged, not images, or suspiciously large.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    RuntimeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+MAX_PIXELS = 50_000_000  # of an image, whose decoding takes up to about 1 GB
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit only warns, up to its double
+_MOST_BYTES = 16  # per pixel, of the largest file that may be an image of so many pixels
+# What Pillow decodes in this process; it would start other programs for some of the rest.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class Picture(NamedTuple):
@@ -38,17 +34,24 @@ class Files:
         paths: Paths of the images.
         stored_size: Images of more than `stored_size` × `stored_size` pixels are shrunk to this
             square; None: no image is.
+        max_pixels: Images of more pixels are not decoded, but count as unreadable.
     """
 
-    def __init__(self, paths: Sequence[str], stored_size: int | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        stored_size: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         self.paths = list(paths)
         self.stored_size = stored_size
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Picture:
-        pixels = np.asarray(decode(self.paths[i]))
+        pixels = np.asarray(decode(self.paths[i], self.max_pixels))
         height, width, _ = pixels.shape
         if self.stored_size is not None and width * height > self.stored_size**2:
             return Picture(_shrunk(pixels, self.stored_size), (height, width))
@@ -56,7 +59,7 @@ class Files:
 
     def selected(self, places: Sequence[int]) -> Files:
         """Return the images at these positions."""
-        return Files([self.paths[i] for i in places], self.stored_size)
+        return Files([self.paths[i] for i in places], self.stored_size, self.max_pixels)
 
     unreadable: Sequence[int] = ()  # unknown before they are read
 
@@ -70,19 +73,40 @@ def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.ascontiguousarray(out.transpose(1, 2, 0))
 
 
-def decode(path: str) -> Image.Image:
+def decode(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a file as RGB, rotated by its EXIF orientation.
+
+    Args:
+        path: The file.
+        max_pixels: An image of more pixels, which its header states, is not decoded.
 
     Raises:
         TrainingError: If it cannot be read; the message begins with its path.
     """
     try:
-        with Image.open(path) as image:
+        require_file(path)
+        if os.path.getsize(path) > _MOST_BYTES * max_pixels:
+            raise ValueError(f"its size is above that of images of {_limit(max_pixels)}")
+        with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ValueError(f"its {width}x{height} pixels are more than {_limit(max_pixels)}")
             return _as_rgb(ImageOps.exif_transpose(image), image.format)
-    except _UNREADABLE as error:
+    except Exception as error:  # a decoder raises almost anything
         hint = "repair it, or skip such images with dataset.on_bad_image=skip"
         why = f"the image cannot be read ({_message(error)})"
         raise TrainingError(f"{printable(path)}: {why}; {hint}") from error
+
+
+def _limit(max_pixels: int) -> str:
+    return f"dataset.max_pixels={max_pixels}"
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `_FORMATS` that this version of Pillow knows."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _as_rgb(image: Image.Image, form: str | None) -> Image.Image:
@@ -128,10 +152,10 @@ def _levels_of_integers(values: np.ndarray, depth: int | None) -> np.ndarray:
     return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 
-def fault(path: str) -> str:
+def fault(path: str, max_pixels: int = MAX_PIXELS) -> str:
     """Return why an image cannot be read; empty if it can."""
     try:
-        decode(path)
+        decode(path, max_pixels)
     except TrainingError as error:
         return reason(error)
     return ""
@@ -143,4 +167,7 @@ def reason(error: TrainingError) -> str:
 
 
 def _message(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    text = getattr(error, "strerror", None) or str(error)
+    if not text or not isinstance(error, OSError | ValueError | SyntaxError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text.splitlines()[0]

@@ -24,10 +24,15 @@ class Pictures(Protocol):
 
 
 def stored(
-    paths: Sequence[str], root: str, name: str, cache: str | None, stored_size: int | None
+    paths: Sequence[str],
+    root: str,
+    name: str,
+    cache: str | None,
+    stored_size: int | None,
+    max_pixels: int,
 ) -> Files | Cached:
     """Return the images at `paths`: from the files, or from a cache, created if missing."""
-    files = Files(paths, stored_size)
+    files = Files(paths, stored_size, max_pixels)
     return files if cache is None else cached(files, Path(root), name, Path(cache))
 
 

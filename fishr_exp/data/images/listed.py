@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,7 @@ def listed_domains(
     on_bad_image: str,
     cache: str | None,
     stored_size: int | None,
+    max_pixels: int,
 ) -> Domains:
     """Build a domain from each list of images; the other arguments are those of `image_folder`.
 
@@ -96,6 +98,7 @@ def listed_domains(
         on_bad_image: See `image_folder`.
         cache: See `image_folder`.
         stored_size: See `image_folder`.
+        max_pixels: See `image_folder`.
 
     Raises:
         ConfigError: If an argument is invalid, or an image cannot be read.
@@ -104,10 +107,12 @@ def listed_domains(
         raise ConfigError("dataset.image_size", image_size, "must be at least 1 pixel")
     if stored_size is not None and stored_size < 1:
         raise ConfigError("dataset.stored_size", stored_size, "must be at least 1 pixel")
+    if max_pixels < 1:
+        raise ConfigError("dataset.max_pixels", max_pixels, "must be at least 1 pixel")
     if on_bad_image not in ("error", "skip"):
         raise ConfigError("dataset.on_bad_image", on_bad_image, "choose from error, skip")
     pictures = {
-        domain: stored(own.paths, root, f"{name}-{domain}", cache, stored_size)
+        domain: stored(own.paths, root, f"{name}-{domain}", cache, stored_size, max_pixels)
         for domain, own in listed.items()
     }
     bad: dict[str, str] = {}  # path -> why it cannot be read
@@ -115,9 +120,9 @@ def listed_domains(
         known = [
             listed[domain].paths[i] for domain, own in pictures.items() for i in own.unreadable
         ]
-        bad = {path: fault(path) or "when the cache was made" for path in known}
+        bad = {path: fault(path, max_pixels) or "when the cache was made" for path in known}
     elif on_bad_image == "skip":
-        bad = _faults([path for own in listed.values() for path in own.paths])
+        bad = _faults([path for own in listed.values() for path in own.paths], max_pixels)
     if bad and on_bad_image == "error":
         first = next(iter(bad))
         raise ConfigError(
@@ -158,10 +163,11 @@ def listed_domains(
     return Domains(name, by_name, num_classes, (3, image_size, image_size), skipped)
 
 
-def _faults(paths: Sequence[str]) -> dict[str, str]:
+def _faults(paths: Sequence[str], max_pixels: int) -> dict[str, str]:
     """Read all images; return for each bad one why it cannot be read."""
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter lock
-        bar = tqdm(pool.map(fault, paths), "reading all images", len(paths), False, disable=None)
+        found = pool.map(functools.partial(fault, max_pixels=max_pixels), paths)
+        bar = tqdm(found, "reading all images", len(paths), False, disable=None)
         return {path: why for path, why in zip(paths, bar, strict=True) if why}
 
 
