@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import require_file
+from fishr_exp.core.secrets import remember
 from fishr_exp.data.download.sources import SOURCES, UNTESTED, File, Source
-from fishr_exp.data.download.transfer import fetch
-from fishr_exp.data.download.unpacking import ARRANGED_BY, arrange, require_space, unpack
+from fishr_exp.data.download.transfer import Say, fetch
+from fishr_exp.data.download.unpacking import (
+    ARRANGED_BY,
+    OF_THE_CONTENT,
+    RefusedError,
+    arrange,
+    other_content,
+    require_space,
+    unpack,
+)
 
-Say = Callable[[str], None]
 _CHUNK = 1 << 22  # bytes to digest at a time
 
 
@@ -24,7 +34,8 @@ def download(name: str, folder: Path, mirrors: Sequence[str], say: Say) -> Path:
     """Download a dataset; files that exist are neither fetched nor unpacked again.
 
     An archive with the expected name in `folder` is used, wherever it is from. It is kept, and its
-    SHA-256 is written next to it, to compare later downloads with.
+    SHA-256 is written next to it, to compare later downloads with. One that is refused is renamed
+    to NAME.refused.
 
     Args:
         name: Of the dataset: a key of `SOURCES`, or an option of the group dataset.
@@ -42,12 +53,16 @@ def download(name: str, folder: Path, mirrors: Sequence[str], say: Say) -> Path:
     key, source = find(name)
     if wrong := [url for url in mirrors if not url.startswith(("http://", "https://"))]:
         raise ConfigError("--mirror", wrong[0], "must begin with http:// or https://")
+    for mirror in mirrors:
+        remember(mirror)  # libraries name parts of an address in their errors
     target = folder / source.folder
     try:
+        if _is_ready(target, source, say):
+            return target
+        _refuse_by_hand(source, folder, mirrors)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f".{key}.lock"):  # another process may be downloading it
-            if _is_ready(target, source):
-                say(f"{target} exists: nothing to do")
+        with _locked(folder / f".{key}.lock"):  # another process may be downloading it
+            if _is_ready(target, source, say):
                 return target
             say(f"{source.title}, terms: {source.terms}")
             if not source.by_hand:
@@ -89,16 +104,51 @@ def layout(source: Source, target: Path) -> str:
     return "/".join([str(target), f"{{{','.join(source.holds)}}}", *filter(None, [source.below])])
 
 
-def _is_ready(target: Path, source: Source) -> bool:
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock, whose file is removed at the end."""
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows does not remove a file that is open
+                path.unlink()
+
+
+def _is_ready(target: Path, source: Source, say: Say) -> bool:
     """Whether the dataset exists: its folder is renamed to this when it is complete."""
     if not target.exists():
         return False
-    if missing := [name for name in source.holds if not (target / name).exists()]:
+    if missing := _missing(target, source):
         raise ConfigError(
-            "download", str(target), f"exists, but lacks {', '.join(missing)}",
+            "download", str(target), f"exists, but lacks {missing}",
             "move it, or choose another folder",
         )  # fmt: skip
+    say(f"{target} exists: nothing to do")
     return True
+
+
+def _missing(folder: Path, source: Source) -> str:
+    """Name what a dataset's folder lacks: folders of domains that are not empty, or files."""
+
+    def is_there(path: Path) -> bool:
+        return path.is_dir() and any(path.iterdir()) if source.below else path.is_file()
+
+    absent = [name for name in source.holds if not is_there(folder / name)]
+    there = [name for name in absent if (folder / name).exists()]
+    kind = "a folder with content" if source.below else "a file"
+    return ", ".join(absent) + (f" ({', '.join(there)}: not {kind})" if there else "")
+
+
+def _refuse_by_hand(source: Source, folder: Path, mirrors: Sequence[str]) -> None:
+    """Refuse, before anything is made, a dataset whose files are absent and have no address."""
+    for file in source.files:
+        if not (mirrors or file.urls or (folder / file.name).exists()):
+            raise ConfigError(
+                "download", source.datasets[0], source.by_hand,
+                f"put {file.name} into {folder} and run the command again, or unpack it yourself "
+                f"as {layout(source, folder / source.folder)}, or pass --mirror URL",
+            )  # fmt: skip
 
 
 def _obtain(
@@ -109,18 +159,25 @@ def _obtain(
     urls = [f"{mirror.rstrip('/')}/{file.name}" for mirror in mirrors] + list(file.urls)
     compare = functools.partial(_problem_with, source, file, path, say)
     if path.exists():
+        require_file(path)
         if reason := compare(path):
-            hint = "remove it, or the file that it is compared with, and run the command again"
-            raise ConfigError("download", str(path), reason, hint)
-    elif urls:
-        fetch(urls, path, compare, unpacked)
+            hint = "run the command again, with the right file or to download it"
+            if path.with_name(_kept(path).name).exists():
+                hint += f"; if this one is right, rename it back and remove {_kept(path).name}"
+            _set_aside(path)
+            raise ConfigError("download", str(path), f"{reason}; {_renamed([path])}", hint)
     else:
-        raise ConfigError(
-            "download", source.datasets[0], source.by_hand,
-            f"put {file.name} into {folder} and run the command again, or unpack it yourself as "
-            f"{layout(source, folder / source.folder)}, or pass --mirror URL",
-        )  # fmt: skip
+        fetch(urls, path, compare, unpacked, say)
     return path.stat().st_size
+
+
+def _set_aside(archive: Path) -> None:
+    """Rename a refused archive, so that it is not taken for a good one."""
+    archive.replace(archive.with_name(f"{archive.name}.refused"))
+
+
+def _renamed(archives: Sequence[Path]) -> str:
+    return f"now called {', '.join(f'{path.name}.refused' for path in archives)}"
 
 
 def _problem_with(source: Source, file: File, path: Path, say: Say, came: Path) -> str:
@@ -130,9 +187,10 @@ def _problem_with(source: Source, file: File, path: Path, say: Say, came: Path) 
         return f"its MD5 is {md5}, not {file.md5} as stated by {file.md5_source}"
     kept = _kept(path)
     if kept.exists():
-        before = kept.read_text().split(" ")[0]
+        require_file(kept)
+        before = kept.read_text(errors="replace").split(" ")[0][:64]
         if before != sha256:
-            return f"its SHA-256 is {sha256}, not {before} as in {kept.name}"
+            return f"its SHA-256 is {sha256}, not {before!r} as in {kept.name}"
         return ""
     kept.write_text(f"{sha256}  {path.name}\n")  # in the format of sha256sum
     if not file.md5:
@@ -169,16 +227,47 @@ def _unpack(key: str, source: Source, folder: Path, target: Path) -> None:
     work = folder / f".{key}.unpacking"
     shutil.rmtree(work, ignore_errors=True)  # of a killed process
     unpacked, arranged = work / "unpacked", work / "arranged"
+    suspects = archives
     try:
         for new in (unpacked, arranged):
             new.mkdir(parents=True)
         for path in archives:
-            try:
-                unpack(path, unpacked)
-            except ConfigError:  # not an archive: do not compare others with it
-                _kept(path).unlink(missing_ok=True)
-                raise
-        ARRANGED_BY.get(key, arrange)(unpacked, source.holds, arranged)
+            suspects = [path]
+            unpack(path, unpacked)
+        suspects = [path for path in archives if not _is_published(path, source)]
+        _arrange(key, source, unpacked, arranged)
         arranged.rename(target)
+    except RefusedError as error:
+        for path in suspects:
+            _kept(path).unlink(missing_ok=True)  # do not compare others with it
+            _set_aside(path)
+        if suspects:
+            error.allowed = f"{error.allowed}; {_renamed(suspects)}"
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_published(archive: Path, source: Source) -> bool:
+    (file,) = [file for file in source.files if file.name == archive.name]
+    return bool(file.md5) and _digests(archive)[0] == file.md5
+
+
+def _arrange(key: str, source: Source, unpacked: Path, arranged: Path) -> None:
+    """Arrange what was unpacked; whatever goes wrong is due to its content, except a full disk.
+
+    Raises:
+        RefusedError: If the content is not the dataset's.
+        OSError: If the disk is full, or does not work.
+    """
+    try:
+        ARRANGED_BY.get(key, arrange)(unpacked, source.holds, arranged)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, OF_THE_CONTENT):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise other_content(unpacked, f"it cannot be arranged ({said})") from error
+    if missing := _missing(arranged, source):
+        raise other_content(unpacked, f"it lacks {missing}")

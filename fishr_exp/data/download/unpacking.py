@@ -31,6 +31,9 @@ _JIGEN_DOMAINS = {
 }
 _JIGEN_CLASSES = ("bird", "car", "chair", "dog", "person")
 _JIGEN_PARTS = ("full", "test")
+_PIECE = 1 << 20  # bytes of an unpacked file at a time
+_LONGEST_HEADER = 1 << 20  # bytes of an extended header in a tar, which is read into memory
+_DEEPEST = 64  # folders, one in another
 
 
 def require_space(folder: Path, what: str, needed: int) -> None:
@@ -52,15 +55,20 @@ def require_space(folder: Path, what: str, needed: int) -> None:
         )
 
 
+class RefusedError(ConfigError):
+    """The content of an archive is damaged, dangerous, or not what was expected."""
+
+
 def unpack(archive: Path, into: Path) -> None:
     """Unpack a .zip, .tar, .tar.gz or .gz file; copy any other.
 
     Args:
         archive: The file.
-        into: An existing folder. Nothing is written outside of it.
+        into: An existing folder. Nothing is written outside of it, and no link into it.
 
     Raises:
-        ConfigError: If the archive is damaged, has paths outside the folder, or does not fit.
+        RefusedError: If the archive is damaged, or has links or paths outside the folder.
+        ConfigError: If it does not fit, is encrypted or compressed in an unknown way.
     """
     is_tar = archive.name.endswith((".tar", ".tar.gz", ".tgz"))
     if is_tar and not hasattr(tarfile, "data_filter"):
@@ -68,32 +76,28 @@ def unpack(archive: Path, into: Path) -> None:
         raise ConfigError("download", archive, reason, "unpack it yourself")
     try:
         if is_tar:
-            with tarfile.open(archive) as tar:
-                for member in _bar(tar, archive):
-                    tar.extract(member, into, filter="data")
+            _unpack_tar(archive, into)
         elif archive.name.endswith(".zip"):
-            with zipfile.ZipFile(archive) as packed:
-                for info in _bar(packed.infolist(), archive):
-                    if not (into / info.filename).resolve().is_relative_to(into.resolve()):
-                        raise _unsafe(archive, info.filename)
-                    packed.extract(info, into)
+            _unpack_zip(archive, into)
         elif archive.name.endswith(".gz"):
-            with gzip.open(archive) as packed, (into / archive.stem).open("wb") as file:
-                shutil.copyfileobj(packed, file)
+            _unpack_gz(archive, into / archive.stem)
         else:
             shutil.copy(archive, into)
+    except ConfigError:
+        raise
     except tarfile.FilterError as error:
-        raise _unsafe(archive, error.tarinfo.name) from error
+        special = isinstance(error, tarfile.SpecialFileError)
+        kind = "neither a file nor a folder" if special else "outside the folder"
+        raise _unsafe(archive, error.tarinfo.name, kind) from error
+    except RecursionError as error:
+        raise _damaged(archive, error) from error
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unsupported compression
         reason = f"it cannot be unpacked here ({error})"
         raise ConfigError("download", archive, reason, "unpack it yourself") from error
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = f"it is damaged ({error})"
-        raise ConfigError(
-            "download", archive, reason, "remove it and run the command again"
-        ) from error
     except OSError as error:
-        reason = f"it cannot be unpacked ({error.strerror or error})"
+        if error.errno is None or isinstance(error, OF_THE_CONTENT):
+            raise _damaged(archive, error) from error
+        reason = f"it cannot be unpacked ({error.strerror})"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = (
             "free some space, and run the command again"
@@ -101,6 +105,74 @@ def unpack(archive: Path, into: Path) -> None:
             else "choose another folder, and run the command again"
         )
         raise ConfigError("download", archive, reason, hint) from error
+    except Exception as error:  # a damaged archive raises almost anything
+        raise _damaged(archive, error) from error
+
+
+# In an empty folder of our own, these come from what an archive holds.
+OF_THE_CONTENT = (FileExistsError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+_EXTENDED = (  # headers that describe the next member, in any length
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar; a header whose size is negative or absurd is not read."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in _EXTENDED and member.size > _LONGEST_HEADER):
+            raise tarfile.ReadError(f"a header states {member.size} bytes")
+        return member
+
+
+def _unpack_tar(archive: Path, into: Path) -> None:
+    with tarfile.open(archive, tarinfo=_Member) as tar:
+        for member in _bar(tar, archive):
+            if member.size < 0:  # by a record of an extended header
+                raise tarfile.ReadError(f"{member.name} states {member.size} bytes")
+            if member.issym():  # it may lead elsewhere once it is moved
+                raise _unsafe(archive, member.name, "a link")
+            _check_depth(archive, member.name)
+            require_space(into, archive.name, member.size)
+            tar.extract(member, into, filter="data")
+
+
+def _unpack_zip(archive: Path, into: Path) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        members = packed.infolist()
+        # No more comes out: zipfile stops at the stated size.
+        require_space(into, archive.name, sum(info.file_size for info in members))
+        for info in _bar(members, archive):
+            if not (into / info.filename).resolve().is_relative_to(into.resolve()):
+                raise _unsafe(archive, info.filename)
+            _check_depth(archive, info.filename)
+            packed.extract(info, into)
+
+
+def _unpack_gz(archive: Path, target: Path) -> None:
+    """Unpack one file, which states its size in its last four bytes."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - 4))
+        stated = int.from_bytes(file.read(), "little")
+    require_space(target.parent, archive.name, stated)
+    with gzip.open(archive) as packed, target.open("wb") as file:
+        while piece := packed.read(_PIECE):
+            if file.tell() + len(piece) > stated:
+                raise EOFError(f"it has more than the {stated} bytes that it states")
+            file.write(piece)
+
+
+def _check_depth(archive: Path, name: str) -> None:
+    if name.count("/") > _DEEPEST:
+        raise _unsafe(archive, f"{name[:40]}...", f"more than {_DEEPEST} folders deep")
 
 
 def arrange(unpacked: Path, holds: Sequence[str], into: Path) -> None:
@@ -116,7 +188,7 @@ def arrange(unpacked: Path, holds: Sequence[str], into: Path) -> None:
     """
     place = _common_parent(unpacked, holds)
     if place is None:
-        raise _other_content(unpacked, f"no folder with {', '.join(holds)}")
+        raise other_content(unpacked, f"no folder with {', '.join(holds)}")
     for name in holds:
         (into / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).rename(into / name)
@@ -151,8 +223,10 @@ def domain_net(unpacked: Path, holds: Sequence[str], into: Path) -> None:
         lists = [unpacked / f"{domain}_{part}.txt" for part in ("train", "test")]
         for line in _lines(lists):
             path = line.rpartition(" ")[0]
+            if path.split("/")[0] != domain or ".." in path.split("/"):
+                raise other_content(unpacked, f"{path} in the list of {domain}")
             if not (unpacked / path).is_file():
-                raise _other_content(unpacked, f"no {path}, which the list of {domain} names")
+                raise other_content(unpacked, f"no {path}, which the list of {domain} names")
             (into / path).parent.mkdir(parents=True, exist_ok=True)
             (unpacked / path).rename(into / path)
 
@@ -172,7 +246,7 @@ def terra_incognita(unpacked: Path, holds: Sequence[str], into: Path) -> None:
             classes[one["image_id"]].append(one["category_id"])
         images |= {one["id"]: one for one in content["images"]}
     if not images:
-        raise _other_content(unpacked, "no annotations in JSON")
+        raise other_content(unpacked, "no annotations in JSON")
     paths = {path.name: path for path in unpacked.rglob("*") if path.suffix.lower() == ".jpg"}
     for key, image in images.items():
         domain, name = f"location_{image['location']}", Path(image["file_name"]).name
@@ -180,7 +254,7 @@ def terra_incognita(unpacked: Path, holds: Sequence[str], into: Path) -> None:
         if domain not in holds or not wanted:
             continue
         if name not in paths:
-            raise _other_content(unpacked, f"no {name}, which is annotated")
+            raise other_content(unpacked, f"no {name}, which is annotated")
         for label in sorted(wanted):
             (into / domain / label).mkdir(parents=True, exist_ok=True)
             os.link(paths[name], into / domain / label / name)
@@ -216,14 +290,35 @@ def _bar(members: Iterable[_T], archive: Path) -> Iterable[_T]:
     return tqdm(members, f"unpacking {archive.name}", unit=" files", leave=False, disable=None)
 
 
-def _unsafe(archive: Path, member: str) -> ConfigError:
-    reason = f"its member {member} is outside the folder"
-    return ConfigError(
+def _unsafe(archive: Path, member: str, what: str = "outside the folder") -> RefusedError:
+    reason = f"its member {member} is {what}"
+    return RefusedError(
         "download", archive, reason, "do not trust it: download it from another source"
     )
 
 
-def _other_content(unpacked: Path, lacks: str) -> ConfigError:
+def _damaged(archive: Path, error: Exception) -> RefusedError:
+    said = str(error)
+    expected = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError)
+    if not isinstance(error, expected):
+        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return RefusedError(
+        "download",
+        archive,
+        f"it is damaged ({said})",
+        "run the command again, with another copy or to download it",
+    )
+
+
+def other_content(unpacked: Path, lacks: str) -> RefusedError:
+    """Return the error of archives that do not contain their dataset.
+
+    Args:
+        unpacked: What they contain.
+        lacks: What is wrong with it.
+    """
     there = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5]) or "nothing"
-    return ConfigError("download", there, f"is the content of the archives: {lacks}",
-                       "unpack them yourself in the layout that fishr-data list shows")  # fmt: skip
+    return RefusedError(
+        "download", there, f"is the content of the archives: {lacks}",
+        "unpack them yourself in the layout that fishr-data list shows",
+    )  # fmt: skip
