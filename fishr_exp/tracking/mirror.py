@@ -13,59 +13,28 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from fishr_exp.core.secrets import masked, masked_value
 from fishr_exp.runs.identity import TARGET, flatten, id_of
-from fishr_exp.runs.records import Evaluation, Result
-from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RESULT, RunFolder
+from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.tracking.content import End, Point, end_of, point_of
 from fishr_exp.tracking.state import State
-from fishr_exp.tracking.times import begun, ended_at, written
+from fishr_exp.tracking.times import begun
+
+__all__ = ["End", "Mirror", "Point", "unreachable"]
 
 log = logging.getLogger(__name__)
 
+_SOON = 10.0  # seconds to wait at the end before it is said
+_BETWEEN = 0.5  # seconds before a busy tracker is tried again
 _BRIEFLY = 1.0  # seconds to wait at the end, at an address where nobody answered before
-_OF_EPOCHS = ("epoch", "learning_rate", "seconds_per_step", "seconds_waiting_per_step")
 
 _SENDS_THEM = "fishr-sync, or the same command given again, sends them"
 
 _announced: set[str] = set()  # addresses that people know of, in this process
 unreachable: set[str] = set()  # addresses where nobody answered an earlier run of this process
-
-
-@dataclass(frozen=True)
-class Point:
-    """Numbers by their names, and the step that they belong to.
-
-    Attributes:
-        step: Optimizer updates before it.
-        time: When its record was written, in seconds; the same whenever it is sent.
-        numbers: The values, by their names.
-    """
-
-    step: int
-    time: float
-    numbers: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class End:
-    """How a run ended.
-
-    Attributes:
-        status: `FINISHED`, `FAILED` or `KILLED`.
-        time: When it ended, in seconds; the same whenever it is sent.
-        error: Why it failed; None if it did not.
-        result: The numbers of the selected checkpoint; None if there is none.
-        files: The files to keep with the run: configuration, environment, result.
-    """
-
-    status: str
-    time: float
-    error: str | None
-    result: Point | None
-    files: Sequence[Path]
 
 
 class Mirror(abc.ABC):
@@ -96,11 +65,16 @@ class Mirror(abc.ABC):
         patience: Seconds to wait for the tracker at the end of a run; None: until all is sent or
             sending fails.
         pause: Seconds between two tries after a failure.
+        longest_busy: Seconds for which a busy tracker is tried again before that is a failure.
+        is_own: Whether it is the run's own tracker. The address of another one is kept only once
+            the run was opened there.
     """
 
     name: ClassVar[str] = "the tracker"
     patience: float | None = 30.0
     pause: float = 30.0
+    longest_busy: float = 120.0
+    is_own: bool = True
 
     def __init__(self, folder: RunFolder, address: str, /, **keywords: Any) -> None:
         self.folder, self.address = folder, address
@@ -108,6 +82,7 @@ class Mirror(abc.ABC):
         self.identity = self.run_id = self.error = ""
         self.started = 0.0
         self._advice = ""  # what helps against the error
+        self._busy_with = ""  # why it is tried again at the moment
         built_by = id_of(f"{type(self).__module__}.{type(self).__qualname__}")
         self._tracker = {TARGET: built_by, **keywords}
         self._config: Mapping[str, Any] = {}
@@ -161,6 +136,11 @@ class Mirror(abc.ABC):
     def send_end(self, end: End) -> None:
         """Send how the run ended; all records are there. It may have been sent before."""
 
+    def is_busy(self, error: Exception) -> bool:
+        """Whether trying again in a moment is likely to help; asked in the thread."""
+        del error
+        return False
+
     def advice(self, error: Exception) -> str:
         """Say what helps after a failure; asked in the thread."""
         del error
@@ -180,7 +160,10 @@ class Mirror(abc.ABC):
         self.identity = self._state().identity or uuid.uuid4().hex
         self.run_id = self._known().run_id
         with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, or not at all
-            self._save("RUNNING")
+            if self.is_own:
+                self._save("RUNNING")
+            else:
+                replace(self._state(), identity=self.identity).write(self.folder.path)
         name = self.name.lower()
         self._thread = threading.Thread(target=self._keep_sending, name=name, daemon=True)
         self._thread.start()
@@ -213,12 +196,13 @@ class Mirror(abc.ABC):
         self._news.set()
         patience = _BRIEFLY if self.address in unreachable else self.patience
         try:
-            self._thread.join(patience)
+            self._wait(patience)
         finally:
             with self._writing:
                 self._given_up = self._thread.is_alive()
         if self._given_up:
-            self.error = f"not done in {patience:g} s"
+            because = f": {self._busy_with}" if self._busy_with else ""
+            self.error = f"not done in {patience:g} s{because}"
             self._warn()
         if self.error and not self._reached:
             unreachable.add(self.address)
@@ -226,13 +210,22 @@ class Mirror(abc.ABC):
             _announced.add(self.address)
             log.info("%s", self.announcement())
 
+    def _wait(self, patience: float | None) -> None:
+        """Wait for the thread to end, and say so where that takes a while."""
+        assert self._thread is not None
+        self._thread.join(_SOON if patience is None else min(_SOON, patience))
+        if self._thread.is_alive() and (patience is None or patience > _SOON):
+            most = "" if patience is None else f", {patience:g} s at most"
+            log.info("waiting for %s at %s%s", self.name, self.address, most)
+            self._thread.join(None if patience is None else patience - _SOON)
+
     # --- the thread ------------------------------------------------------------------------
 
     def _keep_sending(self) -> None:
         """Send whenever there is news; after a failure only after a pause, or at the end."""
         while True:
-            status, attempted = self._status, time.monotonic()
-            self._send(status)
+            attempted = time.monotonic()
+            status = self._send()
             if status or self._given_up:
                 return
             self._news.wait()
@@ -241,23 +234,39 @@ class Mirror(abc.ABC):
                 self._news.wait(1.0)
                 self._news.clear()
 
-    def _send(self, status: str) -> None:
-        try:
-            self._connect()
-            self._send_records()
-            if status:
-                self.send_end(self._end(status))
-                self._save(status)
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            self.error = f"{type(error).__name__}: {first_line:.200s}"
-            self._advice = self.advice(error)
-            self._connected = False  # so that the tracker is asked again what it has
-            self._warn()
-        else:
-            if self.error:
-                log.info("%s at %s is back, and has all records", self.name, self.address)
-            self.error, self._warned = "", False
+    def _send(self) -> str:
+        """Send what there is, also the end if the run has ended; return how it ended."""
+        began = time.monotonic()
+        while True:
+            status = self._status
+            try:
+                self._send_all(status)
+            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
+                first_line = next(iter(str(error).strip().splitlines()), "")
+                what = masked(f"{type(error).__name__}: {first_line}")[:1000]
+                self._connected = False  # so that the tracker is asked again what it has
+                if self.is_busy(error) and time.monotonic() < began + self.longest_busy:
+                    self._busy_with = what
+                    if self._given_up:
+                        return status
+                    time.sleep(_BETWEEN)
+                    continue
+                self.error, self._advice = what, self.advice(error)
+                self._warn()
+            else:
+                if self.error:
+                    log.info("%s at %s is back, and has all records", self.name, self.address)
+                self.error, self._warned = "", False
+            self._busy_with = ""
+            return status
+
+    def _send_all(self, status: str) -> None:
+        self._connect()
+        self._send_records()
+        if status:
+            with end_of(self.folder, status, self.started) as end:
+                self.send_end(end)
+            self._save(status)
 
     def _warn(self) -> None:
         if not self._warned:
@@ -281,27 +290,16 @@ class Mirror(abc.ABC):
         unreachable.discard(self.address)
         self.run_id = self.open_run()
         self._save("RUNNING")
-        self.send_settings({**self.labels, **flatten(self._config)})
+        settings = {**self.labels, **flatten(self._config)}
+        self.send_settings({key: masked_value(key, value) for key, value in settings.items()})
         self._sent_step = self.last_step()
         self._connected = True
 
     def _send_records(self) -> None:
         missing = [r for r in self.folder.records() if r["step"] > self._sent_step]
         if missing:
-            self.send_records([Point(r["step"], written(r), numbers(r)) for r in missing])
+            self.send_records([point_of(record) for record in missing])
             self._sent_step = missing[-1]["step"]
-
-    def _end(self, status: str) -> End:
-        result, records = self.folder.result(), self.folder.records()
-        paths = [self.folder.path / name for name in (CONFIG, ENVIRONMENT, RESULT)]
-        error = selected = None
-        if result and result["status"] == "failed":
-            error = str(result.get("error", ""))
-        elif result:
-            last = written(records[-1]) if records else 0.0
-            selected = Point(result["selected"]["step"], last, Result.from_json(result).numbers())
-        ended = ended_at(records, result or {}, self.started)
-        return End(status, ended, error, selected, [path for path in paths if path.exists()])
 
     # --- tracking.json ---------------------------------------------------------------------
 
@@ -325,14 +323,3 @@ class Mirror(abc.ABC):
             if self._given_up:
                 raise TimeoutError("too late")  # the folder may be another process's by now
             state.write(self.folder.path)
-
-
-def numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a record by the names that trackers show."""
-    evaluation = Evaluation.from_json(record)
-    found = {
-        **evaluation.numbers(),
-        **{key: record[key] for key in _OF_EPOCHS if key in record},
-        **{f"diagnostics/{key}": value for key, value in (evaluation.diagnostics or {}).items()},
-    }
-    return {name: float(value) for name, value in found.items() if value is not None}

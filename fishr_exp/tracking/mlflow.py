@@ -7,16 +7,18 @@ import json
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.secrets import bare, masked, remember
 from fishr_exp.runs.identity import is_bookkeeping
 from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RunFolder
+from fishr_exp.tracking import database
+from fishr_exp.tracking.address import SQLITE, check_address, sqlite_file, warn_of_password
+from fishr_exp.tracking.database import BUSY, BusyDatabaseError, UnusableDatabaseError
 from fishr_exp.tracking.mirror import End, Mirror, Point
 
 # MLflow's own defaults block an unreachable server's user for minutes, report usage, and print.
@@ -31,15 +33,13 @@ _FOR_COMMANDS = {
 _PARAMETERS = 100  # MLflow's limit per call
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
 _TAG_LENGTH = 5000  # the same of a tag
-_WITHOUT_A_HOST = ("databricks", "databricks-uc", "uc", "file")
 # What is said where nobody answers, or somebody is busy.
 _AWAY = (
     "max retries", "timed out", "timeout", "refused", "could not connect", "unavailable", "locked",
     "connection",
 )  # fmt: skip
+_NOT_ALLOWED = ("401", "403", "unauthorized", "forbidden", "authentication failed", "not permitted")
 _METRICS = 1000  # MLflow's limit per call
-_LOCKED = 120.0  # seconds to wait for others who make the database
-_SQLITE = "sqlite:///"
 _ERROR = "error"  # the tag of a failed run
 _IDENTITY = "mirror"  # the tag by which a folder's run is found again, on any server
 
@@ -68,7 +68,8 @@ class MlflowMirror(Mirror):
     Args:
         folder: The run folder.
         tracking_uri: Any tracking URI of MLflow, e.g. `sqlite:///outputs/mlflow.db`. A SQLite file
-            may be busy, but it does not go away, so there the mirror's patience has no limit.
+            may be busy with other runs, so the mirror's patience is longer there. A password in it
+            is used, and not recorded.
         experiment: MLflow's name for a group of runs; it is made when missing.
         sweep: The value of the tag `sweep`, which the runs of a sweep share. Runs are not nested:
             MLflow's charts hide nested ones.
@@ -77,23 +78,27 @@ class MlflowMirror(Mirror):
     name: ClassVar[str] = "MLflow"
 
     def __init__(self, folder: RunFolder, tracking_uri: str, experiment: str, sweep: str) -> None:
-        _check_address(tracking_uri)
-        self._database = _sqlite_file(tracking_uri)
-        uri = f"{_SQLITE}{self._database}" if self._database else tracking_uri
+        check_address(tracking_uri)
+        self._database = sqlite_file(tracking_uri)
+        _, mark, query = tracking_uri.partition("?")
+        self._uri = f"{SQLITE}{self._database}{mark}{query}" if self._database else tracking_uri
+        uri = bare(self._uri)
+        remember(self._uri)
+        warn_of_password(self._uri)
         super().__init__(folder, uri, tracking_uri=uri, experiment=experiment, sweep=sweep)
         self.experiment = experiment
         self.sweep = sweep
         # Where files of a database go, instead of the current folder; servers have their own.
         self._home = None if uri.startswith("http") else folder.path.parent.absolute()
         if self._database:
-            self._home, self.patience = self._database.parent, None
+            self._home, self.patience = self._database.parent, BUSY
         self._client: Any = None
         self._experiment_id = ""
         self._deleted = False  # the experiment, which can be restored
 
     def holds_run(self, run_id: str) -> bool:
         """Whether a SQLite file has the run; of servers it is taken for granted."""
-        return self._database is None or _in_database(self._database, run_id)
+        return self._database is None or database.holds_run(self._database, run_id)
 
     def load(self) -> None:
         """Import MLflow, which takes 1.5 s."""
@@ -108,9 +113,11 @@ class MlflowMirror(Mirror):
             # They log every table and every retry, and a traceback of what is raised anyway.
             for library in ("mlflow", "urllib3"):
                 logging.getLogger(library).setLevel(logging.CRITICAL)
-        # The client makes the database, and two processes that make one at once break it for good.
+        # The client makes the tables, and two processes that make them at once spoil them for good.
         with self._creation_lock():
-            client = MlflowClient(tracking_uri=self.address)
+            if self._database:
+                database.prepare(self._database, _Tables(str(self._artifact_location())))
+            client = MlflowClient(tracking_uri=self._uri)
             found: Any = client.get_experiment_by_name(self.experiment)
             if found is None:
                 try:
@@ -191,13 +198,27 @@ class MlflowMirror(Mirror):
             self._client.log_artifact(self.run_id, str(path))
         self._client.set_terminated(self.run_id, end.status, _milliseconds(end.time))
 
+    def is_busy(self, error: Exception) -> bool:
+        """Whether a SQLite file is locked by others, who will be done in a while."""
+        if self._database is None:
+            return False
+        return isinstance(error, BusyDatabaseError | Timeout) or "is locked" in str(error)
+
     def advice(self, error: Exception) -> str:
         """Say how to restore a deleted experiment; and that a server may come back."""
+        if isinstance(error, UnusableDatabaseError):
+            return error.advice
         if isinstance(error, DeletedExperimentError):
             return (
                 f"MLFLOW_TRACKING_URI={self.address} mlflow experiments restore --experiment-id "
                 f"{error.id} restores it, tracker.experiment=NAME names another one (fishr-sync "
                 "--experiment NAME); then fishr-sync sends them"
+            )
+        text = str(error).lower()
+        if any(word in text for word in _NOT_ALLOWED):
+            return (
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN; then fishr-sync sends them"
             )
         if _is_away(error):
             return super().advice(error)
@@ -229,10 +250,39 @@ class MlflowMirror(Mirror):
             return contextlib.nullcontext()
         self._home.mkdir(parents=True, exist_ok=True)
         place = f"{self._database}.lock" if self._database else self._home / ".mlflow.lock"
-        return FileLock(place, timeout=_LOCKED)
+        return FileLock(place, timeout=BUSY)
 
     def _artifact_location(self) -> str | None:
         return (self._home / "mlflow_artifacts").as_uri() if self._home else None
+
+
+class _Tables:
+    """The tables of the installed MLflow; `artifacts`: the place of its default experiment."""
+
+    def __init__(self, artifacts: str) -> None:
+        self._artifacts = artifacts
+
+    def head(self) -> str | None:
+        return self._revisions().get_current_head()
+
+    def knows(self, revision: str) -> bool:
+        return any(script.revision == revision for script in self._revisions().walk_revisions())
+
+    def make(self, file: Path) -> None:
+        self._store(file).engine.dispose()
+
+    close = make  # both open the file, unless it is open
+
+    def _revisions(self) -> Any:
+        import mlflow
+        from alembic.script import ScriptDirectory
+
+        return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+
+    def _store(self, file: Path) -> Any:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        return SqlAlchemyStore(f"{SQLITE}{file}", self._artifacts)
 
 
 class DeletedExperimentError(Exception):
@@ -241,21 +291,6 @@ class DeletedExperimentError(Exception):
     def __init__(self, experiment: str, number: str) -> None:
         super().__init__(f"the experiment {experiment} was deleted")
         self.id = number
-
-
-def _check_address(tracking_uri: str) -> None:
-    """Refuse a path in place of an address, which MLflow does not write to."""
-    if "://" in tracking_uri or tracking_uri.partition(":")[0] in _WITHOUT_A_HOST:
-        valid = not tracking_uri.startswith("sqlite:") or tracking_uri.startswith(_SQLITE)
-    else:
-        valid = False
-    if not valid:
-        path = tracking_uri.removeprefix("sqlite://")
-        path = path if path.endswith(".db") else f"{path.rstrip('/')}/mlflow.db"
-        raise ConfigError(
-            "tracker.tracking_uri", tracking_uri, "is not an address of MLflow",
-            f"for a file, pass tracker.tracking_uri={_SQLITE}{path}; for a server, http://HOST:PORT",
-        )  # fmt: skip
 
 
 def _is_away(error: Exception) -> bool:
@@ -277,29 +312,11 @@ def _origin(folder: Path) -> dict[str, str]:
         user = ""
     found = {
         "mlflow.user": user,
-        "mlflow.source.name": " ".join([Path(command[0]).name, *command[1:]]),
+        "mlflow.source.name": masked(" ".join([Path(command[0]).name, *command[1:]])),
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": str(made_on.get("git_commit") or ""),
     }
     return {name: value[:_TAG_LENGTH] for name, value in found.items() if value}
-
-
-def _sqlite_file(tracking_uri: str) -> Path | None:
-    if not tracking_uri.startswith(_SQLITE):
-        return None
-    return Path(tracking_uri.removeprefix(_SQLITE)).expanduser().absolute()
-
-
-def _in_database(database: Path, run_id: str) -> bool:
-    """Whether MLflow's SQLite file has the run; asked without importing MLflow."""
-    if not database.exists():
-        return False
-    try:
-        with contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as there:
-            found = there.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
-    except sqlite3.Error as error:  # no such table yet, or the tables of another version
-        return "locked" in str(error)  # busy with others; it holds what it held before
-    return found is not None
 
 
 def _milliseconds(seconds: float) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.runs.files import write_atomically
+from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.run_folder import TRACKING
 
@@ -77,4 +77,4 @@ class State:
             "ended": self.ended,
             "labels": dict(self.labels),
         }
-        write_atomically(folder / TRACKING, json.dumps(content))
+        write_atomically(folder / TRACKING, to_json(content))

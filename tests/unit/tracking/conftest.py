@@ -11,7 +11,7 @@ import pytest
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import unreachable
 
-CONFIG = {"seed": 0, "trainer": {"gamma": 1.0}}
+CONFIG = {"seed": 0, "test_domains": ["minus90", "plus80"], "trainer": {"gamma": 1.0}}
 LABELS = {"dataset": "colored_digits", "model": "mlp", "trainer": "fishr"}
 RESULT = {
     "status": "done", "labels": LABELS, "seed": 0, "test_domains": ["minus90", "plus80"],
@@ -24,7 +24,7 @@ RESULT = {
 def record(step: int, **more: Any) -> dict[str, Any]:
     return {
         "step": step, "epoch": step // 2, "time": 1000.5 + step, "seconds": 0.5 * step,
-        "learning_rate": 0.001, "seconds_per_step": 0.01, "train_accuracy": 0.1 * step,
+        "learning_rate": 0.001, "seconds_per_step": 0.01, "train_accuracy": 0.01 * step,
         "validation_accuracy": None, "losses": {"risk": 1 / step, "penalty": "NaN"},
         "accuracy": {"plus90": {"train": 0.5, "validation": 0.25}}, **more,
     }  # fmt: skip

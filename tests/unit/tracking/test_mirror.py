@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 
 import pytest
 
+from fishr_exp.runs.identity import flatten
 from fishr_exp.runs.records import Result
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking import mirror as mirror_module
-from fishr_exp.tracking.mirror import End, Mirror, Point, numbers, unreachable
+from fishr_exp.tracking.content import End, Point, numbers
+from fishr_exp.tracking.mirror import Mirror, unreachable
 
 from .conftest import CONFIG, LABELS, RESULT, record
 
@@ -95,7 +97,7 @@ def assert_complete(folder: RunFolder, status: str = "FINISHED") -> None:
     assert (
         run["points"] == [Point(r["step"], r["time"], numbers(r)) for r in folder.records()] != []
     )
-    assert run["settings"] == {**LABELS, "seed": 0, "trainer.gamma": 1.0}
+    assert run["settings"] == {**LABELS, **flatten(CONFIG)}
     assert run["status"] == status
 
 
@@ -104,7 +106,7 @@ def test_records_and_results_are_flattened_to_these_names() -> None:
     assert str(found.pop("penalty")) == "nan"
     assert found == {
         "risk": 0.5, "epoch": 1.0, "learning_rate": 0.001, "seconds_per_step": 0.01,
-        "seconds_waiting_per_step": 0.0, "train_accuracy": 0.2, "diagnostics/shift": 3.0,
+        "seconds_waiting_per_step": 0.0, "train_accuracy": 0.02, "diagnostics/shift": 3.0,
         "accuracy/plus90/train": 0.5, "accuracy/plus90/validation": 0.25,
     }  # fmt: skip
     assert Result.from_json(RESULT).numbers() == {

@@ -13,7 +13,7 @@ import pytest
 
 from fishr_exp.cli import sync as sync_cli
 from fishr_exp.runs.run_folder import RunFolder
-from fishr_exp.tracking.mirror import numbers
+from fishr_exp.tracking.content import numbers
 from fishr_exp.tracking.mlflow import MlflowMirror
 from fishr_exp.tracking.state import State
 
@@ -79,9 +79,9 @@ def test_fishr_sync_sends_to_a_tracker_that_it_does_not_know(
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        ("fishr_exp.gradient_variance.CrossEntropy", "does not take folder"),
+        ("fishr_exp.gradient_variance.CrossEntropy", "is not what an option of tracker builds"),
         ("os.system", "pass --allow-targets"),
-        ("fishr_exp.tracking.gone.Mirror", "cannot be imported"),
+        ("fishr_exp.tracking.gone.Mirror", "pass --allow-targets"),
     ],
 )
 def test_fishr_sync_builds_trackers_only(
