@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fishr_exp.cli.output import add_version, command
 from fishr_exp.core.errors import ConfigError
@@ -14,7 +14,7 @@ from fishr_exp.core.errors import ConfigError
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for a configuration error."""
+    """Run the command; return its exit status, 2 where a run could not be drawn."""
     parser = argparse.ArgumentParser(
         prog="fishr-diagnostics",
         description="Draw the norms and distances of the domains' gradient variances, the share of"
@@ -24,36 +24,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_version(parser)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
     options = parser.parse_args(arguments)
-    try:
-        for folder in options.runs:
-            for file in _draw(folder):
-                sys.stdout.write(f"{file}\n")
-    except ConfigError as error:
-        sys.stderr.write(f"fishr-diagnostics: {error}\n")
-        return 2
-    return 0
+    status = 0
+    for folder in options.runs:
+        try:
+            files = _draw(folder)
+        except ConfigError as error:
+            sys.stderr.write(f"fishr-diagnostics: {error}\n")
+            status = 2
+        else:
+            sys.stdout.writelines(f"{file}\n" for file in files)
+    return status
 
 
 def _draw(folder: Path) -> list[Path]:
-    from fishr_exp.reports.figures.diagnostics import draw_diagnostics
-    from fishr_exp.runs.run_folder import CONFIG, RECORDS, parse_records
+    from fishr_exp.reports.figures.diagnostics import PANELS, draw_diagnostics, series
+    from fishr_exp.runs.content import START_AGAIN, UnreadableError, anything, count, mapping, take
+    from fishr_exp.runs.records import parse_evaluations
+    from fishr_exp.runs.run_folder import CONFIG, RECORDS, RunFolder
 
+    if not ((folder / CONFIG).exists() and (folder / RECORDS).exists()):
+        reason = f"is not a run folder (no {CONFIG} and {RECORDS} in it)"
+        raise ConfigError("RUN", folder, reason, "pass one")
     try:
-        records = parse_records(folder / RECORDS)
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("RUN", folder, f"is not a run folder ({error})", "pass one") from error
-    if not any("diagnostics" in record for record in records):
+        records, config = parse_evaluations(folder / RECORDS), RunFolder(folder).config()
+        trainer: dict[str, Any] = take(config, "trainer", mapping(anything), {})
+        anneal_steps = take(trainer, "anneal_steps", count, 0)
+    except UnreadableError as error:
+        raise ConfigError("RUN", folder, error.allowed, START_AGAIN) from error
+    except ValueError as error:
+        raise ConfigError("RUN", folder, f"{CONFIG} is damaged: {error}", START_AGAIN) from error
+    if not series(records).keys() & PANELS.keys():
         raise ConfigError(
             "RUN",
             folder,
             "has no recorded diagnostics",
             "run it with diagnostics=true, and with resume=false if it is done",
         )
-    trainer = config.get("trainer") or {}
     try:
         return draw_diagnostics(
-            records, folder.resolve().name, trainer.get("anneal_steps", 0), folder / "diagnostics"
+            records, folder.resolve().name, anneal_steps, folder / "diagnostics"
         )
     except OSError as error:
         reason = f"this folder cannot be written ({error.strerror or error})"

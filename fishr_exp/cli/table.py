@@ -177,7 +177,7 @@ def _make_table(options: argparse.Namespace) -> None:
     report = [*_report(runs), *_about_figures(tables)]
     try:
         files += draw_curves(tables, out / "curves", layout.renamed)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # a record that has changed since it was read
         report.append(f"No curves: {error}")
     _say(sheets, options.format, report, files)
 

@@ -15,6 +15,7 @@ from fishr_exp.reports.tables.table import Table
 from fishr_exp.runs.files import write_atomically
 
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+_LONGEST = 60  # characters of the names in a figure's name; a file's name may have 255 bytes
 
 
 def write(
@@ -34,7 +35,7 @@ def write(
     with _explaining_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            write_atomically(out / name, content)
+            write_atomically(out / name, content.encode(errors="backslashreplace"))
     return [out / name for name in contents]
 
 
@@ -58,7 +59,7 @@ def _figure_name(table: Table, number: int, of: int) -> str:
     if of == 1:
         return "figure"
     name = re.sub(r"[^\w-]+", "-", "-".join([table.dataset, *table.test_domains]))
-    return f"figure-{number}-{name}"
+    return f"figure-{number}-{name[:_LONGEST]}"
 
 
 @contextlib.contextmanager

@@ -13,11 +13,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fishr_exp.runs.content import (
+    UnreadableError,
+    anything,
+    count,
+    fraction,
+    integer,
+    mapping,
+    optional,
+    parse_records,
+    several,
+    take,
+    text,
+)
 from fishr_exp.runs.identity import compared, flatten
 from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.reading import Run
-from fishr_exp.runs.records import PARTS, Scores
-from fishr_exp.runs.run_folder import RECORDS, parse_records
+from fishr_exp.runs.records import PARTS, Scores, parse_evaluations
+from fishr_exp.runs.run_folder import RECORDS
 
 IMPORTED = "results.jsonl"
 DOMAINBED = "DomainBed"  # the source of an imported run
@@ -84,7 +97,7 @@ def place(config: Mapping[str, Any], seed: int) -> tuple[int, int, bool]:
     protocol = config.get("protocol") or {}
     if not protocol.get("name"):
         return seed, 0, False
-    return int(protocol["trial_seed"]), int(protocol["hparams_seed"]), True
+    return take(protocol, "trial_seed", integer), take(protocol, "hparams_seed", integer), True
 
 
 def read_histories(root: Path, runs: Iterable[Run]) -> Histories:
@@ -95,9 +108,9 @@ def read_histories(root: Path, runs: Iterable[Run]) -> Histories:
     """
     found = Histories()
     for run in runs:
-        _read(found, run.path / RECORDS, lambda records, run=run: _own(run, records))
+        _read(found, run.path / RECORDS, lambda path, run=run: _own(run, parse_evaluations(path)))
     for folder in sorted(Path(path) for path, _, files in os.walk(root) if IMPORTED in files):
-        _read(found, folder / IMPORTED, lambda records, at=folder: _imported(at, records))
+        _read(found, folder / IMPORTED, lambda path: _imported(path.parent, parse_records(path)))
     found.runs = _named_apart(found.runs)
     return found
 
@@ -107,10 +120,10 @@ def _named_apart(runs: Iterable[History]) -> list[History]:
     sources: dict[str, set[str]] = {}
     for run in runs:
         sources.setdefault(_spelled_alike(run.method), set()).add(run.source)
-    several = {name for name, found in sources.items() if len(found) > 1}
+    shared = {name for name, found in sources.items() if len(found) > 1}
     return [
         replace(run, method=f"{run.method} ({run.source})")
-        if _spelled_alike(run.method) in several
+        if _spelled_alike(run.method) in shared
         else run
         for run in runs
     ]
@@ -122,13 +135,15 @@ def _spelled_alike(method: str) -> str:
 
 def _read(found: Histories, path: Path, build: Any) -> None:
     try:
-        history = build(parse_records(path))
+        history = build(path)
         if not history.evaluations:
             raise ValueError("holds no evaluation")
         steps = [evaluation.step for evaluation in history.evaluations]
         if len(set(steps)) < len(steps):
             raise ValueError("holds a step twice, as if two runs had written to it")
-    except (OSError, AttributeError, IndexError, TypeError, ValueError) as error:
+    except UnreadableError as error:
+        found.broken[path] = error.allowed
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
         found.broken[path] = str(error)
     except KeyError as error:
         found.broken[path] = f"a record lacks {error}"
@@ -142,7 +157,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
     for record in records:
         accuracy = Scores.from_json(record).by_domain["accuracy"]
         train, validation = (
-            tuple(_fraction(accuracy[name][part]) for name in names) for part in PARTS
+            tuple(_or_nan(accuracy[name][part]) for name in names) for part in PARTS
         )
         evaluations.append(Evaluation(record["step"], train, validation))
     trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
@@ -168,29 +183,30 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
 def _imported(folder: Path, records: list[dict[str, Any]]) -> History:
     if not records:
         raise ValueError("holds no evaluation")
-    args = records[0]["args"]
+    args = take(records[0], "args", mapping(anything))
     if any(record["args"] != args for record in records):
         raise ValueError("holds records of several runs")
-    count = len([key for key in records[0] if re.fullmatch(_OUT, key)])
+    domains = len([key for key in records[0] if re.fullmatch(_OUT, key)])
+    accuracy = optional(fraction)
     evaluations = [
         Evaluation(
-            record["step"],
-            tuple(_fraction(record[f"env{i}_in_acc"]) for i in range(count)),
-            tuple(_fraction(record[f"env{i}_out_acc"]) for i in range(count)),
+            take(record, "step", count),
+            tuple(_or_nan(take(record, f"env{i}_in_acc", accuracy)) for i in range(domains)),
+            tuple(_or_nan(take(record, f"env{i}_out_acc", accuracy)) for i in range(domains)),
         )
         for record in records
     ]
-    test_domains = frozenset(args["test_envs"])
-    if not test_domains <= set(range(count)):
-        raise ValueError(f"has test_envs {sorted(test_domains)}, but {count} domains")
+    test_domains = frozenset(take(args, "test_envs", several(count)))
+    if not test_domains <= set(range(domains)):
+        raise ValueError(f"has test_envs {sorted(test_domains)}, but {domains} domains")
     return History(
         path=folder,
-        dataset=args["dataset"],
-        method=args["algorithm"],
-        trial_seed=int(args["trial_seed"]),
-        hparams_seed=int(args["hparams_seed"]),
+        dataset=take(args, "dataset", text),
+        method=take(args, "algorithm", text),
+        trial_seed=take(args, "trial_seed", integer),
+        hparams_seed=take(args, "hparams_seed", integer),
         test_domains=test_domains,
-        domains=tuple(f"env{i}" for i in range(count)),
+        domains=tuple(f"env{i}" for i in range(domains)),
         evaluations=_by_step(evaluations),
         settings=flatten({"hparams": json.loads(json.dumps(records[0].get("hparams", {})))}),
         done=(folder / "done").exists(),
@@ -204,5 +220,5 @@ def _by_step(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(sorted(evaluations, key=lambda evaluation: evaluation.step))
 
 
-def _fraction(value: object) -> float:
-    return NAN if value is None else float(value)  # type: ignore[arg-type]
+def _or_nan(value: float | None) -> float:
+    return NAN if value is None else value

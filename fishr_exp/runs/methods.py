@@ -1,11 +1,15 @@
-"""What the method of a run is: by what was built, whatever option configured it."""
+"""What the method of a run is: by what was built, whatever option configured it.
+
+And whether a result is of the method, gamma, seed and test domains that a configuration asks for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from fishr_exp.runs.identity import TARGET, id_of
+from fishr_exp.runs.identity import TARGET, differences, id_of
+from fishr_exp.runs.records import Outline
 
 ERM = "ERM"
 _ERM_ID = "fishr_exp.trainers.erm.Erm"
@@ -34,6 +38,25 @@ def method_of(config: Mapping[str, Any], recorded: str | None) -> str:
         return recorded
     target = _target(config)
     return _EARLIER.get(target, target.rpartition(".")[2])
+
+
+def misfit(config: Mapping[str, Any], outline: Outline) -> str:
+    """Name what a result is of and its configuration is not; empty where they fit.
+
+    The method and gamma of a trainer from outside this package are not compared: what it calls
+    itself, and what its gamma is, are not in the configuration.
+    """
+    asked = {key: config[key] for key in ("seed", "test_domains") if key in config}
+    if isinstance(asked.get("test_domains"), str):
+        asked["test_domains"] = [asked["test_domains"]]
+    found: dict[str, Any] = {"seed": outline.seed, "test_domains": outline.test_domains}
+    target, trainer = _target(config), config.get("trainer") or {}
+    if target in _EARLIER:
+        asked |= {"method": _EARLIER[target]}
+        found |= {"method": outline.method or _EARLIER[target]}
+        if "gamma" in trainer:
+            asked, found = asked | {"gamma": trainer["gamma"]}, found | {"gamma": outline.gamma}
+    return differences({key: found[key] for key in asked}, asked)
 
 
 def _target(config: Mapping[str, Any]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.content import START_AGAIN, UnreadableError
+from fishr_exp.runs.identity import compared
 from fishr_exp.runs.methods import is_erm, method_of
 from fishr_exp.runs.records import Result
-from fishr_exp.runs.run_folder import CONFIG, RECORDS, RESULT, RunFolder
+from fishr_exp.runs.run_folder import CONFIG, DONE, RECORDS, RESULT, RunFolder
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Runs:
     done: list[Run] = field(default_factory=list)
     failed: list[Path] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
-    broken: dict[Path, str] = field(default_factory=dict)  # folder -> what is wrong
+    broken: dict[Path, str] = field(default_factory=dict)  # folder -> what is wrong, and the fix
 
     def __len__(self) -> int:
         return len(self.done) + len(self.failed) + len(self.unfinished) + len(self.broken)
@@ -59,10 +59,8 @@ def read_runs(root: str | Path) -> Runs:
     Raises:
         OSError: If `root` itself cannot be listed.
     """
-    root = Path(root)
-    os.listdir(root)  # raises; `os.walk` would go on silently
     runs = Runs()
-    for folder in sorted(Path(path) for path, _, files in os.walk(root) if _is_run(files)):
+    for folder in run_folders(root):
         try:
             state = RunFolder(folder).state
             if state == "failed":
@@ -71,67 +69,65 @@ def read_runs(root: str | Path) -> Runs:
                 runs.done.append(_read_run(folder))
             else:
                 runs.unfinished.append(folder)
-        except _UnreadableError as error:
-            runs.broken[folder] = str(error)
-        except ConfigError as error:  # from the folder, which speaks to who wants to run in it
-            runs.broken[folder] = error.allowed
+        except UnreadableError as error:
+            runs.broken[folder] = f"{error.allowed}; {START_AGAIN}"
+        except OSError as error:
+            runs.broken[folder] = f"it cannot be read ({error.strerror}); {START_AGAIN}"
     return runs
 
 
-class _UnreadableError(Exception):
-    """A file of a run is not what it should be."""
+def run_folders(root: str | Path) -> list[Path]:
+    """Return the run folders in `root` and under it, by path.
+
+    A tracker's copy of a run's configuration and result, without its records, is not one.
+
+    Raises:
+        OSError: If `root` itself cannot be listed.
+    """
+    os.listdir(root)  # raises; `os.walk` would go on silently
+    return sorted(_run_folders(root))
 
 
-def _is_run(files: list[str]) -> bool:
-    # Trackers keep copies of config and result, without the records: those are no runs.
-    return CONFIG in files and RECORDS in files
+def _run_folders(root: str | Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(root):
+        names = {*folders, *files}  # a folder may stand in the place of a file
+        if CONFIG in names and (RECORDS in names or DONE in names):
+            yield Path(path)
 
 
 def _read_run(folder: Path) -> Run:
-    config, written = _read_object(folder / CONFIG), _read_object(folder / RESULT)
+    config, written = RunFolder(folder).config(), RunFolder(folder).result()
+    if written is None:
+        raise UnreadableError.of(folder / RESULT, "is missing")
     try:
-        result = Result.from_json(written)
-        outline, selected, scores = result.outline, result.selected, result.scores
-        return Run(
-            path=folder,
-            config=config,
-            dataset=str(outline.labels["dataset"]),
-            model=str(outline.labels["model"]),
-            method=method_of(config, outline.method),
-            gamma=_number(outline.gamma),
-            seed=outline.seed,
-            test_domains=tuple(outline.test_domains),
-            step=int(selected.step),
-            monitor=str(selected.monitor),
-            selected_by_test_domain=bool(selected.uses_test_domain),
-            train_accuracy=_number(scores.mean("accuracy", "train")),
-            validation_accuracy=_number(scores.mean("accuracy", "validation")),
-            test_accuracy={str(d): _known(a) for d, a in result.test["accuracy"].items()},
-            is_erm=is_erm(config),
-            option=str(outline.labels["trainer"]),
-            data={str(d): str(digest) for d, digest in (written.get("data") or {}).items()},
-        )
-    except KeyError as error:
-        raise _UnreadableError(f"{RESULT} lacks {error}") from error
+        compared(config)
     except (AttributeError, TypeError, ValueError) as error:
-        raise _UnreadableError(f"{RESULT} holds something unexpected ({error})") from error
+        raise UnreadableError.of(folder / CONFIG, f"is damaged ({error})") from error
+    result = Result.from_json(written)
+    outline, selected, scores = result.outline, result.selected, result.scores
+    return Run(
+        path=folder,
+        config=config,
+        dataset=outline.labels["dataset"],
+        model=outline.labels["model"],
+        method=method_of(config, outline.method),
+        gamma=outline.gamma,
+        seed=outline.seed,
+        test_domains=tuple(outline.test_domains),
+        step=selected.step,
+        monitor=selected.monitor,
+        selected_by_test_domain=selected.uses_test_domain,
+        train_accuracy=scores.mean("accuracy", "train"),
+        validation_accuracy=scores.mean("accuracy", "validation"),
+        test_accuracy=_known(result.test["accuracy"], folder),
+        is_erm=is_erm(config),
+        option=outline.labels["trainer"],
+        data=result.data,
+    )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _UnreadableError(f"{path.name} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise _UnreadableError(f"{path.name} is not an object")
-    return value
-
-
-def _known(value: float | None) -> float:
-    if value is None:
-        raise TypeError("an accuracy is null")
-    return float(value)
-
-
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]
+def _known(accuracies: Mapping[str, float | None], folder: Path) -> dict[str, float]:
+    known = {domain: value for domain, value in accuracies.items() if value is not None}
+    if absent := [*(accuracies.keys() - known.keys())]:
+        raise UnreadableError.of(folder / RESULT, f"is damaged: no accuracy of {absent[0]}")
+    return known

@@ -1,14 +1,34 @@
 """What is written about a run, typed: one evaluation, and the result.
 
 Values are plain: fractions in [0, 1] for accuracies, seconds, counts. The keys in the files are
-those that every version has written; a new metric adds keys of the same form.
+those that every version has written; a new metric adds keys of the same form. Whatever is read is
+checked here, once; the rest of the package takes it for what its type says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from fishr_exp.runs.content import (
+    UnreadableError,
+    anything,
+    count,
+    finite,
+    flag,
+    fraction,
+    integer,
+    label,
+    mapping,
+    number,
+    optional,
+    parse_records,
+    several,
+    take,
+    text,
+)
 
 PARTS = ("train", "validation")
 Diagnostics = Mapping[str, float | None]
@@ -49,14 +69,27 @@ class Scores:
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Scores:
-        """Read them from a record or a result, of whatever metrics there are."""
+        """Read them from a record or a result, of whatever metrics there are.
+
+        Raises:
+            ValueError: If a value is not a number, or an accuracy is outside [0, 1].
+        """
         by_domain = {
-            key: value
+            key: take(written, key, mapping(mapping(optional(_of_metric(key)))))
             for key, value in written.items()
-            if key != "counts" and isinstance(value, Mapping) and _is_by_domain(value)
+            if key == "accuracy"
+            or (key != "counts" and isinstance(value, Mapping) and _is_by_domain(value))
         }
-        means = tuple(f"{part}_" for part in PARTS)
-        return cls(by_domain, {k: v for k, v in written.items() if k.startswith(means)})
+        means = {
+            key: take(written, key, optional(_of_metric(key.partition("_")[2])))
+            for key in written
+            if key.startswith(tuple(f"{part}_" for part in PARTS))
+        }
+        return cls(by_domain, means)
+
+
+def _of_metric(metric: str) -> Any:
+    return fraction if metric == "accuracy" else number
 
 
 def _is_by_domain(value: Mapping[str, Any]) -> bool:
@@ -100,23 +133,43 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Evaluation:
-        """Read a record of any version.
+        """Read a record of any version; the first ones had fewer keys.
 
         Raises:
-            KeyError: If a key is missing.
+            ValueError: If a key is missing, or its value is of another type.
         """
         return cls(
-            step=record["step"],
-            epoch=record["epoch"],
-            losses=record["losses"],
+            step=take(record, "step", count),
+            epoch=take(record, "epoch", count, 0),
+            losses=take(record, "losses", mapping(number), {}),
             scores=Scores.from_json(record),
-            seconds_per_step=record.get("seconds_per_step", 0.0),
-            seconds_waiting_per_step=record.get("seconds_waiting_per_step", 0.0),
-            learning_rate=record.get("learning_rate", 0.0),
-            diagnostics=record.get("diagnostics"),
-            seconds=record.get("seconds", 0.0),
-            time=record.get("time"),
+            seconds_per_step=take(record, "seconds_per_step", finite, 0.0),
+            seconds_waiting_per_step=take(record, "seconds_waiting_per_step", finite, 0.0),
+            learning_rate=take(record, "learning_rate", number, 0.0),
+            diagnostics=take(record, "diagnostics", optional(mapping(optional(number))), None),
+            seconds=take(record, "seconds", finite, 0.0),
+            time=take(record, "time", optional(finite), None),
         )
+
+
+def parse_evaluations(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a run: each an evaluation, of a later step than the one before.
+
+    Raises:
+        UnreadableError: If they are not; the line is named.
+    """
+    records, before = parse_records(path), -1
+    for place, record in enumerate(records, start=1):
+        try:
+            step = Evaluation.from_json(record).step
+        except ValueError as error:
+            raise UnreadableError.of(path, f"is damaged: line {place}: {error}") from error
+        if step <= before:
+            hint = "remove the line that is wrong, or pass resume=false to start from scratch"
+            problem = f"is damaged: line {place}: step {step} comes after step {before}"
+            raise UnreadableError.of(path, problem, hint)
+        before = step
+    return records
 
 
 @dataclass(frozen=True)
@@ -128,6 +181,17 @@ class Selected:
     monitor: str  # what it was selected by
     uses_test_domain: bool
     penalty_had_acted: bool
+
+    @classmethod
+    def from_json(cls, written: Mapping[str, Any]) -> Selected:
+        """Read it from a result of any version; see `Result.from_json`."""
+        return cls(
+            step=take(written, "step", count),
+            epoch=take(written, "epoch", count),
+            monitor=take(written, "monitor", text),
+            uses_test_domain=take(written, "uses_test_domain", flag),
+            penalty_had_acted=take(written, "penalty_had_acted", flag, False),
+        )
 
 
 @dataclass(frozen=True)
@@ -180,30 +244,35 @@ class Result:
         """Read a result of any version.
 
         Raises:
-            KeyError: If a key is missing.
-            TypeError: If a value is of another type.
+            ValueError: If a key is missing, or its value is of another type, or an accuracy is
+                outside [0, 1].
         """
         scores = Scores.from_json(written)
         outline = Outline(
-            labels=written["labels"],
-            method=written.get("method"),
-            gamma=written.get("gamma"),
-            seed=int(written["seed"]),
-            training_domains=[str(name) for name in written.get("training_domains", ())],
-            test_domains=[str(name) for name in written["test_domains"]],
+            labels=take(written, "labels", mapping(text)),
+            method=take(written, "method", optional(text), None),
+            gamma=take(written, "gamma", optional(finite), None),
+            seed=take(written, "seed", integer),
+            training_domains=take(written, "training_domains", several(label), []),
+            test_domains=take(written, "test_domains", several(label)),
         )
+        for name in ("dataset", "model", "trainer"):
+            take(outline.labels, name, text)
         metrics = dict.fromkeys(["accuracy", *scores.by_domain])
-        tests = {m: written[f"test_{m}"] for m in metrics if f"test_{m}" in written}
         return cls(
             outline=outline,
-            selected=Selected(**{"penalty_had_acted": False, **written["selected"]}),
+            selected=Selected.from_json(take(written, "selected", mapping(anything))),
             scores=scores,
-            test={"accuracy": written["test_accuracy"], **tests},
-            counts=written.get("counts", {}),
-            skipped=written.get("skipped", {}),
-            data=written.get("data", {}),
-            last=written.get("last", {}),
-            seconds=written.get("seconds", 0.0),
+            test={
+                metric: take(written, f"test_{metric}", mapping(optional(_of_metric(metric))))
+                for metric in metrics
+                if metric == "accuracy" or f"test_{metric}" in written
+            },
+            counts=take(written, "counts", mapping(mapping(count)), {}),
+            skipped=take(written, "skipped", mapping(count), {}),
+            data=take(written, "data", mapping(text), {}),
+            last=take(written, "last", mapping(anything), {}),
+            seconds=take(written, "seconds", finite, 0.0),
         )
 
     def numbers(self) -> dict[str, float]:

@@ -10,7 +10,7 @@
     done               empty; written last
 
 Numbers that JSON does not know are written as the strings "NaN", "Infinity" and "-Infinity",
-which `float` reads.
+which `float` reads. What the files hold is checked where they are read: see `content.py`.
 """
 
 from __future__ import annotations
@@ -25,46 +25,36 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.content import UnreadableError, mapping, read_object, text
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
-
-CONFIG, DATA, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
-    "config.json",
-    "data.json",
-    "environment.json",
-    "records.jsonl",
-    "result.json",
-    "tracking.json",
+from fishr_exp.runs.methods import misfit
+from fishr_exp.runs.names import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    DONE,
+    ENVIRONMENT,
+    FILES,
+    LOCK,
+    OF_CHECKPOINTS,
+    RECORDS,
+    RESULT,
+    TRACKING,
+    UNFINISHED,
+    is_new,
+    is_of_a_run,
+    named,
 )
-CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
-# Beside the configuration; in this order they are removed.
-_FILES = (DONE, RESULT, RECORDS, DATA, ENVIRONMENT, TRACKING)
-_OF_HYDRA = ".hydra"  # it writes there, and a log, before the run takes the folder
-_OF_CHECKPOINTS = ("best.pt", "best-*.pt", "step-*.pt")  # the names that the training room gives
+from fishr_exp.runs.records import Result, parse_evaluations
+
+__all__ = [
+    "CHECKPOINTS", "CONFIG", "DATA", "DONE", "ENVIRONMENT", "LOCK", "RECORDS", "RESULT", "TRACKING",
+    "Record", "RunFolder", "State",
+]  # fmt: skip
 
 State = Literal["planned", "running", "failed", "done"]
 Record = dict[str, Any]
-
-
-def parse_records(path: Path) -> list[Record]:
-    """Read the records in the file at `path`; a last line that was cut off is left out.
-
-    Raises:
-        ValueError: If a line before the last one is not a record; it names the file and the line.
-    """
-    lines = path.read_bytes().splitlines()
-    records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: not a record ({error})") from error
-        records.append(record)
-    return records
 
 
 class RunFolder:
@@ -103,7 +93,7 @@ class RunFolder:
             return "done"
         result = self.path / RESULT
         # A result without the marker may also be a good one, cut off in the last moment.
-        if result.exists() and _read_object(result).get("status") == "failed":
+        if result.exists() and read_object(result).get("status") == "failed":
             return "failed"
         return "running" if (self.path / CONFIG).exists() else "planned"
 
@@ -133,9 +123,20 @@ class RunFolder:
         write_atomically(self.path / DATA, to_json(data, indent=2) + "\n")
 
     def data(self) -> dict[str, str] | None:
-        """Read what the data are; None in a folder of an earlier version, or of no run yet."""
+        """Read what the data are; None in a folder of an earlier version, or of no run yet.
+
+        Raises:
+            UnreadableError: If the file does not hold them.
+        """
         path = self.path / DATA
-        return _read_object(path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return mapping(text)(read_object(path), "data")
+        except UnreadableError:
+            raise
+        except ValueError as error:
+            raise UnreadableError.of(path, f"is damaged: {error}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; it is on the disk when this returns."""
@@ -148,15 +149,49 @@ class RunFolder:
         """Read all records; a last line that was cut off is left out.
 
         Raises:
-            ValueError: If a line before the last one is not a record.
+            UnreadableError: If a line is not a record, or the steps do not grow.
         """
         path = self.path / RECORDS
-        return parse_records(path) if path.exists() else []
+        return parse_evaluations(path) if path.exists() else []
+
+    def config(self) -> Record:
+        """Read the configuration.
+
+        Raises:
+            UnreadableError: If there is none.
+        """
+        return read_object(self.path / CONFIG)
 
     def result(self) -> Record | None:
-        """Read the result, or None where there is none yet."""
+        """Read the result, or None where there is none yet.
+
+        Raises:
+            UnreadableError: If it is not one, or not of this folder's configuration and records.
+        """
         path = self.path / RESULT
-        return _read_object(path) if path.exists() else None
+        if not path.exists():
+            return None
+        written = read_object(path)
+        if written.get("status") != "failed":
+            try:
+                self._check_result(Result.from_json(written))
+            except UnreadableError:
+                raise
+            except ValueError as error:
+                hint = "remove it to evaluate its last checkpoint again, or pass resume=false"
+                raise UnreadableError.of(path, f"is damaged: {error}", hint) from error
+        return written
+
+    def _check_result(self, result: Result) -> None:
+        if unlike := misfit(self.config(), result.outline):
+            raise ValueError(
+                f"it is of a run with other settings: {unlike}".replace("here", f"in {CONFIG}")
+            )
+        records, last = self.records(), result.last.get("step")
+        ended = records[-1]["step"] if records else 0
+        if last is not None and last != ended:
+            reason = f"ends at step {ended}, and the run at step {last}"
+            raise UnreadableError.of(self.path / RECORDS, reason)
 
     def keep_until(self, step: int) -> None:
         """Drop the records of later steps, which a continued run writes again."""
@@ -182,10 +217,10 @@ class RunFolder:
         self.acquire()
         with self._explaining_os_errors():
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
-            for name in _FILES:
+            for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
             if self.checkpoints.is_dir():
-                for file in [f for name in _OF_CHECKPOINTS for f in self.checkpoints.glob(name)]:
+                for file in named(self.checkpoints, OF_CHECKPOINTS):
                     file.unlink()
                 with contextlib.suppress(OSError):
                     self.checkpoints.rmdir()  # stays if it holds other files
@@ -199,20 +234,12 @@ class RunFolder:
         Raises:
             ConfigError: If it has files that are not a run's, and no configuration of a run.
         """
-        if self._cleared or not self.path.is_dir():
+        if self._cleared or not self.path.is_dir() or is_of_a_run(self.path):
             return
-        config = self.path / CONFIG
-        if config.exists():
-            try:
-                foreign = "" if _is_of_a_run(json.loads(config.read_bytes())) else CONFIG
-            except (OSError, ValueError):
-                return  # gone by now, or cut off: told where it is read
-        else:
-            ours = {*_FILES, _OF_HYDRA, CHECKPOINTS, LOCK}
-            names = sorted(path.name for path in self.path.iterdir() if path.name not in ours)
-            foreign = next((n for n in names if n[0] not in ".~" and not n.endswith(".log")), "")
-        if foreign:
-            reason = f"this folder holds files that are not a run's, such as {foreign}"
+        names = sorted(path.name for path in self.path.iterdir() if not is_new(path))
+        if names:
+            shown = next((name for name in (CONFIG, *FILES) if name in names), names[0])
+            reason = f"this folder holds files that are not a run's, such as {shown}"
             raise ConfigError("output_dir", self.path, reason, "choose a new or empty folder")
 
     def close(self) -> None:
@@ -248,7 +275,7 @@ class RunFolder:
     def _start_or_go_on(self, config: Record) -> None:
         path = self.path / CONFIG
         if path.exists():
-            self._compare(_read_object(path), config)
+            self._compare(self.config(), config)
         self._sweep()
         self._complete_records()
         if not path.exists():
@@ -259,7 +286,7 @@ class RunFolder:
     def _sweep(self) -> None:
         """Remove what a kill in the middle of writing left behind."""
         for folder in (self.path, self.checkpoints):
-            for file in folder.glob(".*.tmp"):
+            for file in named(folder, UNFINISHED):
                 file.unlink()
 
     def _compare(self, there: Record, here: Record) -> None:
@@ -296,21 +323,3 @@ class RunFolder:
                 f"this folder cannot be written ({error.strerror or error})",
                 "choose another output_dir",
             ) from error
-
-
-def _is_of_a_run(config: object) -> bool:
-    """Whether a file's content is the configuration of a run, of any version."""
-    return isinstance(config, dict) and "seed" in config and isinstance(config.get("trainer"), dict)
-
-
-def _read_object(path: Path) -> Record:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(
-            "output_dir",
-            path.parent,
-            f"{path.name} in this folder cannot be read ({error})",
-            "choose another output_dir, or resume=false to start from scratch",
-        ) from error
-    return dict(value)

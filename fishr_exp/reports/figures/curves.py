@@ -29,7 +29,8 @@ from fishr_exp.reports.figures.canvas import (
 from fishr_exp.reports.figures.gamma import about_seeds, row_label
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
 from fishr_exp.reports.tables.table import Row, Table
-from fishr_exp.runs.run_folder import RECORDS, Record, parse_records
+from fishr_exp.runs.records import parse_evaluations
+from fishr_exp.runs.run_folder import RECORDS, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,11 +53,10 @@ def over_steps(row: Row, of: Callable[[Record], float | None]) -> Points:
 
     Raises:
         ValueError: If a record cannot be read.
-        OSError: If the file cannot be read.
     """
     values: dict[int, list[float]] = {}
     for run in row.runs:
-        for record in parse_records(run.path / RECORDS):
+        for record in parse_evaluations(run.path / RECORDS):
             value = of(record)
             if value is not None:
                 values.setdefault(record["step"], []).append(100 * value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def series(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, flo
     """Group the recorded values by panel and line, each a list of (step, value)."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for record in records:
-        for key, value in record.get("diagnostics", {}).items():
+        for key, value in (record.get("diagnostics") or {}).items():
             panel, _, line = key.partition("/")
             if value is not None:
                 point = (record["step"], float(value))
@@ -97,8 +98,8 @@ def _draw_panel(
             label=literal(name),
             **marker,
         )
-    values = [value for points in lines.values() for _, value in points]
-    if panel in (NORM, DISTANCE) and min(values) > 0 and max(values) > 20 * min(values):
+    values = [v for points in lines.values() for _, v in points if math.isfinite(v)]
+    if panel in (NORM, DISTANCE) and min(values, default=0) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     if panel == SHARE:
         axes.set_ylim(min(0.0, *values) - 0.03, max(1.0, *values) + 0.03)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -48,20 +49,25 @@ class Sheet:
         """Return the sheet with each header and cell on one line, escaped, and bold where it is."""
 
         def clean(cell: str) -> str:
-            return escape(" ".join(cell.split()))
+            return escape(on_one_line(cell))
 
         rows = [
             [bold(clean(c)) if (i, j) in self.bold else clean(c) for j, c in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
-        return replace(self, headers=[clean(header) for header in self.headers], rows=rows)
+        return replace(
+            self,
+            title=on_one_line(self.title),
+            headers=[clean(header) for header in self.headers],
+            rows=rows,
+            notes=[on_one_line(note) for note in self.notes],
+        )
 
 
 def to_text(sheets: Sequence[Sheet]) -> str:
     """Write `sheets` for a terminal."""
-    parts = (
-        "\n".join([s.title, "", _tabulate(s.written(str), "simple"), "", *s.notes]) for s in sheets
-    )
+    written = (sheet.written(str) for sheet in sheets)
+    parts = ("\n".join([s.title, "", _tabulate(s, "simple"), "", *s.notes]) for s in written)
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,24 +75,29 @@ def to_markdown(sheets: Sequence[Sheet]) -> str:
     """Write `sheets` in Markdown, as GitHub reads it."""
     parts = []
     for sheet in sheets:
-        table = _tabulate(sheet.written(escape_markdown, "**{}**".format), "pipe")
-        notes = [f"- {escape_markdown(note)}" for note in sheet.notes]
-        parts.append("\n".join([f"### {escape_markdown(sheet.title)}", "", table, "", *notes]))
+        written = sheet.written(escape_markdown, "**{}**".format)
+        notes = [f"- {escape_markdown(note)}" for note in written.notes]
+        title = f"### {escape_markdown(written.title)}"
+        parts.append("\n".join([title, "", _tabulate(written, "pipe"), "", *notes]))
     return "\n\n".join(parts) + "\n"
 
 
 def to_csv(sheets: Sequence[Sheet]) -> str:
     """Write all `sheets` as one CSV, with separate columns for mean, error and count.
 
-    Accuracies are in percent, differences in points; missing values are empty.
+    Accuracies are in percent, differences in points; missing values are empty. A name that a
+    spreadsheet would run as a formula has an apostrophe before it.
     """
     lines = [line for sheet in sheets for line in sheet.lines]
     identifying = [name for line in lines for name in line.identity]
     measured = [name for line in lines for name in line.measures]
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(identifying + measured)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**line.identity, **line.measures} for line in lines)
+    names = list(dict.fromkeys(identifying + measured))
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(inert, names))
+    for line in lines:
+        cells = {**line.identity, **line.measures}
+        writer.writerow(inert(cells.get(name, "")) for name in names)
     return out.getvalue()
 
 
@@ -96,6 +107,27 @@ FORMATS: dict[str, Callable[[Sequence[Sheet]], str]] = {
     "latex": to_latex,
     "csv": to_csv,
 }
+
+
+def inert(cell: str) -> str:
+    """Return a cell of a CSV that no spreadsheet runs; a number stays a number.
+
+    Source: OWASP, CSV injection.
+    """
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return cell
+    with contextlib.suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}"
+
+
+def on_one_line(text: str) -> str:
+    """Return a text without breaks of lines, and with what a terminal would obey escaped."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def escape_markdown(text: str) -> str:

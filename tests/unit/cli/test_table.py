@@ -26,7 +26,9 @@ def test_prints_the_table_and_says_what_it_wrote(factory, capsys):
     assert out.startswith("colored_digits; test domain minus90; model mlp\n")
     assert "Read 9 runs: 6 done, 1 failed, 1 unfinished, 1 unreadable.\n" in out
     assert f"failed: {failed.path}\n" in out
-    assert f"unreadable: {broken.path}: config.json is not an object\n" in out
+    problem = "config.json cannot be read (it is a list, not an object)"
+    fix = "start its run again with resume=false, or remove the folder"
+    assert f"unreadable: {broken.path}: {problem}; {fix}\n" in out
     names = ["table.md", "table.tex", "table.csv", "table-notes.tex", "figure.pdf", "figure.png"]
     for name in names:
         path = factory.root / "table" / name

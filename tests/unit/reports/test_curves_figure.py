@@ -184,5 +184,5 @@ def test_too_many_rows_are_left_out(factory, tmp_path):
 def test_records_that_cannot_be_read_are_named(two_seeds, tmp_path):
     path = two_seeds[0].rows[0].runs[0].path / RECORDS
     path.write_text("no record\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"records\.jsonl, line 1: not a record"):
+    with pytest.raises(ValueError, match=r"records\.jsonl is damaged: line 1"):
         draw_curves(two_seeds, tmp_path / "curves")

@@ -222,9 +222,9 @@ def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
 
 def test_seeds_without_a_partner_are_named_and_left_out(factory):
     for seed in (0, 1, 2):
-        factory.done("erm", None, seed, 0.1 * seed)
+        factory.done("erm", None, seed, 0.01 * seed)
     for seed in (1, 2, 7):
-        factory.done("fishr", 1.0, seed, 0.5 + 0.1 * seed)
+        factory.done("fishr", 1.0, seed, 0.5 + 0.01 * seed)
     (_, row) = table_of(factory).rows
     assert row.unpaired == (0, 7)
     assert row.difference == pytest.approx((50.0, 0.0, 2))

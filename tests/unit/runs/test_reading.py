@@ -48,8 +48,8 @@ def test_copies_of_config_and_result_are_no_runs(factory):
     ("change", "problem"),
     [
         (lambda result: result.pop("labels"), "lacks 'labels'"),
-        (lambda result: result["test_accuracy"].update(minus90=None), "something unexpected"),
-        (lambda result: result.update(labels=3), "something unexpected"),
+        (lambda result: result["test_accuracy"].update(minus90=None), "no accuracy of minus90"),
+        (lambda result: result.update(labels=3), "labels is 3, not an object"),
     ],
 )
 def test_a_broken_result_is_named_and_does_not_stop_the_others(factory, change, problem):

@@ -1,0 +1,56 @@
+"""The names of a run's files, and which files in a folder are a run's."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from fishr_exp.runs.content import UnreadableError, read_object
+
+CONFIG, DATA, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
+    "config.json",
+    "data.json",
+    "environment.json",
+    "records.jsonl",
+    "result.json",
+    "tracking.json",
+)
+CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
+# Beside the configuration; in this order they are removed.
+FILES = (DONE, RESULT, RECORDS, DATA, ENVIRONMENT, TRACKING)
+# The files that a run names: checkpoints, as the training room does, and those being written.
+OF_CHECKPOINTS = re.compile(r"best\.pt|best-\d+\.pt|step-\d+\.pt")
+UNFINISHED = re.compile(
+    rf"\.({'|'.join(map(re.escape, (*FILES, CONFIG)))}|{OF_CHECKPOINTS.pattern})\.\d+\.tmp"
+)
+
+
+def is_of_a_run(folder: Path) -> bool:
+    """Whether the configuration in a folder is a run's, of any version, as its content says.
+
+    Of a damaged one the environment is read, which every start of a run writes.
+    """
+    try:
+        config = read_object(folder / CONFIG)
+    except UnreadableError:
+        with contextlib.suppress(UnreadableError):
+            versions = read_object(folder / ENVIRONMENT).get("versions")
+            return isinstance(versions, dict) and "fishr-exp" in versions
+        return False
+    return {"seed", "test_domains"} <= {*config} and isinstance(config.get("trainer"), dict)
+
+
+def named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """Return what has one of these names in a folder, other folders left out."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if names.fullmatch(path.name) and not path.is_dir()]
+
+
+def is_new(path: Path) -> bool:
+    """Whether something may lie in a folder that a run is begun in, and is left alone."""
+    if path.name == RECORDS:  # made before the configuration
+        return path.is_file() and path.stat().st_size == 0
+    if path.name == CHECKPOINTS:
+        return path.is_dir() and not any(path.iterdir())
+    return path.name[0] in ".~" or path.suffix == ".log"
