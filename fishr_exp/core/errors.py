@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 from fishr_exp.core.secrets import masked, masked_value
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    r"""Escape what is not UTF-8 in a file's name: `caf\xe9`; no record or log could hold it."""
+    r"""Escape what is not UTF-8 in a file's name: `caf\xe9`; no record or log could hold it.
+
+    Characters that control a terminal are escaped, too, except those that end a line.
+    """
     try:
-        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     except UnicodeEncodeError:  # a surrogate that does not come from a name
-        return text.encode(errors="backslashreplace").decode()
+        text = text.encode(errors="backslashreplace").decode()
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 class ConfigError(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -13,6 +14,11 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path in which `~` is home; that of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 def require_file(path: str | os.PathLike[str]) -> None:

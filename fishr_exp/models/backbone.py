@@ -6,7 +6,6 @@ import difflib
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.contracts import Model
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.core.files import require_file
+from fishr_exp.core.files import expanded, require_file
 
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")
@@ -220,7 +219,7 @@ def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
 
 def _read(weights_file: str) -> Mapping[str, Tensor]:
     """Read a file that may be damaged, or made to do harm: whatever it raises is one line."""
-    path = Path(weights_file).expanduser()
+    path = expanded(weights_file)
     try:
         require_file(path)
         if path.suffix == ".safetensors":

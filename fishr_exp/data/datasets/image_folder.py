@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.datasets.layout import check_layout, refuse_one_class
 from fishr_exp.data.images.decoding import MAX_PIXELS
-from fishr_exp.data.images.folders import SUFFIXES, Folders, folders_in, images_of
+from fishr_exp.data.images.folders import SUFFIXES, Folders, folders_in, images_of, root_folder
 from fishr_exp.data.images.listed import (
     Images,
     by_class,
@@ -132,7 +131,7 @@ def find_images(
 
 def _listed(root: str, domains: Sequence[str] | None) -> dict[str, dict[str, list[str]]]:
     """Return the files of each domain and folder in it."""
-    folder = Path(root).expanduser()
+    folder = root_folder(root)
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise ConfigError("dataset.root", root, reason, "pass the folder that contains the domains")

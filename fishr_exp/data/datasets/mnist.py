@@ -7,7 +7,6 @@ and test domains. Their results cannot be compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import expanded
 from fishr_exp.core.seeding import generator
 from fishr_exp.data.datasets import coloring, rotation
 
@@ -143,15 +143,17 @@ def _shuffled_70k(root: str, download: bool, seed: int) -> tuple[Tensor, Tensor]
 
 def _read(root: str, *, train: bool, download: bool) -> tuple[Tensor, Tensor]:
     """Return the images [N, 28, 28], uint8, and digits [N], int64, of one of MNIST's two files."""
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     try:
         mnist = torchvision.datasets.MNIST(str(folder), train=train, download=download)
-    except (OSError, RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
+    except Exception as error:  # a damaged file raises almost anything
         fault = (str(error) or type(error).__name__).splitlines()[0]
         raise _cannot_read(root, download, fault) from error
     images, digits, expected = len(mnist.data), len(mnist.targets), _SIZES[train]
     if (images, digits) != (expected, expected):
         raise _damaged(root, f"{images} images and {digits} labels instead of {expected}")
+    if mnist.data.shape[1:] != (28, 28) or not 0 <= mnist.targets.min() <= mnist.targets.max() <= 9:
+        raise _damaged(root, "it has images that are not 28x28, or labels other than 0 to 9")
     return mnist.data, mnist.targets
 
 

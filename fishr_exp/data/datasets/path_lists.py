@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -13,7 +14,9 @@ import torch
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import expanded, require_file
 from fishr_exp.data.images.decoding import MAX_PIXELS
+from fishr_exp.data.images.folders import root_folder
 from fishr_exp.data.images.listed import (
     Images,
     Listed,
@@ -23,7 +26,8 @@ from fishr_exp.data.images.listed import (
 )
 
 _log = logging.getLogger(__name__)
-_LINE = re.compile(r"(.*\S)\s+(-?[0-9]+)")  # a path, which may contain spaces, and a label
+_LINE = re.compile(r"(.*\S)\s+(-?[0-9]{1,18})")  # a path, which may contain spaces, and a label
+_SHOWN = 80  # characters of a line in a message
 
 
 class Line(NamedTuple):
@@ -126,7 +130,7 @@ def find_lists(*, root: str, lists: Mapping[str, Sequence[str] | str]) -> dict[s
             "dataset.lists", _given(lists), "at least 2 domains are needed",
             "write {DOMAIN: [TRAIN_LIST, VALIDATION_LIST], ...}",
         )  # fmt: skip
-    folder = Path(root).expanduser()
+    folder = root_folder(root)
     read: dict[str, Parts] = {}
     for domain, given in lists.items():
         files = [given] if isinstance(given, str) else given
@@ -139,7 +143,8 @@ def find_lists(*, root: str, lists: Mapping[str, Sequence[str] | str]) -> dict[s
     if len(numbers) < 2:
         reason = f"all images have the label {numbers[0]}, and at least 2 labels are needed"
         raise ConfigError("dataset.lists", _given(lists), reason)
-    if absent := sorted(set(range(numbers[0], numbers[-1])) - set(numbers)):
+    gaps = (range(one + 1, other) for one, other in itertools.pairwise(numbers))
+    if absent := list(itertools.islice(itertools.chain.from_iterable(gaps), 6)):
         _log.warning(
             "dataset.lists: no image has the label %s; the labels %d to %d become 0 to %d",
             ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else ""),
@@ -177,6 +182,7 @@ def _by_number(read: Mapping[str, Parts]) -> Images:
 def _read(folder: Path, file: str) -> list[Line]:
     path = _found(folder, file)
     try:
+        require_file(path)
         # Names of files need not be UTF-8, and the first line may begin with a byte order mark.
         text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     except OSError as error:
@@ -187,7 +193,8 @@ def _read(folder: Path, file: str) -> list[Line]:
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
-            reason = f"expected a path and a whole number, found `{line}`"
+            shown = line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+            reason = f"expected a path and a whole number, found `{shown}`"
             raise ConfigError("dataset.lists", f"{path}, line {place}", reason)
         found.append(Line(str(folder / match[1]), int(match[2]), path, place))
     if not found:
@@ -197,7 +204,7 @@ def _read(folder: Path, file: str) -> list[Line]:
 
 def _found(folder: Path, file: str) -> Path:
     """Return the path of a list: relative to the folder of the images, or to the current one."""
-    given = Path(file).expanduser()
+    given = expanded(file)
     places = list(dict.fromkeys([folder / given, given.absolute()]))
     for path in places:
         if path.exists():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.images.decoding import MAX_PIXELS
-from fishr_exp.data.images.folders import Folders, images_of
+from fishr_exp.data.images.folders import Folders, images_of, root_folder
 from fishr_exp.data.images.listed import Images, by_class, listed_domains
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
@@ -114,7 +114,7 @@ def find_spawrious(*, root: str, variant: str) -> Images:
     """
     if variant not in _VARIANTS:
         raise ConfigError("dataset.variant", variant, f"choose from {', '.join(_VARIANTS)}")
-    backgrounds, folder = _VARIANTS[variant], Path(root).expanduser()
+    backgrounds, folder = _VARIANTS[variant], root_folder(root)
     build = _one_to_one if backgrounds.filler else _many_to_many
     by_domain = build(folder, backgrounds)
     return {domain: {name: of[name] for name in CLASSES} for domain, of in by_domain.items()}

@@ -30,7 +30,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from fishr_exp.core.errors import ConfigError, TrainingError
-from fishr_exp.core.files import require_file
+from fishr_exp.core.files import expanded, require_file
 from fishr_exp.data.images.decoding import MAX_PIXELS, Files, Picture
 
 _log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
     Raises:
         ConfigError: If it cannot be written.
     """
-    folder, root = folder.expanduser(), root.expanduser().resolve()
+    folder, root = expanded(folder), expanded(root).resolve()
     size = files.stored_size or "original"
     stem = re.sub(r"[^\w.-]", "_", name)
     location = _sha256(f"{name} {root}")[:8]

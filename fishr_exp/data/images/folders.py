@@ -7,8 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import expanded
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def root_folder(root: str) -> Path:
+    """Return the folder that `dataset.root` names.
+
+    Raises:
+        ConfigError: If it names none; an empty path would be the current folder.
+    """
+    if not root.strip():
+        raise ConfigError("dataset.root", root, "must name a folder", "pass dataset.root=DIR")
+    return expanded(root)
 
 
 class Folders:
@@ -39,17 +51,20 @@ class Folders:
         tops = [str(folder)]  # and the links under it, which come after all that is not a link
         for top in tops:
             self.check_link(top)
-            for inner, folders, files in os.walk(top, onerror=_reraise):
+            to_visit = [top]  # a list, since folders may be deeper than Python recurses
+            while to_visit:
+                inner = to_visit.pop()
                 real = os.path.realpath(inner)
                 if real in visited:
-                    folders.clear()
                     continue
                 visited.add(real)
                 self._take(real, str(folder))
-                folders[:] = sorted(name for name in folders if not _is_hidden(name))
-                inside = (os.path.join(inner, name) for name in folders)
-                tops += [path for path in inside if os.path.islink(path)]
-                found += [os.path.join(inner, name) for name in files]
+                with os.scandir(inner) as listed:
+                    entries = sorted(listed, key=lambda entry: entry.name)
+                found += [entry.path for entry in entries if not entry.is_dir()]
+                inside = [e for e in entries if e.is_dir() and not _is_hidden(e.name)]
+                tops += [entry.path for entry in inside if entry.is_symlink()]
+                to_visit += [entry.path for entry in inside[::-1] if not entry.is_symlink()]
         return sorted(found)
 
     def check_link(self, path: str | Path) -> None:
@@ -76,7 +91,7 @@ class Folders:
             )
 
     def _name(self, path: str | Path) -> str:
-        return os.path.relpath(path, Path(self.root).expanduser())
+        return os.path.relpath(path, expanded(self.root))
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -95,7 +110,3 @@ def _is_image(name: str) -> bool:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")
-
-
-def _reraise(error: OSError) -> None:  # os.walk would ignore folders that it cannot list
-    raise error

@@ -84,7 +84,7 @@ def test_a_line_that_is_wrong_is_named(root, line, said):
         ),
         (
             {"art": ["images"], "photo": ["photo_val.txt"]},
-            "images: cannot be read (Is a directory)",
+            "images: cannot be read (it is a folder, not a file)",
         ),
         ({"art": ["art_train.txt"] * 3, "photo": ["photo_val.txt"]}, "one list, or two"),
     ],
