@@ -17,6 +17,7 @@ from fishr_exp.cli.output import add_version, command
 from fishr_exp.cli.run import claim_optuna, register_run_name
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import before_the_run, one_line
+from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.planning import Job, MistakesError, compose, without_warnings
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     register_run_name()
     claim_optuna()
     try:
-        jobs = compose(quoted(options.overrides), options.config_dir)
+        with permissions_of(options.overrides):
+            jobs = compose(quoted(options.overrides), options.config_dir)
         sys.stdout.write(f"{_counts(jobs)}\n")
         todo = [job for job in jobs if job.state != "done"]
         if todo:

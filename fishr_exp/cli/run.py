@@ -22,24 +22,22 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import fishr_exp
 from fishr_exp.cli.output import closed_streams, command
-from fishr_exp.configuration.binding import (
-    arguments,
-    check_output_dir,
-    conf_dir,
-    run_name,
-    typed_words,
-)
+from fishr_exp.configuration.binding import arguments, check_output_dir, run_name, typed_words
 from fishr_exp.configuration.callbacks import (
     failures,
     handling_signals,
     is_command,
     jobs_go_on,
+    leaving_no_empty_folder,
     stopped_by,
 )
 from fishr_exp.configuration.command_line import arranged
 from fishr_exp.configuration.console import name_lines
 from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
+from fishr_exp.configuration.options import conf_dir
+from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.protocol import standing
+from fishr_exp.configuration.secrecy import with_variables
 from fishr_exp.core.errors import TrainingError, UnfinishedError
 from fishr_exp.runs.run_folder import CONFIG, LOCK
 
@@ -64,7 +62,7 @@ _stopped: UnfinishedError | None = None  # in a launcher's process: it starts no
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
-    with handling_signals():
+    with handling_signals(), permissions_of(sys.argv[1:]), leaving_no_empty_folder():
         status = _main()
     sys.exit(status)
 
@@ -80,7 +78,8 @@ def _main() -> int:
     try:
         register_run_name()
         claim_optuna()
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+        start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+        start(job)()
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and closed_streams():
             raise
@@ -143,6 +142,7 @@ def job(config: DictConfig) -> float | None:
                 _only_errors()
             choices = context.runtime.choices
             checked = arguments(config, choices, typed_words(context))
+            checked.config.update(with_variables(config, checked.config))
             if config.get("protocol"):
                 checked.config["protocol"].update(_standing(config, choices))
             result = run(checked, folder)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import importlib
 import inspect
 import os
-import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -22,23 +20,11 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fishr_exp.configuration import protocol  # noqa: F401 - its resolvers must be known
+from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, target
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name, place_of
+from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name
 from fishr_exp.runs.keys import APART, CHOICES, KEYS, OF_A_PROTOCOL, PARTS, given_as
 
-# What a configuration may build: what is defined there, or begins with a name in `allow_targets`.
-TARGETS = (
-    "fishr_exp.data",
-    "fishr_exp.models",
-    "fishr_exp.gradient_variance",
-    "fishr_exp.trainers",
-    "fishr_exp.training.averaging",
-    "fishr_exp.training.early_stopping",
-    "fishr_exp.tracking",
-    "torch.optim",
-)
-ALLOW_TARGETS = "allow_targets"
-ALLOW_TARGETS_VARIABLE = "FISHR_EXP_ALLOW_TARGETS"  # of the environment; names, with commas between
 # How types are called to people.
 _PLAIN = {
     "torch.Tensor": "Tensor",
@@ -52,18 +38,6 @@ SUPPLIED = ("labels", "config")
 
 if TYPE_CHECKING:
     from fishr_exp.training.arguments import Arguments
-
-
-def conf_dir() -> Path:
-    """Return the folder of the configuration: in the installed package, or beside it."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def search_path(config_dir: str | None) -> list[str]:
-    """Return the override by which Hydra finds the options in a folder; none without a folder."""
-    return [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
 
 
 def run_name(config: DictConfig, trainer: str, typed: Sequence[str] = ()) -> str:
@@ -145,16 +119,6 @@ def _known_domains(dataset: Any) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def allowed_targets(given: object) -> list[str]:
-    """Return what `_target_` may name besides `TARGETS`: `allow_targets`, and the variable's names.
-
-    Raises:
-        ConfigError: If `given` is not a list of names.
-    """
-    always = os.environ.get(ALLOW_TARGETS_VARIABLE, "").replace(",", " ").split()
-    return [*_convert(ALLOW_TARGETS, given or [], list[str]), *always]
-
-
 def typed_words(of_hydra: Any) -> list[str]:
     """Return the overrides of the command line, as Hydra's part of the configuration has them."""
     words = OmegaConf.to_container(of_hydra.overrides.task, resolve=False)
@@ -175,7 +139,7 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     allowed = allowed_targets(OmegaConf.to_container(config).get(ALLOW_TARGETS))  # type: ignore[union-attr]
     for group in replaced:
         node = config[group]
-        parameters = _parameters(_target(str(node[TARGET]), group, allowed))
+        parameters = _parameters(target(str(node[TARGET]), group, allowed))
         if all(key in (TARGET, NEUTRAL, *parameters) for key in node):
             continue  # it takes what the option has
         with open_dict(node):
@@ -199,40 +163,39 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
     Args:
         node: The group's part of the configuration.
         group: Its name.
-        allowed: Packages, modules or names that `_target_` may name besides `TARGETS`. A
-            configuration may come from someone else, and must not call arbitrary code.
+        allowed: Packages, modules or names that `_target_` may name besides the group's own parts.
     """
     if node is None and KEYS[group].optional:
         return None
     if not isinstance(node, Mapping) or TARGET not in node:
         raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
-    target = _target(str(node[TARGET]), group, allowed)
+    build = target(str(node[TARGET]), group, allowed)
     keywords = {key: value for key, value in node.items() if key not in (TARGET, NEUTRAL)}
     supplied = KEYS[group].builds or ()
-    parameters = _parameters(target)
+    parameters = _parameters(build)
     without = [name for name in supplied if name not in parameters and name != "params"]
     if without and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         if group == "model":  # a network that knows its sizes
-            bound = bind(target, keywords, f"{group}.", supplied)
-            return lambda **given: target(
+            bound = bind(build, keywords, f"{group}.", supplied)
+            return lambda **given: build(
                 **bound, **{key: value for key, value in given.items() if key in parameters}
             )
         reason = f"does not take {without[0]}, which every run gives to its {group}"
         raise ConfigError(f"{group}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
-    return functools.partial(target, **bind(target, keywords, f"{group}.", supplied))
+    return functools.partial(build, **bind(build, keywords, f"{group}.", supplied))
 
 
 def bind(
-    target: Callable[..., Any],
+    build: Callable[..., Any],
     keywords: Mapping[str, Any],
     prefix: str,
     supplied: Iterable[str] = (),
     also: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Check keywords against the signature of `target`; return them as its annotations say.
+    """Check keywords against the signature of `build`; return them as its annotations say.
 
     Args:
-        target: What will be called.
+        build: What will be called.
         keywords: What the configuration holds for it.
         prefix: Of the keys in messages, e.g. `trainer.`.
         supplied: Parameters that the configuration must not hold.
@@ -241,7 +204,7 @@ def bind(
     Raises:
         ConfigError: If a keyword is unknown, missing or of the wrong type.
     """
-    parameters = {k: p for k, p in _parameters(target).items() if k not in supplied}
+    parameters = {k: p for k, p in _parameters(build).items() if k not in supplied}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in keywords.items():
         if name not in parameters and not takes_any:
@@ -252,16 +215,16 @@ def bind(
         if parameter.default is parameter.empty and name not in keywords and not various:
             hint = f"add {given_as(f'{prefix}{name}')}"
             raise ConfigError(f"{prefix}{name}", "???", "must be given", hint)
-    is_plain_class = inspect.isclass(target) and not is_dataclass(target)
-    hints = typing.get_type_hints(target.__init__ if is_plain_class else target)
+    is_plain_class = inspect.isclass(build) and not is_dataclass(build)
+    hints = typing.get_type_hints(build.__init__ if is_plain_class else build)
     return {
         name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
         for name, value in keywords.items()
     }
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(target).parameters
+def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(build).parameters
 
 
 def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
@@ -274,53 +237,6 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
         hint = f"did you mean {near[0]}?"
     known = f"; known are {', '.join(allowed)}" if allowed else ""
     return ConfigError(key, value, f"no such key{known}", hint)
-
-
-def _target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
-    reason = "a configuration builds only our datasets, models and the like, and torch.optim"
-    hint = f"pass {ALLOW_TARGETS}=[{name.partition('.')[0]}] if you trust it"
-    refused = ConfigError(f"{group}._target_", name, reason, hint)
-    if not _within(place_of(name), (*TARGETS, *allowed)):
-        raise refused
-    module, _, attribute = place_of(name).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module of a user's own may do anything
-        reason = f"cannot be imported ({type(error).__name__}: {error})"
-        hint = _how_to_import(name, group, error)
-        raise ConfigError(f"{group}._target_", name, reason, hint) from error
-    # A name that one of our modules has imported is not ours.
-    if not _within(name, allowed) and not _within(str(getattr(found, "__module__", "")), TARGETS):
-        raise refused
-    return found
-
-
-def _how_to_import(name: str, group: str, error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        if name.startswith("fishr_exp."):
-            return (
-                f"pass {group}=NAME"
-                if error.name.startswith("fishr_exp")
-                else (f"install {error.name}")
-            )
-        return (
-            f"install {error.name}, or name the folder that contains it: PYTHONPATH=DIR before the "
-            "command, PYTHONPATH=. for the current folder"
-        )
-    module, _, attribute = name.rpartition(".")
-    if isinstance(error, AttributeError) and module in sys.modules:
-        known = [n for n, v in vars(sys.modules[module]).items() if callable(v)]
-        near = difflib.get_close_matches(attribute, known, n=1)
-        return f"did you mean {module}.{near[0]}?" if near else f"pass {group}=NAME"
-    return (
-        f"write MODULE.CLASS, or pass {group}=NAME"
-        if not module
-        else ("HYDRA_FULL_ERROR=1 shows where")
-    )
-
-
-def _within(name: str, places: Iterable[str]) -> bool:
-    return any(f"{name}.".startswith(f"{place}.") for place in places)
 
 
 def _convert(key: str, value: object, annotation: Any) -> Any:

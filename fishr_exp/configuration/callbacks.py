@@ -29,6 +29,7 @@ _MOST = 10  # failures to name
 _command = 0  # the number of the command's own process; a launcher may start others
 _folder: Path | None = None  # of the sweep that runs in this process
 _signal = 0  # that the command was stopped by
+_absent: list[Path] = []  # folders that the command finds absent; Hydra makes them
 _lost: list[str] | None = None  # jobs of submitit with nothing to show; None: not through it
 
 
@@ -75,6 +76,27 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
+@contextlib.contextmanager
+def leaving_no_empty_folder() -> Iterator[None]:
+    """After the block, remove the folders that Hydra made in it and that hold nothing."""
+    _absent.clear()
+    try:
+        yield
+    finally:
+        for folder in _absent:  # the inner ones first
+            with contextlib.suppress(OSError):
+                if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+                    (folder / "multirun.yaml").unlink()  # of a sweep without a run
+                folder.rmdir()
+
+
+def _note_absent(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if path.exists():
+            return
+        _absent.append(path.absolute())
+
+
 class CheckRunFolder(Callback):
     """Refuse a folder for a run before Hydra writes to it: `hydra.run.dir` can be any."""
 
@@ -84,6 +106,7 @@ class CheckRunFolder(Callback):
         try:
             folder = check_output_dir(config.hydra.run.dir)
             config.hydra.run.dir = folder  # where ~ is home
+            _note_absent(Path(folder))
             RunFolder(folder).check_ours()
         except OmegaConfBaseException:
             return  # Hydra reports it next
@@ -102,6 +125,7 @@ class ShareSweepName(Callback):
         OmegaConf.select(config, "sweep_name")
         with contextlib.suppress(OmegaConfBaseException):  # Hydra reports a mistake there next
             _folder = Path(config.hydra.sweep.dir)
+            _note_absent(_folder)
 
 
 class PassSignalsOn(Callback):

@@ -19,7 +19,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fishr_exp.configuration.binding import conf_dir, unknown_key
+from fishr_exp.configuration.binding import unknown_key
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.keys import CHOICES, PARTS
 
@@ -157,7 +158,7 @@ def _unknown(key: str) -> ConfigError:
             with _composing():
                 words = [*choices, *_search_path()]
                 node = hydra.compose("config", words, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException):
+        except (HydraException, OmegaConfBaseException, ConfigError):
             pass  # of a sweep over a group, the keys depend on the job
     chosen = OmegaConf.select(node, f"hydra.runtime.choices.{group}")
     node = OmegaConf.masked_copy(node, [str(name) for name in node if name != "hydra"])
@@ -190,7 +191,7 @@ def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> Conf
     """Explain a key that an option of a sweep over a group has not, or none of them."""
     name, keys = key.partition(".")[2], {}
     for option in overrides[group].split(","):
-        with contextlib.suppress(HydraException, OmegaConfBaseException), _composing():
+        with contextlib.suppress(HydraException, OmegaConfBaseException, ConfigError), _composing():
             node = hydra.compose("config", [f"{group}={option}", *_search_path()])[group]
             keys[option] = _own_keys(node)
     without = [option for option, own in keys.items() if name.partition(".")[0] not in own]

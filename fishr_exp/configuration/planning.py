@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from fishr_exp.configuration.baseline import AddBaseline
-from fishr_exp.configuration.binding import arguments, conf_dir, search_path, typed_words
+from fishr_exp.configuration.binding import arguments, typed_words
 from fishr_exp.configuration.messages import one_line
+from fishr_exp.configuration.options import conf_dir, search_path
 from fishr_exp.configuration.protocol import check_ranges
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import settings

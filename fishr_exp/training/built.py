@@ -11,15 +11,17 @@ import copy
 import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Domains, Model, Trainer
 from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.training.arguments import Mirror
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _TRIED: weakref.WeakKeyDictionary[Model, set[object]] = weakref.WeakKeyDictionary()
 _LARGEST_READ_AT_ONCE = 3 * 64 * 64  # numbers of a sample that a linear layer may sensibly read
@@ -60,6 +62,32 @@ def as_domains(built: Any) -> Domains:
     if empty := [name for name, domain in built.by_name.items() if not len(domain)]:
         raise ConfigError("dataset", built.name, f"domain {empty[0]} has no samples")
     return built
+
+
+def as_kind(built: Any, kind: type[T], group: str) -> T:
+    """Return a part that was built, if it is of its group's kind.
+
+    Raises:
+        ConfigError: If it is something else.
+    """
+    if isinstance(built, kind):
+        return built
+    name = f"{kind.__module__}.{kind.__name__}"
+    hint = f"pass {group}=NAME, or derive it from {name}"
+    raise ConfigError(group, type(built).__name__, f"is not what {group} builds", hint)
+
+
+def as_mirror(built: Any) -> Mirror:
+    """Return a tracker that was built.
+
+    Raises:
+        ConfigError: If it lacks a method of a tracker.
+    """
+    for method in ("start", "catch_up", "sync", "finish"):
+        if not callable(getattr(built, method, None)):
+            hint = "pass tracker=NAME, or derive it from fishr_exp.tracking.mirror.Mirror"
+            raise ConfigError("tracker", type(built).__name__, f"has no method {method}", hint)
+    return built  # type: ignore[no-any-return]
 
 
 def two_samples(domains: Domains) -> Tensor:

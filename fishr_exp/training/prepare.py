@@ -24,7 +24,14 @@ from fishr_exp.gradient_variance import UnsupportedError
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.records import PARTS
 from fishr_exp.training.arguments import Arguments
-from fishr_exp.training.built import as_domains, as_model, as_trainer, check_fit, two_samples
+from fishr_exp.training.built import (
+    as_domains,
+    as_kind,
+    as_model,
+    as_trainer,
+    check_fit,
+    two_samples,
+)
 from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS
@@ -49,7 +56,7 @@ def prepare(arguments: Arguments) -> Prepared:
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
     trainer = as_trainer(arguments.trainer(loss=loss))
     context = autocast(arguments.precision, device, trainer)
-    observer = arguments.observer()
+    observer = as_kind(arguments.observer(), EarlyStopping, "observer")
     _check_named_domains(arguments)
     domains = as_domains(arguments.dataset())
     training_domains = _training_domains(arguments, domains, trainer)
@@ -125,7 +132,9 @@ def _training(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if arguments.compile:
         compile_featurizer(model, trainer)
-    averaging = arguments.averaging() if arguments.averaging else Averaging()
+    averaging = Averaging()
+    if arguments.averaging:
+        averaging = as_kind(arguments.averaging(), Averaging, "averaging")
     averaging.prepare(model)
     averaging.to(device)
 
@@ -134,6 +143,7 @@ def _training(
             return arguments.optimizer(*given, **overrides)
 
         built = _built(make, "optimizer", arguments.config, ValueError)
+        as_kind(built, torch.optim.Optimizer, "optimizer")
         closure = inspect.signature(built.step).parameters.get("closure")
         if closure and closure.default is closure.empty:  # L-BFGS
             reason = "needs a closure, which evaluates the objective several times a step"

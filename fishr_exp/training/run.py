@@ -20,6 +20,7 @@ from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.arguments import Arguments, Mirror
+from fishr_exp.training.built import as_mirror
 from fishr_exp.training.changes import changes_since
 from fishr_exp.training.checkpoint import Checkpoints, Interval, OtherBestError
 from fishr_exp.training.early_stopping import Verdict
@@ -65,7 +66,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
             return earlier
         mirror = None
         if arguments.tracker and distributed.is_first():
-            mirror = arguments.tracker(run_folder)
+            mirror = as_mirror(arguments.tracker(run_folder))
         checkpoints = Checkpoints(run_folder.checkpoints, settings(arguments.config))
         _start_or_continue(prepared, run_folder, checkpoints)
         journal = _Journal(prepared, run_folder, checkpoints, mirror)
@@ -195,7 +196,8 @@ def _done(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
             log.info("%s", _line(Result.from_json(result)))
             log.info("done already: %s (resume=false runs it again)", run_folder.path)
             if arguments.tracker:
-                arguments.tracker(run_folder).catch_up(arguments.config, arguments.labels)
+                mirror = as_mirror(arguments.tracker(run_folder))
+                mirror.catch_up(arguments.config, arguments.labels)
             if changed := changes_since(result.get("data"), arguments):
                 log.warning("the data have changed since this run: %s", changed)
         return result

@@ -77,8 +77,7 @@ MISTAKES = {
     "launcher that is absent": (["hydra/launcher=submitit_slurm"], ["pip install '.[slurm]'"]),
     "removed group": (["~trainer"], ["trainer=null: was removed; pass trainer=NAME"]),
     "target": (["trainer._target_=fishr_exp.trainers.no.No"], ["trainer._target_=fishr_exp.train",
-        "cannot be imported (ModuleNotFoundError: No module named 'fishr_exp.trainers.no')",
-        "pass trainer=NAME"]),
+        "is not what an option of trainer builds", "pass trainer=NAME, or allow_targets="]),
     "two equals signs": (["trainer.gamma=1=2"], ["trainer.gamma=1=2: cannot be read as KEY=VALUE",
         "put quotes"]),
     "no equals sign": (["trainer.gamma"], ["trainer.gamma: cannot be read as KEY=VALUE"]),
@@ -348,4 +347,4 @@ def test_a_mistake_that_shows_at_the_first_step_leaves_nothing_behind(
         outcome = fishr_exp(word)
         assert outcome.status == 2
         assert word in outcome.err
-        assert list((tmp_path / "runs").iterdir()) == []
+        assert not (tmp_path / "runs").exists()

@@ -464,15 +464,6 @@ def test_a_clock_that_jumps_changes_no_run(
     [
         (("checkpoint_every=-3",), "checkpoint_every=-3: must be positive"),
         (("checkpoint_every=5m",), "checkpoint_every=5m: must be positive"),
-        (
-            ("trainer._target_=os.system",),
-            "trainer._target_=os.system: a configuration builds only our datasets, models and the "
-            "like, and torch.optim; pass allow_targets=[os] if you trust it",
-        ),
-        (("trainer._target_=fishr_expert.Erm",), "a configuration builds only"),
-        (("trainer._target_=fishr_exp.runs.run_folder.write_atomically",), "builds only"),
-        # imported there, and defined elsewhere
-        (("observer._target_=fishr_exp.training.early_stopping.ConfigError",), "builds only"),
         (("checkpoint_every=10.5",), "checkpoint_every=10.5: must be positive"),
     ],
 )
@@ -492,5 +483,5 @@ def test_an_allowed_target_is_built(fishr_exp: Command) -> None:
     words = ("optimizer._target_=torch.optim.adam.Adam",)
     assert fishr_exp(*words).status == 0
     words = ("observer._target_=tests.e2e.test_kills.Recorder", "model.hidden=4")
-    assert "pass allow_targets=[tests] if you trust it" in fishr_exp(*words).err
+    assert "or allow_targets=[tests] if you trust it" in fishr_exp(*words).err
     assert fishr_exp(*words, "allow_targets=[tests]").status == 0

@@ -81,8 +81,9 @@ def test_a_root_configuration_of_ones_own(
 ) -> None:
     monkeypatch.syspath_prepend(str(OUTSIDE))
     mine = f"defaults: [config, _self_]\nhydra: {{searchpath: ['file://{OUTSIDE}/conf']}}\n"
-    (tmp_path / "mine.yaml").write_text(mine + "allow_targets: [mylab]\n")
-    done = fishr_exp(f"--config-dir={tmp_path}", "--config-name=mine", "trainer=logit_decay")
+    (tmp_path / "mine.yaml").write_text(mine)
+    words = (f"--config-dir={tmp_path}", "--config-name=mine", "trainer=logit_decay")
+    done = fishr_exp(*words, "allow_targets=[mylab]")
     assert done.status == 0, done.err
 
 

@@ -34,4 +34,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 tried[group] += 1
                 fell[group] += outcome != "passed"
     for group, number in sorted(tried.items()):
-        terminalreporter.write_line(f"attacks, {group}: {number}, of which {fell[group]} fell short")
+        said = f"attacks, {group}: {number}, of which {fell[group]} fell short"
+        terminalreporter.write_line(said)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from fishr_exp.configuration.binding import conf_dir
+from fishr_exp.configuration.options import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

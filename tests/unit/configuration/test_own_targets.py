@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from fishr_exp.configuration.binding import allowed_targets, part
+from fishr_exp.configuration.binding import part
+from fishr_exp.configuration.permissions import allowed_targets, permissions_of
 from fishr_exp.core.errors import ConfigError
 
 
@@ -64,7 +66,12 @@ def test_a_network_may_know_its_sizes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_targets_can_be_allowed_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert allowed_targets(["mine"]) == ["mine"]
     monkeypatch.setenv("FISHR_EXP_ALLOW_TARGETS", "one.part, other")
-    assert allowed_targets(["mine"]) == ["mine", "one.part", "other"]
-    assert allowed_targets(None) == ["one.part", "other"]
+    with permissions_of(["allow_targets=[mine]", "seed=3"]):
+        assert allowed_targets(["mine", "other"]) == ["one.part", "other", "mine"]
+    with permissions_of([]):
+        assert allowed_targets() == ["one.part", "other"]
+        with pytest.raises(ConfigError, match="a file cannot allow this"):
+            allowed_targets(["mine"])
+    assert os.environ["FISHR_EXP_ALLOW_TARGETS"] == "one.part, other"
+    assert allowed_targets() == []

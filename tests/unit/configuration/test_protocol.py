@@ -13,7 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from fishr_exp.configuration.binding import conf_dir
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.protocol import DISTRIBUTIONS, draw, run_seed
 from fishr_exp.core.errors import ConfigError
 

@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from fishr_exp.cli.run import claim_optuna
-from fishr_exp.configuration.binding import conf_dir
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError, TrainingError
 
 pytest.importorskip("optuna")

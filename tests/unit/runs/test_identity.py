@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from fishr_exp.cli.run import register_run_name
 from fishr_exp.configuration import protocol
-from fishr_exp.configuration.binding import conf_dir, run_name
+from fishr_exp.configuration.binding import run_name
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs import identity
 from fishr_exp.runs.identity import compared, differences, folder_name, settings

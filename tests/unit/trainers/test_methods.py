@@ -10,7 +10,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from fishr_exp.configuration.binding import arguments, conf_dir
+from fishr_exp.configuration.binding import arguments
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.contracts import Batch, Facts, Minibatch, Model, Trainer, printed_name
 from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.training.step import Player, make_players, optimizer_step

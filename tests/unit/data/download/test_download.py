@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from omegaconf import OmegaConf
 
-from fishr_exp.configuration.binding import conf_dir
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.download import download as module
 from fishr_exp.data.download import transfer, unpacking
@@ -308,7 +308,7 @@ def test_what_must_be_got_by_hand_is_said_in_one_line(source, get, tmp_path):
 
 
 def test_a_folder_that_lacks_a_domain_is_left_alone(server, source, get, tmp_path):
-    (tmp_path / "set" / "photo").mkdir(parents=True)
+    (tmp_path / "set" / "photo" / "dog").mkdir(parents=True)
     with pytest.raises(ConfigError, match="lacks art_painting, cartoon, sketch; move it"):
         get()
 
@@ -353,7 +353,7 @@ def test_a_member_that_leads_out_of_the_folder_is_refused(server, source, get, k
 def test_a_damaged_archive_is_named(server, source, get, name, content, tmp_path):
     SOURCES["set"] = SOURCES["set"]._replace(files=(File(name, (f"{server.at}/a",)),))
     server.pages["/a"] = Page(content)
-    with pytest.raises(ConfigError, match=rf"{name}: it is damaged \(.*\); remove it"):
+    with pytest.raises(ConfigError, match=rf"it is damaged \(.*\); now called {name}.refused; run"):
         get()
 
 
