@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fishr_exp.runs.content import (
+    UnreadableError,
+    anything,
+    mapping,
+    parse_object,
+    read_bytes,
+    take,
+    text,
+)
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.run_folder import TRACKING
 
 # The first version knew one tracker, and wrote its settings without its name.
 _FIRST_TRACKER = "fishr_exp.tracking.mlflow_mirror.MlflowMirror"
+_WAY_OUT = "remove this file, and fishr-sync --tracking-uri URI sends the run again"
 _FIRST_SETTINGS = ("tracking_uri", "experiment", "sweep")
 
 
@@ -42,26 +51,31 @@ class State:
         """Read the state of the run in `folder`, also as the first version wrote it.
 
         Raises:
-            ValueError: If the file is not JSON, or not a mapping.
+            UnreadableError: If the file does not hold what `write` has written.
         """
         path = folder / TRACKING
         if not path.exists():
             return cls()
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"{path}: not a JSON object")
-        tracker, address = found.get("tracker", {}), found.get("address", "")
-        if not tracker and "tracking_uri" in found:
-            given = {key: found[key] for key in _FIRST_SETTINGS if key in found}
-            tracker, address = {TARGET: _FIRST_TRACKER, **given}, found["tracking_uri"]
-        return cls(
-            tracker=tracker,
-            address=address,
-            identity=found.get("mirror", ""),
-            run_id=found.get("run_id", ""),
-            ended=found.get("ended", ""),
-            labels=found.get("labels", {}),
-        )
+        content = read_bytes(path)
+        try:
+            found = parse_object(content)
+            empty: dict[str, Any] = {}
+            tracker = take(found, "tracker", mapping(anything), empty)
+            address = take(found, "address", text, "")
+            if not tracker and "tracking_uri" in found:
+                given = {key: found[key] for key in _FIRST_SETTINGS if key in found}
+                tracker = {TARGET: _FIRST_TRACKER, **given}
+                address = take(found, "tracking_uri", text)
+            return cls(
+                tracker=tracker,
+                address=address,
+                identity=take(found, "mirror", text, ""),
+                run_id=take(found, "run_id", text, ""),
+                ended=take(found, "ended", text, ""),
+                labels=take(found, "labels", mapping(text), {}),
+            )
+        except ValueError as error:
+            raise UnreadableError.of(path, f"is damaged: {error}", _WAY_OUT) from error
 
     def write(self, folder: Path) -> None:
         """Write the state of the run in `folder`.
