@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-import json
 import logging
 import os
 import sys
@@ -16,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from fishr_exp.cli.output import add_version, command
-from fishr_exp.configuration.binding import allowed_targets, part
+from fishr_exp.configuration.binding import part
+from fishr_exp.configuration.permissions import allowed_targets
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.secrets import remember
+from fishr_exp.runs.content import read_object
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.run_folder import CONFIG, RECORDS, RunFolder
+from fishr_exp.tracking.address import KEY, check_address
 from fishr_exp.tracking.mirror import Mirror, unreachable
 from fishr_exp.tracking.mlflow import quiet_mlflow
 from fishr_exp.tracking.state import State
@@ -27,6 +30,7 @@ from fishr_exp.tracking.state import State
 log = logging.getLogger(__name__)
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "running": "KILLED"}
+PATIENCE = 600.0  # seconds for one run; a slow server takes a while for a long one
 MLFLOW = "fishr_exp.tracking.mlflow.MlflowMirror"  # what --tracking-uri is an address of
 
 
@@ -68,10 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.dir.is_dir():
         sys.stderr.write(f"fishr-sync: {options.dir} is not a folder; pass a folder of runs\n")
         return 2
+    try:
+        if options.tracking_uri is not None:
+            remember(options.tracking_uri)
+            check_address(options.tracking_uri)
+    except ConfigError as error:
+        text = str(error).replace(f"{KEY}=", "--tracking-uri ")
+        sys.stderr.write(f"fishr-sync: {text}\n")
+        return 2
     tree = os.walk(options.dir)
     # A tracker keeps copies of a run's configuration and result, without its records.
     folders = [Path(path) for path, _, files in tree if {CONFIG, RECORDS} <= {*files}]
-    to = To(options.tracking_uri, options.experiment, tuple(allowed_targets(options.allow_targets)))
+    to = To(options.tracking_uri, options.experiment, (*allowed_targets(), *options.allow_targets))
     counts = Counter(send(RunFolder(path), to) for path in sorted(folders))
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
     sys.stdout.write(f"{len(folders)} runs under {options.dir}: {outcomes}\n")
@@ -104,9 +116,8 @@ def _send(folder: RunFolder, to: To) -> str:
         return "complete already"
     if mirror.address in unreachable:
         return "not sent"
-    mirror.patience = None
-    config = json.loads((folder.path / CONFIG).read_text())
-    mirror.start(config, state.labels or result.get("labels", {}))
+    mirror.patience, mirror.is_own = PATIENCE, to.tracking_uri is None
+    mirror.start(read_object(folder.path / CONFIG), state.labels or result.get("labels", {}))
     mirror.finish(status)
     return "not sent" if mirror.error else "sent"
 
@@ -114,7 +125,7 @@ def _send(folder: RunFolder, to: To) -> str:
 def _tracker(state: State, folder: RunFolder, to: To) -> Mapping[str, Any]:
     """Return the configuration of the tracker to send to; empty if there is none."""
     tracker = dict(state.tracker)
-    if to.tracking_uri:
+    if to.tracking_uri is not None:
         tracker = {
             TARGET: MLFLOW,
             "tracking_uri": to.tracking_uri,
@@ -139,7 +150,7 @@ def _mirror(tracker: Mapping[str, Any], folder: RunFolder, allowed: Sequence[str
         if error.key != key:
             raise
         hint = error.hint
-        if hint.startswith("pass allow_targets"):
+        if "allow_targets=" in hint:
             hint = "pass --allow-targets PACKAGE if you trust it"
         if error.__cause__ is not None:  # it could not be imported
             hint = "install it, or put its folder on PYTHONPATH"
