@@ -16,9 +16,11 @@ from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from fishr_exp.cli.output import add_version, command
-from fishr_exp.configuration.binding import conf_dir, part, search_path, unknown_key
+from fishr_exp.configuration.binding import part, unknown_key
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import one_line
+from fishr_exp.configuration.options import conf_dir, search_path
+from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.datasets.known import KNOWN
 from fishr_exp.data.download.sources import SOURCES, UNTESTED
@@ -149,9 +151,11 @@ def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
 
 def _check(dataset: str, root: str, overrides: Sequence[str]) -> int:
     from fishr_exp.data.images import check
+    from fishr_exp.data.images.decoding import MAX_PIXELS
 
-    images = _images(dataset, root, overrides)
-    found = check.examine(images)
+    build = _builder(dataset, root, overrides)
+    images = _images(build)
+    found = check.examine(images, build.keywords.get("max_pixels", MAX_PIXELS))
     bad, odd, twice = check.unreadable(found), check.oddly_sized(found), [*check.duplicates(found)]
     plain = check.of_one_color(found)
     leaks = [group for group in twice if len({one.domain for one in group}) > 1]
@@ -201,13 +205,12 @@ def _prepare(dataset: str, root: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
+def _images(build: functools.partial[Any]) -> Images:
     """List the images of a dataset with the function that its builder uses."""
     from fishr_exp.data.datasets.image_folder import find_images, image_folder
     from fishr_exp.data.datasets.path_lists import images_in_lists, path_lists
     from fishr_exp.data.datasets.spawrious import find_spawrious, spawrious
 
-    build = _builder(dataset, root, overrides)
     finders: dict[Any, Callable[..., Images]] = {
         image_folder: find_images,
         spawrious: find_spawrious,
@@ -220,7 +223,10 @@ def _images(dataset: str, root: str, overrides: Sequence[str]) -> Images:
 
 def _builder(dataset: str, root: str, overrides: Sequence[str]) -> functools.partial[Any]:
     """Return the dataset's builder, with its checked arguments."""
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with (
+        permissions_of(overrides),
+        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
         own = [word for word in overrides if word.startswith("hydra.")]
         plain = hydra.compose("config", [f"dataset={dataset}", *own]).dataset
         if plain._target_ not in _BUILDERS:
