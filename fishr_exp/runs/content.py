@@ -225,5 +225,5 @@ def _wrong(value: object, name: str, kind: str) -> ValueError:
 def _shown(value: object) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
-    shown = json.dumps(value)
+    shown = json.dumps(value, default=lambda value: type(value).__name__)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -8,14 +8,17 @@ import random
 import re
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.core.files import require_file
+from fishr_exp.runs.content import anything, count, finite, mapping, number, several, take
 from fishr_exp.runs.files import write_atomically
 from fishr_exp.runs.identity import differences
 
@@ -62,28 +65,27 @@ class Checkpoints:
         if None not in wanted:  # a state of an earlier start may want any
             self._forget_best_but(wanted)
 
-    def newest(self) -> dict[str, Any] | None:
-        """Read the newest state that can be read; None where there is none.
+    def newest(self, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """Read the newest state that the run can go on from; None where there is none.
+
+        Args:
+            accept: Tries a state; if it raises, the file counts as damaged.
 
         Raises:
-            ConfigError: If it belongs to a run with other settings.
-            TrainingError: If there are states, and none can be read.
+            ConfigError: If it belongs to a run with other settings, or to no run.
+            TrainingError: If there are states, and none can be used.
         """
         unreadable, damaged = None, []
         for path in self._states():
             try:
-                state = load(path)
-                if not isinstance(state, dict) or "settings" not in state:
-                    raise TrainingError(f"{path} is not a checkpoint of a run; remove it")
-            except TrainingError as error:
-                unreadable = unreadable or error
+                state = self._read(path)
+                accept(state)
+            except (ConfigError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever is in the file
+                unreadable = unreadable or _damaged(path, error)
                 damaged.append(path)
                 continue
-            if differing := differences(state.pop("settings"), self._settings):
-                raise ConfigError(
-                    "output_dir", path, f"a checkpoint of a run with other settings: {differing}",
-                    "remove it, or pass resume=false to start this run from scratch",
-                )  # fmt: skip
             if unreadable:
                 reason = str(unreadable).partition(";")[0]
                 log.warning("%s: going on from the one before, %s", reason, path.name)
@@ -93,6 +95,28 @@ class Checkpoints:
         if unreadable:
             raise unreadable
         return None
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            require_file(path)
+        except OSError as error:
+            reason = f"this checkpoint cannot be read ({error.strerror})"
+            raise ConfigError("output_dir", path, reason, "move it away") from error
+        state = load(path)
+        if not isinstance(state, dict) or "settings" not in state:
+            raise ConfigError(
+                "output_dir", path, "this file is named like a checkpoint, and is not one of a run",
+                "move it away",
+            )  # fmt: skip
+        there = take(state, "settings", mapping(anything))
+        if differing := differences(there, self._settings):
+            raise ConfigError(
+                "output_dir", path, f"a checkpoint of a run with other settings: {differing}",
+                "remove it, or pass resume=false to start this run from scratch",
+            )  # fmt: skip
+        if path.name != f"step-{state.get('step')}.pt":
+            raise ValueError("its step is not that of its name")
+        return {key: value for key, value in state.items() if key != "settings"}
 
     def tidy(self) -> None:
         """Leave the newest state alone: a run that is done needs no other."""
@@ -110,19 +134,32 @@ class Checkpoints:
             (self.folder / BEST).replace(self.folder / _EARLIER_BEST.format(earlier))
         save(self.folder / BEST, state)
 
-    def best(self, step: int) -> dict[str, Any]:
+    def best(self, step: int, like: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the weights to be evaluated, of the step that the observer holds for the best.
+
+        Args:
+            step: That step.
+            like: Weights of the network that they are for, by name.
 
         Raises:
             OtherBestError: If the file holds the weights of another step.
-            TrainingError: If it cannot be read.
+            TrainingError: If it cannot be read, or holds no such weights.
         """
-        earlier = self.folder / _EARLIER_BEST.format(step)
+        path, earlier = self.folder / BEST, self.folder / _EARLIER_BEST.format(step)
         if earlier.exists():
-            earlier.replace(self.folder / BEST)
-        state = load(self.folder / BEST)
-        if state.get("step") != step:
-            raise OtherBestError(self.folder / BEST, state.get("step"), step)
+            earlier.replace(path)
+        state = load(path)
+        try:
+            found = take(mapping(anything)(state, "it"), "step", count)
+            weights = take(state, "model", mapping(anything))
+            if {n: _shape(w) for n, w in weights.items()} != {
+                n: _shape(w) for n, w in like.items()
+            }:
+                raise ValueError("its weights are not those of the model")
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        if found != step:
+            raise OtherBestError(path, found, step)
         return state
 
     def _forget_best_but(self, steps: Sequence[int | None]) -> None:
@@ -178,7 +215,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Any:
     """Read what `save` wrote, onto the CPU. Nothing in the file is executed.
 
     Modules and optimizers copy it to where they need it; Adam's counters stay on the CPU, where
@@ -188,15 +225,53 @@ def load(path: Path) -> dict[str, Any]:
         TrainingError: If the file cannot be read as a checkpoint, or its checksums are wrong.
     """
     try:
+        require_file(path)
         with zipfile.ZipFile(path) as archive:  # PyTorch reads flipped bits without a word
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); "
-            "pass resume=false to start this run from scratch"
-        ) from error
+        known = error if isinstance(error, OSError) else ValueError(type(error).__name__)
+        raise _damaged(path, known) from error
+
+
+def check_state(state: Mapping[str, Any], total_steps: int) -> None:
+    """Check the plain values of a state, which nothing else does; modules check their tensors.
+
+    Raises:
+        ValueError: If one is missing, or is not what it should be.
+    """
+    step = take(state, "step", count)
+    observer = take(state, "observer", mapping(anything))
+    take(observer, "best", number)
+    take(observer, "waited", count)
+    if not take(observer, "best_step", count) <= step <= total_steps:
+        raise ValueError(f"its step {step} is not one of the run's {total_steps}")
+    take(state, "seconds", finite)
+    take(state, "waited", finite, 0.0)
+    take(state, "random", several(anything))
+    for name, values in take(state, "logged", mapping(anything)).items():
+        if not (isinstance(values, Tensor) and values.ndim == 1 and 0 < len(values) <= step):
+            raise ValueError(f"logged.{name} is not one number for each step")
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    """Say that a file is no checkpoint to go on from, and what helps."""
+    if isinstance(error, TrainingError):  # from `load`
+        return error
+    fix = "pass resume=false to start this run from scratch"
+    reason = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        reason, fix = error.strerror, f"move it away, or {fix}"
+    elif isinstance(error, KeyError):
+        reason = f"lacks {error}"
+    elif str(error):
+        reason = " ".join(str(error).split())
+    return TrainingError(f"{path} is not a readable checkpoint ({reason:.200}); {fix}")
+
+
+def _shape(value: object) -> object:
+    return value.shape if isinstance(value, Tensor) else type(value)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

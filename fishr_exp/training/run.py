@@ -10,24 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
-from fishr_exp.core import distributed, seeding
+from fishr_exp.core import distributed
 from fishr_exp.core.errors import ConfigError, TrainingError
-from fishr_exp.data.digests import changes
-from fishr_exp.runs.environment import environment
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.arguments import Arguments, Mirror
 from fishr_exp.training.built import as_mirror
 from fishr_exp.training.changes import changes_since
-from fishr_exp.training.checkpoint import Checkpoints, Interval, OtherBestError
+from fishr_exp.training.checkpoint import Checkpoints, Interval
 from fishr_exp.training.early_stopping import Verdict
 from fishr_exp.training.evaluation import METRICS, Counts, measure
 from fishr_exp.training.loop import fit
 from fishr_exp.training.prepare import prepare
 from fishr_exp.training.prepared import Prepared
+from fishr_exp.training.resuming import device_name, start_or_continue
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 
 log = logging.getLogger(__name__)
@@ -55,7 +52,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     if earlier is not None:
         return earlier
     prepared = prepare(arguments)
-    log.info("%d steps on %s", prepared.total_steps, _device_name(prepared.device))
+    log.info("%d steps on %s", prepared.total_steps, device_name(prepared.device))
     training = prepared.training
     signals = Signals()
     with run_folder:
@@ -68,7 +65,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         if arguments.tracker and distributed.is_first():
             mirror = as_mirror(arguments.tracker(run_folder))
         checkpoints = Checkpoints(run_folder.checkpoints, settings(arguments.config))
-        _start_or_continue(prepared, run_folder, checkpoints)
+        start_or_continue(prepared, run_folder, checkpoints)
         journal = _Journal(prepared, run_folder, checkpoints, mirror)
         with (
             _failure_recorded(run_folder, journal.mirror, prepared.outline),
@@ -96,7 +93,9 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
             )
             model, step = training.averaging.averaged(training.model), training.step
             if training.observer.keep == "best":
-                best = distributed.from_first(lambda: checkpoints.best(training.observer.best_step))
+                best = distributed.from_first(
+                    lambda: checkpoints.best(training.observer.best_step, model.state_dict())
+                )
                 model.load_state_dict(best["model"])
                 step = best["step"]
             log.info("evaluating all domains at step %d", step)
@@ -137,7 +136,9 @@ class _Journal:
             mirror.start(prepared.arguments.config, prepared.arguments.labels)
         earlier = run_folder.records()
         self._started = time.perf_counter()
-        self._seconds_before = (earlier[-1]["seconds"] if earlier else 0.0) + self.training.seconds
+        self._seconds_before = (
+            earlier[-1].get("seconds", 0.0) if earlier else 0.0
+        ) + self.training.seconds
         self._best_step = self.training.observer.best_step
 
     @property
@@ -207,70 +208,6 @@ def _error(run_folder: RunFolder) -> str:
     """Return why a run failed."""
     error = str((run_folder.result() or {}).get("error", ""))
     return error.removeprefix("TrainingError: ").partition("; records and")[0]
-
-
-def _start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
-    """Take the folder, and go back to the checkpoint of a run that was stopped."""
-    training = prepared.training
-    reached = distributed.from_first(lambda: _open(prepared, run_folder, checkpoints))
-    if reached:
-        training.load_state_dict(reached)
-        distributed.from_first(lambda: _check_best(prepared, checkpoints))
-        log.info("continuing %s after step %d", run_folder.path, training.step)
-    if (
-        not reached or len(reached["random"]) != distributed.world_size()
-    ) and not distributed.is_first():
-        # From here on, let each process draw its own dropout.
-        seed = prepared.arguments.seed
-        seeding.seed_global_streams(seed, "training", distributed.rank(), training.step)
-
-
-def _open(
-    prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints
-) -> dict[str, Any] | None:
-    """Take the folder; return the checkpoint to continue from, of a run that was stopped."""
-    if not prepared.arguments.resume:
-        run_folder.clear()
-    run_folder.open(prepared.arguments.config)
-    if changed := changes(run_folder.data() or prepared.data, prepared.data):
-        raise ConfigError(
-            "dataset", prepared.domains.name,
-            f"the data are not those that this run was started with ({changed}): its split into "
-            "training and validation parts would be another",
-            f"restore them, or pass resume=false to start {run_folder.path.name} from scratch",
-        )  # fmt: skip
-    reached = checkpoints.newest()
-    name = _device_name(prepared.device)
-    try:
-        run_folder.checkpoints.mkdir(exist_ok=True)
-        run_folder.write_data(prepared.data)
-        run_folder.write_environment(
-            environment(name, torch.get_num_threads(), distributed.world_size())
-        )
-        # What was logged is not yet evaluated: the record of that step is still to come.
-        run_folder.keep_until(reached["step"] - bool(reached["logged"]) if reached else 0)
-    except OSError as error:
-        raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error
-    return reached
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _check_best(prepared: Prepared, checkpoints: Checkpoints) -> None:
-    """Refuse best weights that are not this run's, before it goes on.
-
-    Earlier versions may have left those of a later step, which the run is about to make again.
-    """
-    observer = prepared.training.observer
-    if observer.keep != "best" or observer.best_step == 0:
-        return
-    try:
-        checkpoints.best(observer.best_step)
-    except OtherBestError as error:
-        if not prepared.training.step < (error.found or 0) <= prepared.total_steps:
-            raise
 
 
 def _repeated(signals: Signals, evaluate: Callable[[], T]) -> T:

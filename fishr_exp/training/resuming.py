@@ -1,0 +1,164 @@
+"""Takes a run's folder, and goes back to where the run was stopped.
+
+What is found there is checked before the first step: the checkpoint, the records up to it, and the
+best weights. So a run with a damaged file is refused, and does not train to its end first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fishr_exp.core import distributed, seeding
+from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.data.digests import changes
+from fishr_exp.runs.content import UnreadableError
+from fishr_exp.runs.environment import environment
+from fishr_exp.runs.run_folder import RECORDS, Record, RunFolder
+from fishr_exp.training.checkpoint import Checkpoints, OtherBestError, check_state
+from fishr_exp.training.loop import Training
+from fishr_exp.training.prepared import Prepared
+
+log = logging.getLogger(__name__)
+
+# What the optimizers of PyTorch keep for each element of a parameter.
+_ELEMENTWISE = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg",
+    "grad_avg", "acc_delta", "sum", "ax", "prev", "step_size",
+}  # fmt: skip
+
+
+def start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
+    """Take the folder, and go back to the checkpoint of a run that was stopped.
+
+    Raises:
+        ConfigError: If the folder, the data or the records are not this run's, or damaged.
+        TrainingError: If the checkpoints or the best weights cannot be used.
+    """
+    training = prepared.training
+    reached = distributed.from_first(lambda: _open(prepared, run_folder, checkpoints))
+    if reached:
+        training.load_state_dict(reached)
+        distributed.from_first(lambda: _check_best(prepared, checkpoints))
+        log.info("continuing %s after step %d", run_folder.path, training.step)
+    if (
+        not reached or len(reached["random"]) != distributed.world_size()
+    ) and not distributed.is_first():
+        # From here on, let each process draw its own dropout.
+        seed = prepared.arguments.seed
+        seeding.seed_global_streams(seed, "training", distributed.rank(), training.step)
+
+
+def _open(
+    prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints
+) -> dict[str, Any] | None:
+    """Take the folder; return the checkpoint to continue from, of a run that was stopped."""
+    if not prepared.arguments.resume:
+        run_folder.clear()
+    run_folder.open(prepared.arguments.config)
+    if changed := changes(run_folder.data() or prepared.data, prepared.data):
+        raise ConfigError(
+            "dataset", prepared.domains.name,
+            f"the data are not those that this run was started with ({changed}): its split into "
+            "training and validation parts would be another",
+            f"restore them, or pass resume=false to start {run_folder.path.name} from scratch",
+        )  # fmt: skip
+    reached = checkpoints.newest(lambda state: _try(prepared, state))
+    _check_records(prepared, run_folder, reached)
+    name = device_name(prepared.device)
+    try:
+        run_folder.checkpoints.mkdir(exist_ok=True)
+        run_folder.write_data(prepared.data)
+        run_folder.write_environment(
+            environment(name, torch.get_num_threads(), distributed.world_size())
+        )
+        run_folder.keep_until(_evaluated(prepared, reached) if reached else 0)
+    except OSError as error:
+        raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error
+    return reached
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _try(prepared: Prepared, state: dict[str, Any]) -> None:
+    """Load a state; whatever this raises, the run cannot go on from it."""
+    training = prepared.training
+    check_state(state, prepared.total_steps)
+    groups = {n: [*player.optimizer.param_groups] for n, player in training.players.items()}
+    training.load_state_dict(state)
+    _check_optimizers(training, groups)
+
+
+def _check_optimizers(training: Training, groups: Mapping[str, Iterable[dict[str, Any]]]) -> None:
+    """Refuse what optimizers load without a look, and stumble over in their next step."""
+    for name, player in training.players.items():
+        for ours, theirs in zip(groups[name], player.optimizer.param_groups, strict=True):
+            for key in ours.keys() & theirs.keys() - {"params"}:
+                if _is_number(ours[key]) and not _is_number(theirs[key]):
+                    kind = type(theirs[key]).__name__
+                    raise ValueError(f"{key} of the optimizer is of the type {kind}")
+        for parameter, kept in player.optimizer.state.items():
+            for key, value in kept.items():
+                if key in _ELEMENTWISE and value is not None and value.shape != parameter.shape:
+                    raise ValueError(f"{key} of the optimizer has the shape {[*value.shape]}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+
+
+def _evaluated(prepared: Prepared, reached: Mapping[str, Any]) -> int:
+    """Return the last step before a checkpoint that was evaluated; 0 if there is none."""
+    step, every = reached["step"], prepared.steps_per_epoch
+    # An evaluation ends what is logged and timed since the one before.
+    under_way = reached["logged"] or reached["seconds"]
+    return (step - 1) // every * every if under_way else step
+
+
+def _check_records(
+    prepared: Prepared, run_folder: RunFolder, reached: Mapping[str, Any] | None
+) -> None:
+    """Refuse records that are not of the evaluations before the checkpoint."""
+    records: list[Record] = run_folder.records()
+    if reached is None:
+        if records:
+            log.warning("%s has no checkpoint: starting from scratch", run_folder.path)
+        return
+    last, every = _evaluated(prepared, reached), prepared.steps_per_epoch
+    made = {*range(every, last + 1, every), *([last] if last else [])}
+    there = {record["step"] for record in records if record["step"] <= last}
+    if made == there:
+        return
+    step = min(made ^ there)
+    problem = (
+        f"lacks the evaluation of step {step}"
+        if step in made
+        else f"has an evaluation of step {step}, which the run did not make"
+    )
+    raise UnreadableError.of(
+        run_folder.path / RECORDS,
+        f"{problem}, and the newest checkpoint is of step {reached['step']}",
+    )
+
+
+def _check_best(prepared: Prepared, checkpoints: Checkpoints) -> None:
+    """Refuse best weights that are not this run's, before it goes on.
+
+    Earlier versions may have left those of a later step, which the run is about to make again.
+    """
+    training = prepared.training
+    if training.observer.keep != "best" or training.observer.best_step == 0:
+        return
+    weights = training.averaging.averaged(training.model).state_dict()
+    try:
+        checkpoints.best(training.observer.best_step, weights)
+    except OtherBestError as error:
+        if not training.step < (error.found or 0) <= prepared.total_steps:
+            raise
