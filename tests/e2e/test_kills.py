@@ -87,7 +87,7 @@ def trees(runs: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_sweep_killed_at_random_moments_is_the_whole_sweep(
     tmp_path: Path, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +135,7 @@ def shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_signal_ends_the_step_and_saves_it(
     fishr_exp: Command, tmp_path: Path, number: signal.Signals
 ) -> None:
-    words = ("epochs=3", "steps_per_epoch=600", "observer=last_step", "trainer.ema_decay=0.9",
+    words = ("epochs=1", "steps_per_epoch=600", "observer=last_step", "trainer.ema_decay=0.9",
              "checkpoint_every=null", "batch_size=8", "num_workers=1", *SMALL)  # fmt: skip
     folder, log = tmp_path / "runs" / "halves", tmp_path / "log"
     pid = forked(command(*words, f"hydra.run.dir={folder}"), log)
@@ -148,8 +148,8 @@ def test_a_signal_ends_the_step_and_saves_it(
     assert log.read_text().splitlines()[-1] == said
     assert "Traceback" not in log.read_text()
     state = torch.load(newest_state(folder), weights_only=True)
-    assert 0 < state["step"] < 1800
-    assert len(state["logged"]["risk"]) == (state["step"] - 1) % 600 + 1
+    assert 0 < state["step"] < 600
+    assert len(state["logged"]["risk"]) == state["step"]
     assert RunFolder(folder).state == "running"
     assert not (folder / "result.json").exists()
     continued = fishr_exp(*words, f"hydra.run.dir={folder}", tiny=())
