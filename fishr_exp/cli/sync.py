@@ -6,7 +6,6 @@ import argparse
 import functools
 import inspect
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,10 @@ from fishr_exp.configuration.binding import part
 from fishr_exp.configuration.permissions import allowed_targets
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.secrets import remember
-from fishr_exp.runs.content import read_object
+from fishr_exp.runs.content import START_AGAIN, UnreadableError
 from fishr_exp.runs.identity import TARGET
-from fishr_exp.runs.run_folder import CONFIG, RECORDS, RunFolder
+from fishr_exp.runs.reading import run_folders
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.address import KEY, check_address
 from fishr_exp.tracking.mirror import Mirror, unreachable
 from fishr_exp.tracking.mlflow import quiet_mlflow
@@ -80,11 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error).replace(f"{KEY}=", "--tracking-uri ")
         sys.stderr.write(f"fishr-sync: {text}\n")
         return 2
-    tree = os.walk(options.dir)
-    # A tracker keeps copies of a run's configuration and result, without its records.
-    folders = [Path(path) for path, _, files in tree if {CONFIG, RECORDS} <= {*files}]
+    folders = run_folders(options.dir)
     to = To(options.tracking_uri, options.experiment, (*allowed_targets(), *options.allow_targets))
-    counts = Counter(send(RunFolder(path), to) for path in sorted(folders))
+    counts = Counter(send(RunFolder(path), to) for path in folders)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
     sys.stdout.write(f"{len(folders)} runs under {options.dir}: {outcomes}\n")
     return int(counts["not sent"] > 0)
@@ -100,6 +98,8 @@ def send(folder: RunFolder, to: To) -> str:
     except (ValueError, ImportError) as error:
         if "another process" in str(error):
             return "running"
+        if isinstance(error, UnreadableError):
+            error = ConfigError("DIR", folder.path, error.allowed, START_AGAIN)
         log.error("fishr-sync: %s: %s", folder.path, error)
         return "not sent"
 
@@ -117,7 +117,7 @@ def _send(folder: RunFolder, to: To) -> str:
     if mirror.address in unreachable:
         return "not sent"
     mirror.patience, mirror.is_own = PATIENCE, to.tracking_uri is None
-    mirror.start(read_object(folder.path / CONFIG), state.labels or result.get("labels", {}))
+    mirror.start(folder.config(), state.labels or result.get("labels", {}))
     mirror.finish(status)
     return "not sent" if mirror.error else "sent"
 
@@ -148,6 +148,7 @@ def _mirror(tracker: Mapping[str, Any], folder: RunFolder, allowed: Sequence[str
         build = part(tracker, "tracker", allowed)
     except ConfigError as error:
         if error.key != key:
+            error.hint = error.hint or "remove tracking.json, and pass --tracking-uri URI"
             raise
         hint = error.hint
         if "allow_targets=" in hint:

@@ -289,10 +289,15 @@ class Mirror(abc.ABC):
         self._reached = True
         unreachable.discard(self.address)
         self.run_id = self.open_run()
-        self._save("RUNNING")
+        if not self.run_id:
+            raise ValueError("what answers there is not the tracker's server")
+        if self.is_own:
+            self._save("RUNNING")
         settings = {**self.labels, **flatten(self._config)}
         self.send_settings({key: masked_value(key, value) for key, value in settings.items()})
         self._sent_step = self.last_step()
+        if not self.is_own:
+            self._save("RUNNING")
         self._connected = True
 
     def _send_records(self) -> None:

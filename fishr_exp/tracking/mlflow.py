@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 
 from fishr_exp.core.secrets import bare, masked, remember
+from fishr_exp.runs.content import read_object, several, take, text
 from fishr_exp.runs.identity import is_bookkeeping
 from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RunFolder
 from fishr_exp.tracking import database
@@ -38,7 +38,10 @@ _AWAY = (
     "max retries", "timed out", "timeout", "refused", "could not connect", "unavailable", "locked",
     "connection",
 )  # fmt: skip
-_NOT_ALLOWED = ("401", "403", "unauthorized", "forbidden", "authentication failed", "not permitted")
+_NOT_ALLOWED = (
+    "unauthenticated", "permission_denied", "error code 401", "error code 403", "unauthorized",
+    "forbidden", "authentication failed",
+)  # fmt: skip
 _METRICS = 1000  # MLflow's limit per call
 _ERROR = "error"  # the tag of a failed run
 _IDENTITY = "mirror"  # the tag by which a folder's run is found again, on any server
@@ -126,6 +129,8 @@ class MlflowMirror(Mirror):
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another was faster
                         raise
                 found = client.get_experiment_by_name(self.experiment)
+            if found is None or not found.experiment_id:
+                raise ValueError("what answers there is not a server of MLflow")
             self._client, self._experiment_id = client, found.experiment_id
             self._deleted = found.lifecycle_stage == "deleted"
 
@@ -302,10 +307,10 @@ def _is_away(error: Exception) -> bool:
 def _origin(folder: Path) -> dict[str, str]:
     """Return MLflow's own tags of who and what made a run, wherever it is sent from."""
     try:
-        made_on = json.loads((folder / ENVIRONMENT).read_text())
-    except (OSError, ValueError):
-        made_on = {}
-    command = [*map(str, made_on.get("command") or ["fishr-exp"])]
+        made_on = read_object(folder / ENVIRONMENT)
+        command = take(made_on, "command", several(text), ["fishr-exp"])
+    except ValueError:  # there is none, or it is damaged
+        made_on, command = {}, ["fishr-exp"]
     try:
         user = (folder / CONFIG).owner()
     except (OSError, KeyError, NotImplementedError):  # a user without a name; Windows
