@@ -8,7 +8,6 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -22,6 +21,7 @@ from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.options import conf_dir, search_path
 from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.core.errors import ConfigError, printable
+from fishr_exp.core.files import expanded
 from fishr_exp.data.datasets.known import KNOWN
 from fishr_exp.data.download.sources import SOURCES, UNTESTED
 
@@ -136,8 +136,10 @@ def _download(dataset: str, folder: str, mirrors: Sequence[str]) -> int:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
+    if not folder.strip():
+        raise ConfigError("DIR", folder, "must name a folder", "pass . for the current folder")
     try:
-        target = download(dataset, Path(folder).expanduser(), mirrors, say)
+        target = download(dataset, expanded(folder), mirrors, say)
     except KeyboardInterrupt:
         sys.stderr.write("fishr-data: stopped; the same command resumes\n")
         return 130

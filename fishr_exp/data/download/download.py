@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import shutil
@@ -237,11 +238,13 @@ def _unpack(key: str, source: Source, folder: Path, target: Path) -> None:
         suspects = [path for path in archives if not _is_published(path, source)]
         _arrange(key, source, unpacked, arranged)
         arranged.rename(target)
-    except RefusedError as error:
+    except ConfigError as error:
+        refused = isinstance(error, RefusedError)
         for path in suspects:
             _kept(path).unlink(missing_ok=True)  # do not compare others with it
-            _set_aside(path)
-        if suspects:
+            if refused:
+                _set_aside(path)
+        if refused and suspects:
             error.allowed = f"{error.allowed}; {_renamed(suspects)}"
         raise
     finally:
@@ -265,7 +268,8 @@ def _arrange(key: str, source: Source, unpacked: Path, arranged: Path) -> None:
     except ConfigError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, OF_THE_CONTENT):
+        of_the_disk = isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG
+        if of_the_disk and not isinstance(error, OF_THE_CONTENT):
             raise
         said = f"{type(error).__name__}: {error}"
         raise other_content(unpacked, f"it cannot be arranged ({said})") from error

@@ -209,7 +209,8 @@ def _read_note(part: Path) -> dict:
         size = known.pop("size")
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return {}
-    right = all(value is None or isinstance(value, str) for value in text.values())
+    texts = [value for value in text.values() if value is not None]
+    right = all(isinstance(value, str) and value.isprintable() for value in texts)
     right = right and (size is None or isinstance(size, int)) and not known
     return {**text, "size": size} if right and part.exists() else {}
 

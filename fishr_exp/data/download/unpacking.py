@@ -32,7 +32,9 @@ _JIGEN_DOMAINS = {
 _JIGEN_CLASSES = ("bird", "car", "chair", "dog", "person")
 _JIGEN_PARTS = ("full", "test")
 _PIECE = 1 << 20  # bytes of an unpacked file at a time
+_SHOWN = 300  # characters of what others wrote
 _LONGEST_HEADER = 1 << 20  # bytes of an extended header in a tar, which is read into memory
+_MOST_PACKED = 1032  # bytes in one, at most
 _DEEPEST = 64  # folders, one in another
 
 
@@ -95,7 +97,7 @@ def unpack(archive: Path, into: Path) -> None:
         reason = f"it cannot be unpacked here ({error})"
         raise ConfigError("download", archive, reason, "unpack it yourself") from error
     except OSError as error:
-        if error.errno is None or isinstance(error, OF_THE_CONTENT):
+        if error.errno in (None, errno.EINVAL) or isinstance(error, OF_THE_CONTENT):
             raise _damaged(archive, error) from error
         reason = f"it cannot be unpacked ({error.strerror})"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -141,7 +143,7 @@ def _unpack_tar(archive: Path, into: Path) -> None:
             if member.issym():  # it may lead elsewhere once it is moved
                 raise _unsafe(archive, member.name, "a link")
             _check_depth(archive, member.name)
-            require_space(into, archive.name, member.size)
+            require_space(archive.parent, archive.name, member.size)
             tar.extract(member, into, filter="data")
 
 
@@ -149,7 +151,7 @@ def _unpack_zip(archive: Path, into: Path) -> None:
     with zipfile.ZipFile(archive) as packed:
         members = packed.infolist()
         # No more comes out: zipfile stops at the stated size.
-        require_space(into, archive.name, sum(info.file_size for info in members))
+        require_space(archive.parent, archive.name, sum(info.file_size for info in members))
         for info in _bar(members, archive):
             if not (into / info.filename).resolve().is_relative_to(into.resolve()):
                 raise _unsafe(archive, info.filename)
@@ -160,9 +162,12 @@ def _unpack_zip(archive: Path, into: Path) -> None:
 def _unpack_gz(archive: Path, target: Path) -> None:
     """Unpack one file, which states its size in its last four bytes."""
     with archive.open("rb") as file:
-        file.seek(max(0, archive.stat().st_size - 4))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 4))
         stated = int.from_bytes(file.read(), "little")
-    require_space(target.parent, archive.name, stated)
+    if stated > _MOST_PACKED * size:
+        raise EOFError("it cannot contain what it states")
+    require_space(archive.parent, archive.name, stated)
     with gzip.open(archive) as packed, target.open("wb") as file:
         while piece := packed.read(_PIECE):
             if file.tell() + len(piece) > stated:
@@ -318,6 +323,7 @@ def other_content(unpacked: Path, lacks: str) -> RefusedError:
         lacks: What is wrong with it.
     """
     there = ", ".join(sorted(path.name for path in unpacked.iterdir())[:5]) or "nothing"
+    lacks = lacks if len(lacks) <= _SHOWN else f"{lacks[:_SHOWN]}..."
     return RefusedError(
         "download", there, f"is the content of the archives: {lacks}",
         "unpack them yourself in the layout that fishr-data list shows",

@@ -95,7 +95,7 @@ def decode(path: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Exception as error:  # a decoder raises almost anything
         hint = "repair it, or skip such images with dataset.on_bad_image=skip"
         why = f"the image cannot be read ({_message(error)})"
-        raise TrainingError(f"{printable(path)}: {why}; {hint}") from error
+        raise TrainingError(printable(f"{path}: {why}; {hint}")) from error
 
 
 def _limit(max_pixels: int) -> str:
