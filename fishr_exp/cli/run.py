@@ -38,8 +38,8 @@ from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.configuration.secrecy import with_variables
-from fishr_exp.core.errors import TrainingError, UnfinishedError
-from fishr_exp.runs.run_folder import CONFIG, LOCK
+from fishr_exp.core.errors import ConfigError, TrainingError, UnfinishedError
+from fishr_exp.runs.run_folder import CONFIG, LOCK, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +199,10 @@ def _announce(config: DictConfig, choices: Mapping[str, str], folder: Path) -> N
 
 def _forget(folder: Path) -> None:
     """Remove what Hydra wrote ahead for a run that was never begun."""
+    try:
+        RunFolder(folder).check_ours()
+    except ConfigError:  # somebody else's: nothing in it is touched
+        return
     with contextlib.suppress(OSError, Timeout), FileLock(folder / LOCK).acquire(timeout=0):
         if (folder / CONFIG).exists():  # or another process has it
             return

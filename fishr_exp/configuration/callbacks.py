@@ -23,6 +23,7 @@ from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError
 from fishr_exp.core.stopping import STOPPING, leave_closed_terminal
+from fishr_exp.runs.content import UnreadableError
 from fishr_exp.runs.run_folder import CONFIG, RunFolder
 
 _MOST = 10  # failures to name
@@ -195,7 +196,7 @@ class WaitForAllJobs(Callback):
 
 def _is_recorded(end: JobReturn) -> bool:
     """Whether a failed job is recorded in its run folder."""
-    return end.working_dir is not None and RunFolder(end.working_dir).state == "failed"
+    return end.working_dir is not None and _has_failed(RunFolder(end.working_dir))
 
 
 def failures() -> list[str]:
@@ -214,8 +215,15 @@ def _failed_runs() -> list[str]:
     if _folder is None:
         return []
     folders = [RunFolder(path.parent) for path in sorted(_folder.glob(f"*/{CONFIG}"))]
-    failed = [folder for folder in folders if folder.state == "failed"]
+    failed = [folder for folder in folders if _has_failed(folder)]
     return [f"  {folder.path.name}: {(folder.result() or {}).get('error')}" for folder in failed]
+
+
+def _has_failed(folder: RunFolder) -> bool:
+    """Whether a run has failed; where its files are damaged, its own message says so."""
+    with contextlib.suppress(UnreadableError):
+        return folder.state == "failed"
+    return False
 
 
 def _named(lines: list[str], what: str, happened: str) -> list[str]:

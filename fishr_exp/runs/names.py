@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from fishr_exp.runs.content import UnreadableError, read_object
+from fishr_exp.runs.content import UnreadableError, read_bytes, read_object
 
 CONFIG, DATA, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "config.json",
@@ -21,6 +21,7 @@ CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
 FILES = (DONE, RESULT, RECORDS, DATA, ENVIRONMENT, TRACKING)
 # The files that a run names: checkpoints, as the training room does, and those being written.
 OF_CHECKPOINTS = re.compile(r"best\.pt|best-\d+\.pt|step-\d+\.pt")
+_OF_HYDRA = ".hydra"  # it writes there, and a log, before the run takes the folder
 UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, (*FILES, CONFIG)))}|{OF_CHECKPOINTS.pattern})\.\d+\.tmp"
 )
@@ -53,4 +54,7 @@ def is_new(path: Path) -> bool:
         return path.is_file() and path.stat().st_size == 0
     if path.name == CHECKPOINTS:
         return path.is_dir() and not any(path.iterdir())
+    if path.name == _OF_HYDRA and path.is_dir():  # is it from a start of ours?
+        composed = path / "config.yaml"
+        return b"test_domains:" in read_bytes(composed) if composed.exists() else True
     return path.name[0] in ".~" or path.suffix == ".log"
