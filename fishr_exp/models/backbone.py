@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ _WRAPPERS = (
     "model_ema",
 )  # keys under which programs store weights
 _PREFIXES = ("module.", "_orig_mod.")  # of a network that was saved while wrapped
+_MOST_PACKED = 10  # bytes of content per byte of a file, at most
 _BODY = "featurizer.body."
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that help to train GoogLeNet and Inception
 
@@ -225,8 +228,11 @@ def _read(weights_file: str) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = importlib.import_module("safetensors.torch").load_file(path)
         else:
+            _refuse_packed(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         state = _state_in(content)
+    except ConfigError:
+        raise
     except ModuleNotFoundError as error:
         raise ConfigError(
             "model.weights_file", weights_file, "needs the package safetensors",
@@ -243,6 +249,15 @@ def _read(weights_file: str) -> Mapping[str, Tensor]:
     if state is None:
         raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")
     return state
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse a zip that would become far larger in memory; torch.save does not compress."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            size = sum(member.file_size for member in packed.infolist())
+        if size > _MOST_PACKED * path.stat().st_size:
+            raise _bad_file(str(path), f"is compressed, and has {size / 1e9:.1f} GB in memory")
 
 
 def _state_in(content: Any) -> Mapping[str, Tensor] | None:
@@ -282,7 +297,8 @@ def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
         given = kept.get(name)
         if given is None or given.shape == own.shape or own.dim() != 4 or given.dim() != 4:
             continue
-        if given.shape[1] == 3 and own.shape[1] != 3:  # the first convolution
+        others = given.shape[:1] + given.shape[2:] == own.shape[:1] + own.shape[2:]
+        if others and given.shape[1] == 3 and own.shape[1] != 3:  # the first convolution
             kept[name] = given[:, [i % 3 for i in range(own.shape[1])]]
     body.load_state_dict(kept)
 
