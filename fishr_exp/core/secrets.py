@@ -21,20 +21,21 @@ _VARIABLE = re.compile(
 )
 _INTERPOLATION = re.compile(r"\$\{[\w.:]+\}")  # names a secret without holding one
 
-_HTTP = r"https?://"
+# Hydra writes the words of a sweep's jobs with a backslash before each colon and equals sign.
+_HTTP = r"https?\\?://"
 # The user and password of an address, until the last @. By the standard they end before the first
 # slash; what follows a colon and is not a port is a password that was not quoted.
 _OF_HTTP = re.compile(
     rf"(?P<scheme>{_HTTP})(?P<user>[^\s/?#]*|[^\s/?#@:]*:(?!\d*[/?#])\S*)@", re.IGNORECASE
 )
 _OF_OTHERS = re.compile(
-    rf"(?P<scheme>(?!{_HTTP})\b[a-z][a-z0-9+.-]*://)(?P<user>[^\s:/@]*):(?P<password>\S*)@",
+    rf"(?P<scheme>(?!{_HTTP})\b[a-z][a-z0-9+.-]*\\?://)(?P<user>[^\s:/@]*):(?P<password>\S*)@",
     re.IGNORECASE,
 )
 _VALUE = r"(?:\"[^\"]*\"|'[^']*'|(?:[^&\s,;:#'\"\])}]|:(?!\s))+)"
-_GIVEN = re.compile(rf"(?P<name>\b[\w.-]{{0,60}}{_SECRET}=)(?P<value>{_VALUE})", re.IGNORECASE)
+_GIVEN = re.compile(rf"(?P<name>\b[\w.-]{{0,60}}{_SECRET}\\?=)(?P<value>{_VALUE})", re.IGNORECASE)
 _IN_MAPPING = re.compile(
-    rf"(?P<name>[{{,]\s*['\"]?[\w.-]{{0,60}}{_SECRET}['\"]?\s*:\s*)(?P<value>{_VALUE})",
+    rf"(?P<name>[{{,]\s*['\"]?[\w.-]{{0,60}}{_SECRET}['\"]?\s*\\?:\s*)(?P<value>{_VALUE})",
     re.IGNORECASE,
 )
 _HEADER = re.compile(
@@ -53,7 +54,7 @@ def masked(text: str) -> str:
     in `password`, `token`, `secret`, `api_key` and the like, and, wherever they stand, the values
     of environment variables of such names and what `remember` was given.
     """
-    if "://" in text:
+    if "//" in text:
         text = _OF_HTTP.sub(_without_user, text)
         text = _OF_OTHERS.sub(_without_password, text)
     if "=" in text or ":" in text:
@@ -105,12 +106,15 @@ def remember(address: str) -> None:
     masked inside an address: they are part of other names.
     """
     _, separator, rest = address.partition("://")
-    user, _, password = rest.rpartition("@")[0].partition(":")
-    if not separator:
+    if not separator or "${" in address:  # a variable, which is known by its name
         return
-    for text in {password or user, unquote(password or user)} - ({user} if password else set()):
-        if len(text) >= (12 if text.islower() and text.isalpha() else 6):
-            _remembered.add(text)
+    user, _, password = rest.rpartition("@")[0].partition(":")
+    found = [found["value"] for found in _GIVEN.finditer(address)]
+    found += [password or user] if password != user else []
+    for secret in [*found, *map(unquote, found)]:
+        for text in (secret, *re.split(r"[/@:?#&]", secret)):
+            if len(text) >= (12 if text.islower() and text.isalpha() else 6):
+                _remembered.add(text)
 
 
 def _known() -> list[str]:
