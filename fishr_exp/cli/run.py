@@ -188,13 +188,14 @@ def _announce(config: DictConfig, choices: Mapping[str, str], folder: Path) -> N
         named["trainer"] += f" gamma={gamma}"
     domains = of("test_domains")
     tested = ", ".join(map(str, domains if isinstance(domains, ListConfig) else [domains]))
-    log.info(
-        "trainer=%s on dataset=%s, tested on %s: model=%s seed=%s device=%s precision=%s",
-        named["trainer"], named["dataset"], tested, named["model"], of("seed"),
-        of("device"), of("precision"),
-    )  # fmt: skip
     slow = "" if "torch" in sys.modules else " (importing PyTorch takes a few seconds)"
-    log.info("folder %s%s", folder, slow)
+    for line in (
+        f"trainer={named['trainer']} on dataset={named['dataset']}, tested on {tested}: "
+        f"model={named['model']} seed={of('seed')} device={of('device')} "
+        f"precision={of('precision')}",
+        f"folder {folder}{slow}",
+    ):
+        log.info("%s", " ".join(line.split()))
 
 
 def _forget(folder: Path) -> None:

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fishr_exp.configuration import secrecy  # noqa: F401 - before anything is written
 from fishr_exp.configuration.binding import check_output_dir
-from fishr_exp.configuration.messages import one_line
+from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError
 from fishr_exp.core.stopping import STOPPING, leave_closed_terminal
 from fishr_exp.runs.content import UnreadableError
@@ -111,8 +111,8 @@ class CheckRunFolder(Callback):
             RunFolder(folder).check_ours()
         except OmegaConfBaseException:
             return  # Hydra reports it next
-        except ConfigError as error:
-            sys.stderr.write(f"fishr-exp: {one_line(error)}\n")
+        except (ConfigError, OSError) as error:
+            sys.stderr.write(f"fishr-exp: {one_line(error) or before_the_run(error)}\n")
             raise SystemExit(2) from None
 
 

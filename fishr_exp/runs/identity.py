@@ -119,8 +119,8 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     """
     values = settings(config)
     gamma = values.get("trainer.gamma")
-    first = [trainer, "" if gamma is None else f"gamma{gamma}"]
-    seed = f"seed{values.get('seed')}"
+    first = [trainer, _short("gamma", gamma)]
+    seed = _short("seed", values.get("seed"))
     own = _own_parts(values, trainer)
     name = _joined([first[0], *own[:1], *first[1:], *own[1:], seed, digest(values)])
     typed = flatten(config)
@@ -130,6 +130,11 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     runs = Path(str(config.get("output_dir"))).expanduser()
     there = (known for known in before if known != name and (runs / known / "config.json").exists())
     return next(there, name)
+
+
+def _short(name: str, value: Any) -> str:
+    """Return what a folder's name says of a number; nothing of what is too long, or no number."""
+    return f"{name}{value}" if _IN_A_NAME.fullmatch(str(value)) and value is not None else ""
 
 
 def _joined(parts: Iterable[str]) -> str:
