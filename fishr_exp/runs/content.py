@@ -89,8 +89,12 @@ def _inner(value: object) -> list[object]:
     return list(value.values()) if isinstance(value, dict) else value if type(value) is list else []
 
 
-def parse_records(path: Path) -> list[dict[str, Any]]:
+def parse_records(path: Path, begin: bytes = b"{") -> list[dict[str, Any]]:
     """Read the objects in the lines of a file; a last line that was cut off is left out.
+
+    Args:
+        path: The file.
+        begin: How each line begins.
 
     Raises:
         UnreadableError: If the file cannot be read, or a line is not an object; it is named.
@@ -102,10 +106,15 @@ def parse_records(path: Path) -> list[dict[str, Any]]:
         try:
             records.append(parse_object(line))
         except ValueError as error:
-            if place == len(lines) and not content.endswith(b"\n"):
+            if place == len(lines) and not content.endswith(b"\n") and _is_cut_off(line, begin):
                 break
             raise UnreadableError.of(path, f"is damaged: line {place}: {error}") from error
     return records
+
+
+def _is_cut_off(line: bytes, begin: bytes) -> bool:
+    line = line.rstrip(b"\0")  # which a power failure can leave
+    return line.startswith(begin) or begin.startswith(line)
 
 
 # --- values of their types ---------------------------------------------------------------------

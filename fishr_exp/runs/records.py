@@ -158,7 +158,7 @@ def parse_evaluations(path: Path) -> list[dict[str, Any]]:
     Raises:
         UnreadableError: If they are not; the line is named.
     """
-    records, before = parse_records(path), -1
+    records, before = parse_records(path, b'{"step": '), -1
     for place, record in enumerate(records, start=1):
         try:
             step = Evaluation.from_json(record).step

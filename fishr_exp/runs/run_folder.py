@@ -25,7 +25,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.content import UnreadableError, mapping, read_object, text
+from fishr_exp.runs.content import UnreadableError, mapping, read_bytes, read_object, text
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
 from fishr_exp.runs.methods import misfit
@@ -184,9 +184,8 @@ class RunFolder:
 
     def _check_result(self, result: Result) -> None:
         if unlike := misfit(self.config(), result.outline):
-            raise ValueError(
-                f"it is of a run with other settings: {unlike}".replace("here", f"in {CONFIG}")
-            )
+            unlike = unlike.replace(" here)", f" in {CONFIG})")
+            raise ValueError(f"it is of a run with other settings: {unlike}")
         records, last = self.records(), result.last.get("step")
         ended = records[-1]["step"] if records else 0
         if last is not None and last != ended:
@@ -302,7 +301,7 @@ class RunFolder:
         path = self.path / RECORDS
         if not path.exists():
             path.touch()
-        elif (content := path.read_bytes()) and not content.endswith(b"\n"):
+        elif (content := read_bytes(path)) and not content.endswith(b"\n"):
             self._write_records(self.records())  # else the next record would join the cut-off one
 
     def _write_records(self, records: list[Record]) -> None:
