@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def job(config: DictConfig) -> float | None:
                 _only_errors()
             choices = context.runtime.choices
             checked = arguments(config, choices, typed_words(context))
-            checked.config.update(with_variables(config, checked.config))
+            checked = replace(checked, config=with_variables(config, checked.config))
             if config.get("protocol"):
                 checked.config["protocol"].update(_standing(config, choices))
             result = run(checked, folder)

@@ -27,6 +27,9 @@ from fishr_exp.runs.keys import CHOICES, PARTS
 # What Hydra's launchers come with, by the extra of this package that installs it.
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 
+# How PyTorch says it without a type of its own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+
 
 def one_line(error: Exception) -> str | None:
     """Explain an error that a user can be expected to make; None of any other."""
@@ -69,7 +72,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # PyTorch's, which need not be imported
-        or "can't allocate memory" in str(error)
+        or any(said in str(error) for said in _NO_MEMORY)
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fishr_exp.configuration.options import registered
 from fishr_exp.core.errors import ConfigError
@@ -127,7 +127,11 @@ def allowed_targets(given: object = None) -> list[str]:
     Raises:
         ConfigError: If a configuration allows what the person who typed the command does not.
     """
-    for name in [given] if isinstance(given, str) else given or ():  # type: ignore[attr-defined]
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence | ListConfig | None):
+        hint = f"write {ALLOW_TARGETS}=[PACKAGE]"
+        raise ConfigError(ALLOW_TARGETS, given, "must be a list of names", hint)
+    for name in names or ():
         if not _within(str(name), _allowed):
             reason = (
                 "a file cannot allow this; only the command line can, or the variable "

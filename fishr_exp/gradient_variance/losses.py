@@ -29,8 +29,8 @@ class CrossEntropy:
 
     Args:
         label_smoothing: Fraction of each label that is spread over all classes, in [0, 1].
-        class_weights: w, one per class, >= 0; None: all 1. Losses are not divided by the sum of
-            their weights.
+        class_weights: w, one per class, >= 0 and not all 0; None: all 1. Losses are not divided by
+            the sum of their weights.
 
     Raises:
         UnsupportedError: If an argument is out of range.
@@ -45,6 +45,8 @@ class CrossEntropy:
         weights = self.class_weights or ()
         if not all(math.isfinite(w) and w >= 0 for w in weights):
             raise UnsupportedError(f"class_weights={weights}: must be finite and not negative")
+        if self.class_weights is not None and not any(weights):
+            raise UnsupportedError(f"class_weights={weights}: must not all be 0")
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Map logits [N, C] and targets [N], int64, to losses [N], in nats.

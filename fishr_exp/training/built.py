@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,40 @@ T = TypeVar("T")
 
 _TRIED: weakref.WeakKeyDictionary[Model, set[object]] = weakref.WeakKeyDictionary()
 _LARGEST_READ_AT_ONCE = 3 * 64 * 64  # numbers of a sample that a linear layer may sensibly read
+
+
+def build_part(
+    make: Callable[[], T], group: str, config: Mapping[str, Any], refusal: type[ValueError]
+) -> T:
+    """Make a part that knows nothing of our errors: PyTorch refuses a rate below 0, say."""
+    try:
+        return make()
+    except ConfigError:
+        raise
+    except refusal as error:
+        raise ConfigError(*_blamed(group, config[group], str(error))) from error
+
+
+def _blamed(group: str, node: Mapping[str, Any], reason: str) -> tuple[str, object, str]:
+    """Return the key that a reason is about, its value, and the reason.
+
+    A reason of ours begins with the key; one of a library may end with the key's value.
+    """
+    name, _, rest = reason.partition("=")
+    if name in node and ": " in rest:
+        return f"{group}.{name}", node[name], rest.partition(": ")[2]
+    ending = reason.rpartition(" ")[2]
+    keys = [
+        k for k, v in node.items() if isinstance(v, int | float) and ending in (f"{v}", f"{v:.1f}")
+    ]
+    key, value = (f"{group}.{keys[0]}", node[keys[0]]) if len(keys) == 1 else (group, _given(node))
+    return key, value, reason
+
+
+def _given(node: Mapping[str, Any]) -> str:
+    """What a group of the configuration holds, as the command line would write it."""
+    shown = {key: value for key, value in node.items() if not key.startswith("_")}
+    return f"{{{', '.join(f'{k}: {v}' for k, v in shown.items())}}}"
 
 
 def as_trainer(built: Any) -> Trainer:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,7 @@ from fishr_exp.training.built import (
     as_kind,
     as_model,
     as_trainer,
+    build_part,
     check_fit,
     two_samples,
 )
@@ -42,6 +44,7 @@ from fishr_exp.training.step import Autocast
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_LARGEST = 10**12  # of a count; PyTorch's own have 64 bits
 
 
 def prepare(arguments: Arguments) -> Prepared:
@@ -52,7 +55,7 @@ def prepare(arguments: Arguments) -> Prepared:
     """
     _check_counts(arguments)
     device = find_device(arguments.device)
-    loss = _built(arguments.loss, "loss", arguments.config, UnsupportedError)
+    loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
     trainer = as_trainer(arguments.trainer(loss=loss))
     context = autocast(arguments.precision, device, trainer)
@@ -142,7 +145,7 @@ def _training(
         def make() -> torch.optim.Optimizer:
             return arguments.optimizer(*given, **overrides)
 
-        built = _built(make, "optimizer", arguments.config, ValueError)
+        built = build_part(make, "optimizer", arguments.config, ValueError)
         as_kind(built, torch.optim.Optimizer, "optimizer")
         closure = inspect.signature(built.step).parameters.get("closure")
         if closure and closure.default is closure.empty:  # L-BFGS
@@ -160,16 +163,20 @@ def _check_counts(arguments: Arguments) -> None:
         given = "null" if total_steps is None else total_steps
         reason = f"exactly one of epochs and total_steps (={given}) must be given"
         raise ConfigError("epochs", epochs, reason, hint)
-    for key, least in (
-        ("epochs", 1),
-        ("total_steps", 1),
-        ("steps_per_epoch", 1),
-        ("evaluation_batch_size", 1),
-        ("num_workers", 0),
+    workers = max(32, 8 * (os.cpu_count() or 1))  # more only wait for one another
+    for key, least, most in (
+        ("epochs", 1, _LARGEST),
+        ("total_steps", 1, _LARGEST),
+        ("steps_per_epoch", 1, _LARGEST),
+        ("evaluation_batch_size", 1, _LARGEST),
+        ("num_workers", 0, workers),
     ):
         value = getattr(arguments, key)
         if value is not None and value < least:
             raise ConfigError(key, value, f"must be {least} or more")
+        if value is not None and value > most:
+            reason = "is more than this machine can use" if key == "num_workers" else "is too large"
+            raise ConfigError(key, value, reason, f"choose at most {most}")
     Interval(arguments.checkpoint_every)
 
 
@@ -278,7 +285,7 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = distributed.device(name)
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # no number comes from meta, say
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             "device", name, "is not a device of this machine", "choose auto or cpu"
@@ -289,25 +296,12 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _built(
-    make: Callable[[], T], group: str, config: Mapping[str, Any], refusal: type[ValueError]
-) -> T:
-    """Make a part that knows nothing of our errors: PyTorch refuses a rate below 0, say."""
-    try:
-        return make()
-    except ConfigError:
-        raise
-    except refusal as error:
-        key, value = _blamed(group, config[group], str(error))
-        raise ConfigError(key, value, str(error)) from error
-
-
 def _check_loss(loss: Loss, model: Model, config: Mapping[str, Any]) -> None:
     """Try the loss on a sample, before any training: it may not fit the number of classes."""
     weight = model.classifier.weight
     logits = torch.zeros(1, len(weight), device=weight.device)
     target = torch.zeros(1, dtype=torch.long, device=weight.device)
-    _built(lambda: loss(logits, target), "loss", config, UnsupportedError)
+    build_part(lambda: loss(logits, target), "loss", config, UnsupportedError)
 
 
 def _check_batch_statistics(modules: Sequence[nn.Module], model: str) -> None:
@@ -323,18 +317,3 @@ def _check_batch_statistics(modules: Sequence[nn.Module], model: str) -> None:
             "model", model, "BatchNorm in training mode would see one rank's samples only",
             "pass model.freeze_bn=true, or start one process",
         )  # fmt: skip
-
-
-def _blamed(group: str, node: Mapping[str, Any], reason: str) -> tuple[str, object]:
-    """Return the key that a library's reason is about: the one whose value it ends with."""
-    ending = reason.rpartition(" ")[2]
-    keys = [
-        k for k, v in node.items() if isinstance(v, int | float) and ending in (f"{v}", f"{v:.1f}")
-    ]
-    return (f"{group}.{keys[0]}", node[keys[0]]) if len(keys) == 1 else (group, _given(node))
-
-
-def _given(node: Mapping[str, Any]) -> str:
-    """What a group of the configuration holds, as the command line would write it."""
-    shown = {key: value for key, value in node.items() if not key.startswith("_")}
-    return f"{{{', '.join(f'{k}: {v}' for k, v in shown.items())}}}"

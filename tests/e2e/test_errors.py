@@ -102,6 +102,18 @@ MISTAKES = {
         "choose at most 480"]),
     "no epochs": (["epochs=0"], ["epochs=0: must be 1 or more"]),
     "holdout": (["holdout_fraction=1.5"], ["holdout_fraction=1.5", "[0, 1)"]),
+    "more workers than of use": (["num_workers=1000000"], ["num_workers=1000000: is more than this "
+        "machine can use", "choose at most"]),
+    "more steps than numbers": (["total_steps=1e15", "epochs=null"], ["is too large",
+        "choose at most 1000000000000"]),
+    "weights of no class": (["loss.class_weights=[0,0]"], ["loss.class_weights=[0, 0]: ",
+        "must not all be 0"]),
+    "device without numbers": (["device=meta"], ["device=meta: is not a device of this machine"]),
+    "null for a folder": (["output_dir=null"], ["output_dir=null: must name the folder"]),
+    "no folder of a run": (["hydra.run.dir="], ["hydra.run.dir=: must name the folder",
+        "pass hydra.run.dir=DIR"]),
+    "a line end": (["seed='1\n2'"], ["seed=1 2: must be int"]),
+    "a long value": ([f"seed={'9x' * 300}"], ["must be int"]),
     "device": (["device=tpu9"], ["device=tpu9: is not a device of this machine", "auto or cpu"]),
     "key of some methods": (["-m", "trainer=erm,fishr", "trainer.gamma=1,2"], ["trainer.gamma=1,2: "
         "trainer=erm has no such key", "erm separately"]),
