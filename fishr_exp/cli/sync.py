@@ -109,7 +109,7 @@ def _send(folder: RunFolder, to: To) -> str:
     tracker = _tracker(state, folder, to)
     if not tracker:
         return "without a tracker (pass --tracking-uri)"
-    result = folder.result() or {}
+    result = folder.result_of_done() if folder.state == "done" else folder.result() or {}
     mirror = _mirror(tracker, folder, to.allowed)
     status = STATUS[folder.state]
     if not mirror.lacks(status):

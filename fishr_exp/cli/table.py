@@ -299,13 +299,16 @@ def _list(text: str) -> list[str]:
 def _say(
     sheets: Sequence[Sheet], printed: str, report: Sequence[str], files: Sequence[Path]
 ) -> None:
-    from fishr_exp.reports.sheets.sheet import FORMATS
+    from fishr_exp.reports.sheets.sheet import FORMATS, on_one_line
 
     sys.stdout.write(FORMATS[printed](sheets))
     sys.stdout.flush()
     # If a program may read the table, the report about it goes to stderr.
     stream = sys.stdout if printed == "text" else sys.stderr
-    stream.write("\n".join(["", *report, "Wrote:", *(f"  {file}" for file in files)]) + "\n")
+    lines = ["", *report, "Wrote:", *(f"  {file}" for file in files)]
+    stream.write(
+        "\n".join(line if line.isprintable() else on_one_line(line) for line in lines) + "\n"
+    )
 
 
 def _count(runs: Runs) -> str:

@@ -96,9 +96,7 @@ def _run_folders(root: str | Path) -> Iterator[Path]:
 
 
 def _read_run(folder: Path) -> Run:
-    config, written = RunFolder(folder).config(), RunFolder(folder).result()
-    if written is None:
-        raise UnreadableError.of(folder / RESULT, "is missing")
+    config, written = RunFolder(folder).config(), RunFolder(folder).result_of_done()
     try:
         compared(config)
     except (AttributeError, TypeError, ValueError) as error:

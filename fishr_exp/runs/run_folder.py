@@ -182,6 +182,17 @@ class RunFolder:
                 raise UnreadableError.of(path, f"is damaged: {error}", hint) from error
         return written
 
+    def result_of_done(self) -> Record:
+        """Read the result of a run that is done.
+
+        Raises:
+            UnreadableError: If there is none, or as `result`.
+        """
+        result = self.result()
+        if result is None:
+            raise UnreadableError.of(self.path / RESULT, "is missing")
+        return result
+
     def _check_result(self, result: Result) -> None:
         if unlike := misfit(self.config(), result.outline):
             unlike = unlike.replace(" here)", f" in {CONFIG})")
@@ -214,6 +225,10 @@ class RunFolder:
         if not self.path.exists():
             return
         self.acquire()
+        for name in (*FILES, CONFIG):
+            if (self.path / name).is_dir():
+                hint = "move it away, or choose another output_dir"
+                raise UnreadableError.of(self.path / name, "is a folder, not a file", hint)
         with self._explaining_os_errors():
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
             for name in FILES:

@@ -21,6 +21,7 @@ from fishr_exp.core.files import require_file
 from fishr_exp.runs.content import anything, count, finite, mapping, number, several, take
 from fishr_exp.runs.files import write_atomically
 from fishr_exp.runs.identity import differences
+from fishr_exp.runs.names import OF_CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Checkpoints:
     def _forget_best_but(self, steps: Sequence[int | None]) -> None:
         kept = [_EARLIER_BEST.format(step) for step in steps]
         for old in self.folder.glob(_EARLIER_BEST.format("*")):
-            if old.name not in kept:
+            if OF_CHECKPOINTS.fullmatch(old.name) and old.name not in kept:
                 old.unlink()
 
     def _states(self) -> list[Path]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -25,16 +27,19 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fishr_exp.cli import diagnostics as diagnostics_cli
+from fishr_exp.cli import sync as sync_cli
 from fishr_exp.cli import table as table_cli
 from fishr_exp.cli.run import register_run_name
 from fishr_exp.configuration.binding import arguments
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.tracking.mirror import End, Mirror, Point
+from fishr_exp.tracking.state import State
 from fishr_exp.training import loop
 from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.run import run
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import TINY, Command
 
 WORDS = (*TINY, "epochs=3", "checkpoint_every=1", "trainer.gamma=1", "diagnostics=true")
 WAY_OUT = ("resume=false", "move it away", "choose a new or empty folder", "restore")
@@ -94,8 +99,8 @@ def told(asked: Arguments, folder: Path, **changes: Any) -> str:
     try:
         run(replace(asked, **changes), folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the command would show it
-        line = one_line(error) or repr(error)
-    assert "Error(" not in line
+        line = one_line(error) or f"traceback: {error!r}"
+    assert not line.startswith("traceback")
     assert len(line.splitlines()) <= 1
     assert len(line) < 1000
     return line
@@ -468,3 +473,394 @@ def test_a_file_that_may_not_be_read(
     (done / "result.json").chmod(0)
     assert table_cli.main([str(done.parent)]) == 0
     assert f"unreadable: {done}: result.json cannot be read" in capsys.readouterr().out
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def first_tensor(state: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    inner = state[key]
+    return inner, next(name for name, value in inner.items() if isinstance(value, torch.Tensor))
+
+
+def other_shape(key: str) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        inner, name = first_tensor(state, key)
+        inner[name] = torch.zeros(3, 5, 7)
+
+    return change
+
+
+def in_the_optimizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda state: change(state["optimizers"]["model"])
+
+
+STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **{f"lacks-{key}": lacks(key) for key in (
+        "step", "logged", "seconds", "model", "trainer", "optimizers", "moved", "averaging",
+        "observer", "random",
+    )},
+    **{f"{key}-text": set_at(key, "text") for key in (
+        "step", "logged", "seconds", "waited", "model", "trainer", "optimizers", "averaging",
+        "observer", "random",
+    )},
+    **{f"{key}-null": set_at(key, None) for key in ("step", "model", "random", "settings")},
+    "step-of-another": set_at("step", 4),
+    "step-fraction": set_at("step", 5.0),
+    "step-tensor": set_at("step", torch.tensor(5)),
+    "step-negative": set_at("step", -5),
+    "seconds-nan": set_at("seconds", float("nan")),
+    "logged-list": set_at("logged", [1.0]),
+    "logged-number": set_at("logged", "risk", 1.0),
+    "logged-matrix": set_at("logged", "risk", torch.zeros(2, 2)),
+    "logged-too-long": set_at("logged", "risk", torch.zeros(100)),
+    "observer-list": set_at("observer", [0, 0, 0]),
+    "best-text": set_at("observer", "best", "high"),
+    "best-step-text": set_at("observer", "best_step", "two"),
+    "best-step-later": set_at("observer", "best_step", 6),
+    "waited-text": set_at("observer", "waited", "long"),
+    "model-of-another-shape": other_shape("model"),
+    "model-with-a-list": set_at("model", [1.0]),
+    "model-with-text": lambda state: state["model"].update(dict.fromkeys(state["model"], "w")),
+    "optimizer-without-groups": in_the_optimizer(lacks("param_groups")),
+    "optimizer-without-state": in_the_optimizer(lacks("state")),
+    "optimizer-of-another-shape": in_the_optimizer(
+        lambda of: of["state"][0].update(exp_avg=torch.zeros(3, 5, 7))
+    ),
+    "optimizer-with-a-rate-of-text": in_the_optimizer(
+        lambda of: of["param_groups"][0].update(lr="fast")
+    ),
+    "optimizer-without-parameters": in_the_optimizer(
+        lambda of: of["param_groups"][0].update(params=[])
+    ),
+    "random-of-numbers": set_at("random", [1, 2, 3]),
+    "random-empty": set_at("random", [{}]),
+    "settings-list": set_at("settings", [1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_a_checkpoint_that_is_none(
+    what: str, asked: Arguments, runs: dict[str, Path], stopped: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The run goes on from the one before, to the same end; without one it is refused."""
+    newest = stopped / "checkpoints" / "step-5.pt"
+    state = state_of(newest)
+    STATES[what](state)
+    torch.save(state, newest)
+    alone = Path(shutil.copytree(stopped, stopped.parent / "alone"))
+    (alone / "checkpoints" / "step-4.pt").unlink()
+    before = contents(alone)
+    assert_refused(told(asked, alone), "step-5.pt is not a readable checkpoint")
+    assert contents(alone) == before
+    with caplog.at_level(logging.WARNING):
+        assert told(asked, stopped) == ""
+    assert "going on from the one before, step-4.pt" in caplog.text
+    expected, found = (
+        json.loads((folder / "result.json").read_text())["accuracy"]
+        for folder in (runs["done"], stopped)
+    )
+    assert found == expected
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    **{what: PLACED[what] for what in ("nothing", "binary", "zeros", "list", "deep-lists")},
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "of-lists": lambda path: torch.save([1, 2], path),
+    "of-a-pickle": lambda path: torch.save(print, path),
+    "of-an-old-form": lambda path: torch.save({}, path, _use_new_zipfile_serialization=False),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+@pytest.mark.parametrize("name", ["step-5.pt", "best.pt"])
+def test_a_file_that_is_no_checkpoint(
+    name: str, what: str, asked: Arguments, stopped: Path
+) -> None:
+    FILES[what](stopped / "checkpoints" / name)
+    line = told(asked, stopped)
+    if name == "best.pt":
+        assert_refused(line, "best.pt is not a readable checkpoint")
+        assert not (stopped / "checkpoints" / "step-6.pt").exists()  # nothing was trained
+    elif what == "of-lists":
+        assert_refused(line, "step-5.pt: this file is named like a checkpoint")
+    else:
+        assert line == ""
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "socket", "device", "link-to-itself"])
+@pytest.mark.parametrize("name", ["step-5.pt", "best.pt"])
+def test_what_is_no_file_in_a_checkpoint_s_place(
+    name: str, what: str, asked: Arguments, stopped: Path
+) -> None:
+    place(stopped / "checkpoints" / name, what)
+    assert_refused(told(asked, stopped), name, "move it away")
+    assert os.path.lexists(stopped / "checkpoints" / name)
+    if what == "folder":
+        assert (stopped / "checkpoints" / name / "mine.txt").read_text() == "mine"
+
+
+BESTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "lacks-step": lacks("step"),
+    "lacks-model": lacks("model"),
+    "step-text": set_at("step", "two"),
+    "step-null": set_at("step", None),
+    "step-of-another": set_at("step", 3),
+    "model-list": set_at("model", [1]),
+    "model-empty": set_at("model", {}),
+    "model-of-another-shape": other_shape("model"),
+    "model-with-a-name-more": lambda state: state["model"].update(more=torch.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("what", BESTS)
+def test_best_weights_that_are_none(what: str, asked: Arguments, stopped: Path) -> None:
+    """They are refused at the start, and not when all is trained."""
+    path = stopped / "checkpoints" / "best.pt"
+    state = state_of(path)
+    BESTS[what](state)
+    torch.save(state, path)
+    assert_refused(told(asked, stopped), "best.pt")
+    assert not (stopped / "checkpoints" / "step-6.pt").exists()
+    assert told(asked, stopped, resume=False) == ""
+
+
+def test_best_weights_that_are_gone(asked: Arguments, stopped: Path) -> None:
+    (stopped / "checkpoints" / "best.pt").unlink()
+    assert_refused(told(asked, stopped), "best.pt")
+
+
+def test_checkpoints_that_are_gone(
+    asked: Arguments, stopped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(stopped / "checkpoints")
+    with caplog.at_level(logging.WARNING):
+        assert told(asked, stopped) == ""
+    assert "has no checkpoint: starting from scratch" in caplog.text
+
+
+# --- somebody else's folders -------------------------------------------------------------------
+
+THEIRS: dict[str, dict[str, str]] = {
+    "config": {"config.json": '{"mine": 1}'},
+    "config-of-lightning": {
+        "config.json": '{"seed": 1, "trainer": {"max_epochs": 3}, "model": {}, "data": {}}',
+        "checkpoints/best.pt": "weights of a month",
+    },
+    "config-of-transformers": {
+        "config.json": '{"architectures": ["Bert"], "hidden_size": 768}',
+        "checkpoints/step-3.pt": "weights of a month",
+    },
+    "config-with-comments": {"config.json": '{"a": 1} // mine', "result.json": "{}"},
+    "config-list": {"config.json": "[1]", "records.jsonl": '{"step": 1}\n'},
+    "config-empty": {"config.json": "", "done": ""},
+    "config-in-a-folder": {"config.json/mine.txt": "mine", "result.json": "{}"},
+    "records": {"records.jsonl": '{"step": 1, "loss": 0.5}\n'},
+    "result": {"result.json": '{"accuracy": 0.9}'},
+    "done": {"done": "on Monday"},
+    "data": {"data.json": '{"train": ["a.png"]}'},
+    "environment": {"environment.json": '{"PATH": "/bin"}'},
+    "tracking": {"tracking.json": '{"parcel": 7}'},
+    "checkpoints-best": {"checkpoints/best.pt": "weights of a month"},
+    "checkpoints-step": {"checkpoints/step-3.pt": "weights of a month"},
+    "checkpoints-best-model": {"checkpoints/best-model.pt": "weights of a month"},
+    "checkpoints-other": {"checkpoints/epoch=3.ckpt": "weights of a month"},
+    "checkpoints-a-file": {"checkpoints": "a list of weights"},
+    "notes": {"notes.txt": "mine"},
+    "all": {
+        "config.json": '{"mine": 1}', "result.json": "{}", "records.jsonl": "{}\n",
+        "checkpoints/my_best.pt": "weights", "checkpoints/step-3.pt": "weights",
+        ".draft.tmp": "mine", ".config.json.mine.tmp": "mine",
+    },
+    "hydra-s": {".hydra/config.yaml": "lr: 0.1\n", "train.log": "epoch 1\n"},
+}  # fmt: skip
+
+
+@pytest.fixture(params=THEIRS)
+def theirs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder with somebody's work."""
+    folder = tmp_path / "theirs"
+    for name, content in THEIRS[request.param].items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("resume", [True, False], ids=["", "resume=false"])
+def test_somebody_else_s_folder(theirs: Path, resume: bool, asked: Arguments) -> None:
+    before = contents(theirs)
+    line = told(asked, theirs, resume=resume)
+    assert_refused(line, "files that are not a run's")
+    assert "resume=false" not in line
+    assert contents(theirs) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("resume=false",)], ids=["", "resume=false"])
+def test_somebody_else_s_folder_by_the_command(
+    theirs: Path, more: tuple[str, ...], fishr_exp: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(theirs)
+    before = contents(theirs)
+    outcome = fishr_exp("hydra.run.dir=.", *more)
+    assert outcome.status == 2
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("fishr-exp: hydra.run.dir=.: this folder holds files that are not a run")
+    assert contents(theirs) == before
+    assert not (theirs / "fishr-exp.log").exists()
+
+
+BESIDE = {
+    "notes.txt": "mine",
+    "checkpoints/my_best.pt": "weights",
+    "checkpoints/best-model.pt": "weights",
+    "checkpoints/step-two.pt": "weights",
+    "checkpoints/step-3.pt.bak": "weights",
+    "checkpoints/last.ckpt": "weights",
+    ".draft.tmp": "mine",
+    ".records.jsonl.mine.tmp": "mine",
+    ".result.json.tmp": "mine",
+    "checkpoints/.my.tmp": "mine",
+    "result.json.bak": "mine",
+    "mine/result.json": "mine",
+}
+
+
+@pytest.mark.parametrize("resume", [True, False], ids=["", "resume=false"])
+def test_somebody_else_s_files_beside_a_run_s(
+    resume: bool, asked: Arguments, stopped: Path
+) -> None:
+    for name, content in BESIDE.items():
+        (stopped / name).parent.mkdir(exist_ok=True)
+        (stopped / name).write_text(content)
+    (stopped / ".result.json.7.tmp").write_text("of a run that was killed")
+    assert told(asked, stopped, resume=resume) == ""
+    assert {name: (stopped / name).read_text() for name in BESIDE} == BESIDE
+    assert not (stopped / ".result.json.7.tmp").exists()
+
+
+@pytest.mark.parametrize("what", PLACED)
+def test_from_scratch_in_a_damaged_folder_of_a_run(
+    what: str, asked: Arguments, stopped: Path
+) -> None:
+    """With `resume=false`, a run's files are replaced, and no folder in their place is touched."""
+    for name in ("config.json", "result.json", "records.jsonl"):
+        place(stopped / name, what)
+    line = told(asked, stopped, resume=False)
+    if what == "folder":
+        assert_refused(line, "move it away")
+        assert (stopped / "result.json" / "mine.txt").read_text() == "mine"
+    else:
+        assert line == ""
+        assert RunFolder(stopped).state == "done"
+
+
+def test_a_damaged_configuration_of_a_run(asked: Arguments, stopped: Path) -> None:
+    """Its environment says that it is a run's."""
+    (stopped / "config.json").write_text("{")
+    assert_refused(told(asked, stopped), "config.json cannot be read", "resume=false")
+    (stopped / "environment.json").unlink()
+    assert_refused(told(asked, stopped, resume=False), "files that are not a run's")
+
+
+# --- trackers ----------------------------------------------------------------------------------
+
+
+class Notebook(Mirror):
+    """A tracker that writes down what it is sent, beside the runs."""
+
+    name = "The notebook"
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder, "notebook")
+        self.path = folder.path.parent / "sent.txt"
+
+    def connect(self) -> None: ...
+
+    def open_run(self) -> str:
+        return self.folder.path.name
+
+    def send_settings(self, settings: Any) -> None: ...
+
+    def last_step(self) -> int:
+        return -1
+
+    def send_records(self, points: Any) -> None:
+        assert all(isinstance(point, Point) for point in points)
+
+    def send_end(self, end: End) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{self.folder.path.name} {end.status}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        (name, what)
+        for name in ("config.json", "result.json", "records.jsonl", "tracking.json")
+        for what in PLACED
+        if (name, what) != ("tracking.json", "link-to-itself")  # as if there were none
+    ],
+    ids=lambda value: value,
+)
+def test_fishr_sync_sends_the_other_runs(
+    name: str, what: str, done: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    here = f"{__name__}.Notebook"
+    for folder in (done, done.parent / "whole"):
+        State({"_target_": here}, "notebook", "id", "", "", {}).write(folder)
+    place(done / name, what)
+    assert sync_cli.main([str(done.parent), "--allow-targets", __name__]) == 1
+    assert capsys.readouterr().out.endswith("1 not sent, 1 sent\n")
+    (line,) = [line for line in caplog.messages if line.startswith("fishr-sync:")]
+    assert str(done) in line
+    assert any(way in line for way in WAY_OUT)
+    assert (done.parent / "sent.txt").read_text() == "whole FINISHED\n"
+
+
+# --- CSV and names -----------------------------------------------------------------------------
+
+FORMULAS = [
+    "=cmd|' /C calc'!A1", "=1+1", "+1+1", "-1-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "-", "+",
+    "=HYPERLINK(\"http://a\")", "--5", "-cmd", "@",
+]  # fmt: skip
+NUMBERS = ["-1", "-0.5", "+3.2", "-1e-5", "12", "0", "", "-inf", "nan"]
+NAMES = [
+    *FORMULAS, "a\x1b[2Jb", "a\nb", "a\rb", "a,b", 'a"b', "\u202eabc", "caf\udce9", "a|b", "$x$",
+    "x" * 300, "..", "a/b", "", " ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", [*FORMULAS, *NUMBERS], ids=repr)
+def test_no_cell_of_a_csv_is_a_formula(cell: str) -> None:
+    from fishr_exp.reports.sheets.sheet import Line, Sheet, to_csv
+
+    written = to_csv([Sheet("t", ["h"], [], 1, [], [Line({cell or "h": cell}, {"n": cell})])])
+    header, (first, second) = csv.reader(io.StringIO(written, newline=""))
+    assert first == second == (f"'{cell.strip()}" if cell in FORMULAS else cell)
+    assert header[0] == (f"'{cell.strip()}" if cell in FORMULAS else cell or "h")
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_domain_of_any_name_in_a_table(
+    name: str, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (done, done.parent / "whole"):
+        in_json(folder / "config.json", set_at("test_domains", [name]))
+        in_json(folder / "result.json", set_at("test_domains", [name]))
+        in_json(folder / "result.json", set_at("test_accuracy", {name: 0.5}))
+    assert table_cli.main([str(done.parent)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert not {*"\x1b\r\u202e"} & {*out}
+    with (done.parent / "table" / "table.csv").open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert "50.0000" in cells
+    assert not [c for c in cells if c[:1] in {*"=+-@\t\r\n"} and c not in ("-0.0000",)]

@@ -112,9 +112,11 @@ FORMATS: dict[str, Callable[[Sequence[Sheet]], str]] = {
 def inert(cell: str) -> str:
     """Return a cell of a CSV that no spreadsheet runs; a number stays a number.
 
-    Source: OWASP, CSV injection.
+    Source: OWASP, CSV injection. Of tabs and ends of lines, which count too, `on_one_line` leaves
+    none.
     """
-    if not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+    cell = cell if cell.isprintable() else on_one_line(cell)
+    if not cell.startswith(("=", "+", "-", "@")):
         return cell
     with contextlib.suppress(ValueError):
         float(cell)
@@ -123,7 +125,7 @@ def inert(cell: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """Return a text without breaks of lines, and with what a terminal would obey escaped."""
+    """Return a text without ends of lines, and with control characters escaped."""
     line = " ".join(text.split())
     if line.isprintable():
         return line
