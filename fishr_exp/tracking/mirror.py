@@ -216,7 +216,7 @@ class Mirror(abc.ABC):
         self._thread.join(_SOON if patience is None else min(_SOON, patience))
         if self._thread.is_alive() and (patience is None or patience > _SOON):
             most = "" if patience is None else f", {patience:g} s at most"
-            log.info("waiting for %s at %s%s", self.name, self.address, most)
+            log.info("waiting for %s%s (%s)", self.name, most, self.address)
             self._thread.join(None if patience is None else patience - _SOON)
 
     # --- the thread ------------------------------------------------------------------------
