@@ -15,7 +15,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,17 @@ PLACED: dict[str, Callable[[Path], None]] = {
 }
 
 
+# Of each kind of content one goes without `slow`.
+QUICK = {"list", "null", "not-utf-8", "deep-lists", "folder", "pipe"}
+
+
+def mostly_slow(cases: Iterable[Any], quick: Iterable[str] = QUICK) -> list[Any]:
+    """Mark all cases as slow but those of these names."""
+    marks = {False: pytest.mark.slow, True: ()}
+    split = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=marks[case[-1] in quick]) for case in split]
+
+
 def place(path: Path, what: str) -> None:
     path.unlink(missing_ok=True)
     PLACED[what](path)
@@ -213,7 +224,7 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "what"), SPOILT, ids=lambda value: value)
+@pytest.mark.parametrize(("name", "what"), mostly_slow(SPOILT), ids=lambda value: value)
 def test_a_table_of_the_other_runs(
     name: str, what: str, done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -394,7 +405,7 @@ def test_records_that_were_removed_of_a_run_that_is_done(
 # --- a run that meets them ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", PLACED)
+@pytest.mark.parametrize("what", mostly_slow(PLACED))
 @pytest.mark.parametrize("name", ["config.json", "records.jsonl", "data.json", "result.json"])
 def test_a_stopped_run(name: str, what: str, asked: Arguments, stopped: Path) -> None:
     place(stopped / name, what)
@@ -411,7 +422,7 @@ def test_a_stopped_run(name: str, what: str, asked: Arguments, stopped: Path) ->
     assert {**contents(stopped), **before} == contents(stopped)
 
 
-@pytest.mark.parametrize("what", PLACED)
+@pytest.mark.parametrize("what", mostly_slow(PLACED, ("null", "pipe", "folder")))
 def test_a_stopped_run_with_other_files_for_trackers(
     what: str, asked: Arguments, stopped: Path
 ) -> None:
@@ -543,21 +554,39 @@ STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def with_state(stopped: Path) -> Callable[[str], None]:
+    """Change the newest checkpoint of the stopped run."""
+
+    def change(what: str) -> None:
+        newest = stopped / "checkpoints" / "step-5.pt"
+        state = state_of(newest)
+        STATES[what](state)
+        torch.save(state, newest)
+
+    return change
+
+
 @pytest.mark.parametrize("what", STATES)
-def test_a_checkpoint_that_is_none(
+def test_the_only_checkpoint_is_none(
+    what: str, asked: Arguments, stopped: Path, with_state: Callable[[str], None]
+) -> None:
+    with_state(what)
+    (stopped / "checkpoints" / "step-4.pt").unlink()
+    before = contents(stopped)
+    assert_refused(told(asked, stopped), "step-5.pt is not a readable checkpoint")
+    assert contents(stopped) == before
+
+
+@pytest.mark.parametrize(
+    "what", mostly_slow(STATES, ("lacks-model", "step-text", "optimizer-of-another-shape"))
+)
+def test_the_newest_checkpoint_is_none(
     what: str, asked: Arguments, runs: dict[str, Path], stopped: Path,
-    caplog: pytest.LogCaptureFixture,
+    with_state: Callable[[str], None], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """The run goes on from the one before, to the same end; without one it is refused."""
-    newest = stopped / "checkpoints" / "step-5.pt"
-    state = state_of(newest)
-    STATES[what](state)
-    torch.save(state, newest)
-    alone = Path(shutil.copytree(stopped, stopped.parent / "alone"))
-    (alone / "checkpoints" / "step-4.pt").unlink()
-    before = contents(alone)
-    assert_refused(told(asked, alone), "step-5.pt is not a readable checkpoint")
-    assert contents(alone) == before
+    """The run goes on from the one before, to the same end."""
+    with_state(what)
     with caplog.at_level(logging.WARNING):
         assert told(asked, stopped) == ""
     assert "going on from the one before, step-4.pt" in caplog.text
@@ -745,7 +774,7 @@ def test_somebody_else_s_files_beside_a_run_s(
     assert not (stopped / ".result.json.7.tmp").exists()
 
 
-@pytest.mark.parametrize("what", PLACED)
+@pytest.mark.parametrize("what", mostly_slow(PLACED, ("null", "pipe", "folder")))
 def test_from_scratch_in_a_damaged_folder_of_a_run(
     what: str, asked: Arguments, stopped: Path
 ) -> None:
@@ -801,12 +830,12 @@ class Notebook(Mirror):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [
+    mostly_slow(
         (name, what)
         for name in ("config.json", "result.json", "records.jsonl", "tracking.json")
         for what in PLACED
         if (name, what) != ("tracking.json", "link-to-itself")  # as if there were none
-    ],
+    ),
     ids=lambda value: value,
 )
 def test_fishr_sync_sends_the_other_runs(
