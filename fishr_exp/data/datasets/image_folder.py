@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -132,8 +133,8 @@ def find_images(
 def _listed(root: str, domains: Sequence[str] | None) -> dict[str, dict[str, list[str]]]:
     """Return the files of each domain and folder in it."""
     folder = root_folder(root)
-    if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else "does not exist"
+    if not os.path.isdir(folder):  # also of a path that is too long
+        reason = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise ConfigError("dataset.root", root, reason, "pass the folder that contains the domains")
     folders = Folders(root)
     try:

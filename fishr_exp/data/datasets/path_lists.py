@@ -207,7 +207,7 @@ def _found(folder: Path, file: str) -> Path:
     given = expanded(file)
     places = list(dict.fromkeys([folder / given, given.absolute()]))
     for path in places:
-        if path.exists():
+        if os.path.exists(path):  # also of a path that is too long
             return path
     looked = " and ".join(map(str, places))
     hint = "pass a path that is relative to dataset.root or to the current folder"

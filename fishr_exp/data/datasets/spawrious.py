@@ -151,7 +151,7 @@ def _first(paths: Sequence[str], share: float) -> list[str]:
 
 
 def _listed(folder: Path) -> list[str]:
-    paths = images_of(Folders(folder.parents[2]).files(folder)) if folder.is_dir() else []
+    paths = images_of(Folders(folder.parents[2]).files(folder)) if os.path.isdir(folder) else []
     if not paths:
         place = os.path.join(*folder.parts[-3:])
         raise ConfigError(

@@ -201,8 +201,9 @@ def _digest_of_sources(files: Files, root: Path) -> bytes:
 
 def _write(path: Path, files: Files, sources: bytes, title: str) -> None:
     part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)  # of a killed process, or something that is not a file
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             _write_all(file, files, sources, title)
             file.flush()
             os.fsync(file.fileno())

@@ -51,20 +51,21 @@ class Folders:
         tops = [str(folder)]  # and the links under it, which come after all that is not a link
         for top in tops:
             self.check_link(top)
-            to_visit = [top]  # a list, since folders may be deeper than Python recurses
+            # Paths and real paths; a list, since folders may be deeper than Python recurses.
+            to_visit = [(top, os.path.realpath(top))]
             while to_visit:
-                inner = to_visit.pop()
-                real = os.path.realpath(inner)
+                inner, real = to_visit.pop()
                 if real in visited:
                     continue
                 visited.add(real)
                 self._take(real, str(folder))
                 with os.scandir(inner) as listed:
                     entries = sorted(listed, key=lambda entry: entry.name)
-                found += [entry.path for entry in entries if not entry.is_dir()]
-                inside = [e for e in entries if e.is_dir() and not _is_hidden(e.name)]
+                found += [entry.path for entry in entries if not os.path.isdir(entry)]
+                inside = [e for e in entries if os.path.isdir(e) and not _is_hidden(e.name)]
                 tops += [entry.path for entry in inside if entry.is_symlink()]
-                to_visit += [entry.path for entry in inside[::-1] if not entry.is_symlink()]
+                own = [entry for entry in inside[::-1] if not entry.is_symlink()]
+                to_visit += [(entry.path, os.path.join(real, entry.name)) for entry in own]
         return sorted(found)
 
     def check_link(self, path: str | Path) -> None:
