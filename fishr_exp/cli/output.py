@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import os
 import select
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TextIO
 
 import fishr_exp
+from fishr_exp.configuration import console  # noqa: F401 - errors of a log are one line
 from fishr_exp.core.secrets import masked, remember
 
 P = ParamSpec("P")
@@ -26,7 +26,6 @@ def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
 
     @functools.wraps(main)
     def wrapped(*arguments: P.args, **keywords: P.kwargs) -> int | None:
-        logging.Handler.handleError = _handle_error  # type: ignore[assignment, method-assign]
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -51,15 +50,6 @@ def command(main: Callable[P, int | None]) -> Callable[P, int | None]:
             return 0
 
     return wrapped
-
-
-_report_error = logging.Handler.handleError
-
-
-def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
-    """Report an error of a log, unless it is that its reader has seen enough."""
-    if not isinstance(sys.exc_info()[1], BrokenPipeError):
-        _report_error(handler, record)
 
 
 class _Masked:

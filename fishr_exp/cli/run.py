@@ -23,9 +23,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import fishr_exp
 from fishr_exp.cli.output import closed_streams, command
+from fishr_exp.configuration import outcomes
 from fishr_exp.configuration.binding import arguments, check_output_dir, run_name, typed_words
 from fishr_exp.configuration.callbacks import (
-    failures,
     handling_signals,
     is_command,
     jobs_go_on,
@@ -40,6 +40,7 @@ from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.configuration.secrecy import with_variables
 from fishr_exp.core.errors import ConfigError, TrainingError, UnfinishedError
+from fishr_exp.core.stopping import stop_with
 from fishr_exp.runs.run_folder import CONFIG, LOCK, RunFolder
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ _stopped: UnfinishedError | None = None  # in a launcher's process: it starts no
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of torchrun's processes
+        stop_with(os.getppid())
     with handling_signals(), permissions_of(sys.argv[1:]), leaving_no_empty_folder():
         status = _main()
     sys.exit(status)
@@ -81,6 +84,7 @@ def _main() -> int:
         claim_optuna()
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
         start(job)()
+        return _end_of_sweep(outcomes.sweep.status)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and closed_streams():
             raise
@@ -90,13 +94,17 @@ def _main() -> int:
         if FULL_ERROR:
             raise
         if hasattr(error, "status"):  # from a job of a sweep, which has logged it
-            for line in failures():
-                _say(line, 1)
-            return error.status
+            return _end_of_sweep(error.status)
         if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
             return _say(KILLED, 1)
         return _say(one_line(error) or before_the_run(error), _MISTAKE)
-    return 0
+
+
+def _end_of_sweep(status: int) -> int:
+    """Name what failed, if anything did."""
+    for line in outcomes.sweep.failures() if status else ():
+        _say(line, status)
+    return status
 
 
 def register_run_name() -> None:

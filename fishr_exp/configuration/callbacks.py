@@ -18,20 +18,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fishr_exp.configuration import secrecy  # noqa: F401 - before anything is written
+from fishr_exp.configuration import full_disk, outcomes, secrecy  # noqa: F401 - before anything is written
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError
-from fishr_exp.core.stopping import STOPPING, leave_closed_terminal
-from fishr_exp.runs.content import UnreadableError
-from fishr_exp.runs.run_folder import CONFIG, RunFolder
+from fishr_exp.core.stopping import STOPPING, leave_closed_terminal, stop_with
+from fishr_exp.runs.run_folder import RunFolder
 
-_MOST = 10  # failures to name
 _command = 0  # the number of the command's own process; a launcher may start others
-_folder: Path | None = None  # of the sweep that runs in this process
 _signal = 0  # that the command was stopped by
 _absent: list[Path] = []  # folders that the command finds absent; Hydra makes them
-_lost: list[str] | None = None  # jobs of submitit with nothing to show; None: not through it
 
 
 @contextlib.contextmanager
@@ -40,8 +36,9 @@ def handling_signals() -> Iterator[None]:
 
     Libraries turn what is raised into errors of their own; `stopped_by` returns which it was.
     """
-    global _command, _folder, _lost, _signal
-    _command, _folder, _lost, _signal = os.getpid(), None, None, 0
+    global _command, _signal
+    _command, _signal = os.getpid(), 0
+    outcomes.begin()
     earlier = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOPPING:
@@ -66,7 +63,7 @@ def is_command() -> bool:
 
 def jobs_go_on() -> bool:
     """Whether the sweep's jobs are a cluster's, which do not end with the command."""
-    return _lost is not None
+    return outcomes.sweep.of_a_cluster
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -122,11 +119,10 @@ class ShareSweepName(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Read the name once: each job would else take the time of its own start."""
         del kwargs
-        global _folder
         OmegaConf.select(config, "sweep_name")
         with contextlib.suppress(OmegaConfBaseException):  # Hydra reports a mistake there next
-            _folder = Path(config.hydra.sweep.dir)
-            _note_absent(_folder)
+            outcomes.begin(config)
+            _note_absent(Path(config.hydra.sweep.dir))
 
 
 class PassSignalsOn(Callback):
@@ -140,9 +136,27 @@ class PassSignalsOn(Callback):
         """Listen, where the launcher is Hydra's joblib launcher."""
         del kwargs
         if "joblib" in str(config.hydra.launcher.get("_target_")):
+            _end_jobs_with_command()
             for number in STOPPING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, _pass_on)
+
+
+def _end_jobs_with_command() -> None:
+    """Let joblib's processes stop, each after a checkpoint, when the command is killed."""
+    from joblib import register_parallel_backend
+    from joblib.parallel import BACKENDS
+
+    class Backend(BACKENDS["loky"]):  # type: ignore[misc, name-defined]
+        ends_with_command = True
+
+        def configure(self, *arguments: Any, **keywords: Any) -> int:
+            own = {"initializer": stop_with, "initargs": (os.getpid(),)}
+            workers: int = super().configure(*arguments, **own, **keywords)
+            return workers
+
+    if not hasattr(BACKENDS["loky"], "ends_with_command"):
+        register_parallel_backend("loky", Backend)
 
 
 def _pass_on(number: int, frame: FrameType | None) -> None:
@@ -173,8 +187,7 @@ class WaitForAllJobs(Callback):
         from submitit.core.core import Job
         from submitit.core.utils import UncompletedJobError
 
-        global _lost
-        _lost = lost = []
+        sweep = outcomes.sweep
         wait = getattr(Job.results, "__wrapped__", Job.results)
 
         def results(job: Any) -> list[JobReturn]:
@@ -184,50 +197,9 @@ class WaitForAllJobs(Callback):
                 state = f"{job.state}; its log is {job.paths.stderr}"
                 end = JobReturn(overrides=job.submission().args[0], status=JobStatus.FAILED)
                 end.return_value = UnfinishedError(state, 1)
-            if end.status is JobStatus.FAILED and not _is_recorded(end):
-                swept = [word for word in end.overrides if word not in config.hydra.overrides.task]
-                why = one_line(end._return_value) or str(end._return_value)
-                lost.append(f"  {' '.join([job.job_id, *swept])}: {why}")
+            if end.status is JobStatus.FAILED:
+                sweep.add(end, job.job_id)
             return [end]
 
         results.__wrapped__ = wait  # type: ignore[attr-defined]
         Job.results = results  # type: ignore[method-assign, assignment]
-
-
-def _is_recorded(end: JobReturn) -> bool:
-    """Whether a failed job is recorded in its run folder."""
-    return end.working_dir is not None and _has_failed(RunFolder(end.working_dir))
-
-
-def failures() -> list[str]:
-    """Name the sweep's jobs that ended without a result, and the runs in its folder that failed."""
-    return [
-        *_named(_lost or [], "job", "without a result; the same command tries again:"),
-        *_named(
-            _failed_runs(),
-            "run",
-            f"in {_folder} failed; retry_failed=true tries again, from the last checkpoint:",
-        ),
-    ]
-
-
-def _failed_runs() -> list[str]:
-    if _folder is None:
-        return []
-    folders = [RunFolder(path.parent) for path in sorted(_folder.glob(f"*/{CONFIG}"))]
-    failed = [folder for folder in folders if _has_failed(folder)]
-    return [f"  {folder.path.name}: {(folder.result() or {}).get('error')}" for folder in failed]
-
-
-def _has_failed(folder: RunFolder) -> bool:
-    """Whether a run has failed; where its files are damaged, its own message says so."""
-    with contextlib.suppress(UnreadableError):
-        return folder.state == "failed"
-    return False
-
-
-def _named(lines: list[str], what: str, happened: str) -> list[str]:
-    if not lines:
-        return []
-    more = [f"  and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
-    return [f"{len(lines)} {what}{'s' * (len(lines) != 1)} {happened}", *lines[:_MOST], *more]

@@ -27,3 +27,28 @@ class ConsoleFormatter(logging.Formatter):
             if sys.stderr.isatty():
                 line = f"{_YELLOW}{line}{_PLAIN}"
         return f"{_name}: {line}" if _name else line
+
+
+_report_error = logging.Handler.handleError
+_warned: set[str] = set()
+
+
+def warn_once(message: str) -> None:
+    """Say something on the console, past the logs; what was said in this process, not again."""
+    if message not in _warned:
+        _warned.add(message)
+        sys.stderr.write(f"warning: {message}\n")
+
+
+def _handle_error(handler: logging.Handler, record: logging.LogRecord) -> None:
+    """Report an error of a log: in one line, if it cannot be written."""
+    error = sys.exc_info()[1]
+    if isinstance(error, BrokenPipeError):  # its reader has seen enough
+        return
+    if isinstance(error, OSError):
+        warn_once(f"the log cannot be written ({error.strerror or error})")
+    else:
+        _report_error(handler, record)
+
+
+logging.Handler.handleError = _handle_error  # type: ignore[method-assign, assignment]

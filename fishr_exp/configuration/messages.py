@@ -79,10 +79,11 @@ def is_out_of_memory(error: Exception) -> bool:
 def before_the_run(error: Exception) -> str:
     """Explain any error that Hydra met before it called us: it is about the command line."""
     overrides = _overrides()
-    if isinstance(error, OSError) and error.filename is not None:  # Hydra makes the run's folder
+    if isinstance(error, OSError):  # Hydra makes the run's folder
         key = "hydra.run.dir" if "hydra.run.dir" in overrides else "output_dir"
         reason = f"this folder cannot be written ({error.strerror})"
-        return str(ConfigError(key, error.filename, reason, f"choose another {key}"))
+        place = error.filename or overrides.get(key, "outputs/runs")
+        return str(ConfigError(key, place, reason, f"choose another {key}"))
     for group in set(PARTS) & set(overrides):  # Hydra wants text there, and does not say where
         if not overrides[group][:1].isalpha() or overrides[group] == "null":
             return str(_no_option(group, overrides[group]))

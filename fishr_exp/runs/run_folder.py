@@ -16,6 +16,7 @@ which `float` reads. What the files hold is checked where they are read: see `co
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.content import UnreadableError, mapping, read_bytes, read_object, text
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
@@ -331,6 +332,9 @@ class RunFolder:
         try:
             yield
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                reason = f"{self.path} cannot be written ({error.strerror})"
+                raise TrainingError(f"{reason}; free space, and repeat the command") from error
             raise ConfigError(
                 "output_dir",
                 self.path,

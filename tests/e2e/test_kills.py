@@ -409,6 +409,31 @@ def test_a_full_disk_loses_nothing(fishr_exp: Command, tmp_path: Path, mounted: 
     assert_same_run(whole, there)
 
 
+@pytest.mark.parametrize("free", [0, 8, 20, 60])
+def test_a_sweep_on_a_full_disk_goes_on_and_names_what_failed(
+    fishr_exp: Command, mounted: Any, free: int
+) -> None:
+    disk = mounted("-t", "tmpfs", "-o", "size=2m", "tmpfs")
+    words = ("-m", "trainer.gamma=0,1", "seed=0,1", f"output_dir={disk}/runs")
+    (disk / "filler").write_bytes(bytes(2**21 - 1024 * free))
+    full = fishr_exp(*words)
+    assert "Traceback" not in full.err
+    assert "No space left on device" in full.err
+    if free:
+        assert full.status == 1
+        last = full.err.split("without a result; the same command tries again:")[1]
+        recorded = last.count("fishr-exp:   fishr-gamma")
+        assert last.count("fishr-exp:   trainer.gamma=") + recorded == 4
+        assert full.err.count("warning: ") <= 2
+    else:
+        assert full.status == 2
+        assert full.err.count("\n") == 1
+    (disk / "filler").unlink()
+    again = fishr_exp(*words, "retry_failed=true")
+    assert again.status == 0, again.err
+    assert len(list((disk / "runs").glob("*/done"))) == 4
+
+
 def test_a_read_only_folder_is_one_line(fishr_exp: Command, tmp_path: Path, mounted: Any) -> None:
     disk = mounted("-t", "tmpfs", "-o", "ro,size=1m", "tmpfs")
     refused = fishr_exp(f"output_dir={disk}/runs")

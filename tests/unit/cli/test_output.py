@@ -72,17 +72,18 @@ def test_the_status_of_a_command_is_kept() -> None:
 def test_other_errors_of_a_log_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
         handler = logging.Handler()
-        for error in (BrokenPipeError(), OSError("disk full")):
+        for error in (BrokenPipeError(), ValueError("no number"), OSError("disk full")):
             try:
                 raise error
-            except OSError:
+            except (OSError, ValueError):
                 record = logging.LogRecord("a", logging.INFO, "b", 1, "said", (), None)
                 handler.handleError(record)
         return 0
 
     assert command(main)() == 0
     err = capsys.readouterr().err
-    assert "OSError: disk full" in err
+    assert "ValueError: no number" in err
+    assert err.endswith("warning: the log cannot be written (disk full)\n")  # in one line
     assert "BrokenPipeError" not in err
 
 

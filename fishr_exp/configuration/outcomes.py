@@ -1,0 +1,113 @@
+"""How the jobs of a sweep ended: all are seen, and those without a result are named at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from fishr_exp.configuration.messages import one_line
+from fishr_exp.core.errors import UnfinishedError
+from fishr_exp.runs.content import UnreadableError
+from fishr_exp.runs.run_folder import CONFIG, RunFolder
+
+_FAILED = 1  # the exit status of a run that began, and could not go on
+_MOST = 10  # failures to name
+
+
+class Sweep:
+    """The sweep that runs in this process.
+
+    Args:
+        config: The sweep's configuration; None: there is none.
+    """
+
+    def __init__(self, config: DictConfig | None = None) -> None:
+        self.folder = Path(config.hydra.sweep.dir) if config else None
+        self.fixed: list[str] = list(config.hydra.overrides.task) if config else []
+        # A search looks at each failure itself.
+        self.goes_on = config is not None and "BasicSweeper" in str(config.hydra.sweeper._target_)
+        self.of_a_cluster = config is not None and "submitit" in str(config.hydra.launcher._target_)
+        self.lost: list[str] = []  # jobs without a result, and without a record of why
+        self.status = 0  # of the first job that failed
+
+    def add(self, job: JobReturn, name: str = "") -> None:
+        """Note that a job failed, if its run folder does not say so."""
+        if not _is_recorded(job):
+            swept = [word for word in job.overrides or () if word not in self.fixed]
+            why = one_line(job._return_value) or str(job._return_value)
+            self.lost.append(f"  {' '.join([name, *swept]).strip()}: {why}")
+
+    def failures(self) -> list[str]:
+        """Name the jobs that ended without a result, and the runs in the folder that failed."""
+        return [
+            *_named(self.lost, "job", "without a result; the same command tries again:"),
+            *_named(
+                _failed_runs(self.folder),
+                "run",
+                f"in {self.folder} failed; retry_failed=true tries again, from the last "
+                "checkpoint:",
+            ),
+        ]
+
+
+sweep = Sweep()
+
+
+def begin(config: DictConfig | None = None) -> None:
+    """Forget the sweep before; `config` is that of the one that begins, if there is one."""
+    global sweep
+    sweep = Sweep(config)
+
+
+def _result(job: JobReturn) -> Any:
+    """Return a job's result; go on after the failure of one of many.
+
+    In place of Hydra's, which stops at the first failure, after a line of its own.
+    """
+    if job.status is JobStatus.COMPLETED:
+        return job._return_value
+    error = job._return_value
+    status = getattr(error, "status", None)
+    if not sweep.goes_on or status is None or isinstance(error, UnfinishedError):
+        raise error
+    sweep.status = sweep.status or status
+    if status == _FAILED and not sweep.of_a_cluster:  # whose jobs are noted as they end
+        sweep.add(job)
+    return None
+
+
+JobReturn.return_value = property(_result, JobReturn.return_value.fset)  # type: ignore[method-assign, assignment, attr-defined]
+
+
+def _is_recorded(job: JobReturn) -> bool:
+    """Whether a failed job is recorded in its run folder."""
+    place = job.hydra_cfg and OmegaConf.select(job.hydra_cfg, "hydra.runtime.output_dir")
+    folder = place or job.working_dir
+    return folder is not None and _has_failed(RunFolder(folder))
+
+
+def _failed_runs(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    runs = [RunFolder(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))]
+    failed = [run for run in runs if _has_failed(run)]
+    return [f"  {run.path.name}: {(run.result() or {}).get('error')}" for run in failed]
+
+
+def _has_failed(folder: RunFolder) -> bool:
+    """Whether a run has failed; where its files are damaged, its own message says so."""
+    with contextlib.suppress(UnreadableError):
+        return folder.state == "failed"
+    return False
+
+
+def _named(lines: Sequence[str], what: str, happened: str) -> list[str]:
+    if not lines:
+        return []
+    more = [f"  and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+    return [f"{len(lines)} {what}{'s' * (len(lines) != 1)} {happened}", *lines[:_MOST], *more]
