@@ -625,7 +625,15 @@ def make(kind: str, path: Path) -> None:
 
 PLACES = [
     (place, kind)
-    for place in ("set", "set.zip", "set.zip.sha256", "set.zip.part", ".set.lock")
+    for place in (
+        "set",
+        "set.zip",
+        "set.zip.sha256",
+        "set.zip.part",
+        "set.zip.refused",
+        ".set.lock",
+        ".set.unpacking",
+    )
     for kind in ("pipe", "folder", "link to nothing", "link to itself", "device", "binary file")
 ]
 
@@ -644,6 +652,16 @@ def test_something_else_lies_in_a_place_of_ours(place, kind, server, download, f
         assert len(err.splitlines()) == 1
         assert err.startswith("fishr-data: download=")
     assert (folder / "precious.txt").read_text() == "mine"
+
+
+def test_the_temporary_folder_is_a_link_to_another_one(server, download, folder, tmp_path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "theirs.txt").write_text("theirs")
+    (folder / ".set.unpacking").symlink_to(tmp_path / "other")
+    hostile_source(download, server, "/a")
+    server.answers["/a/set.zip"] = says(reply(ZIP))
+    download.succeeds()
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["theirs.txt"]
 
 
 NOTES = {

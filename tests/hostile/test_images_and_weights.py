@@ -530,6 +530,19 @@ def test_labels_with_gaps_are_read(label, root) -> None:
     assert domains.num_classes == 3
 
 
+def test_a_dataset_whose_aliases_expand_without_end(root, tmp_path, capsys) -> None:
+    """A YAML of 500 bytes that stands for 10^9 values, in a folder of options."""
+    lines = ["# @package dataset", "defaults: [image_folder]", "a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    (tmp_path / "conf" / "dataset").mkdir(parents=True)
+    (tmp_path / "conf" / "dataset" / "bomb.yaml").write_text("\n".join(lines))
+    words = ["check", "bomb", str(root), "--config-dir", str(tmp_path / "conf")]
+    assert data_cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "its aliases stand for more than" in err
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a socket", "a device",
                                   "a link to nothing", "a link to itself"])  # fmt: skip
 def test_a_list_that_is_no_file(kind, root) -> None:
@@ -742,7 +755,7 @@ WEIGHTS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("attack", WEIGHTS)
-def test_hostile_weights(attack, tmp_path) -> None:
+def test_hostile_weights(attack, tmp_path, recwarn) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(WEIGHTS[attack])
     with pytest.raises(ConfigError) as caught:
@@ -751,6 +764,7 @@ def test_hostile_weights(attack, tmp_path) -> None:
     assert text.startswith(f"model.weights_file={path}: ")
     assert text.isprintable()
     assert len(text) < 1000
+    assert not recwarn.list
     assert not Path(MARK).exists()
 
 

@@ -226,6 +226,8 @@ def _unpack(key: str, source: Source, folder: Path, target: Path) -> None:
     archives = [folder / file.name for file in source.files]
     require_space(folder, source.title, sum(path.stat().st_size for path in archives))
     work = folder / f".{key}.unpacking"
+    if work.is_symlink() or not work.is_dir():  # a link would lead out of the folder
+        work.unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)  # of a killed process
     unpacked, arranged = work / "unpacked", work / "arranged"
     suspects = archives

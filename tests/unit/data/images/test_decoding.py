@@ -89,3 +89,45 @@ def test_a_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
 def test_printable_leaves_all_else_as_it_is() -> None:
     assert printable("café 猫 \\xe9") == "café 猫 \\xe9"
     assert printable("caf\udce9 \ud800") == "caf\\udce9 \\ud800"  # not from a file's name
+
+
+def test_control_characters_are_escaped() -> None:
+    assert printable("a\x1b[2Jb\x07\x9f\n") == "a\\x1b[2Jb\\x07\\x9f\n"
+
+
+def test_an_image_above_the_limit_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("1", (40, 25)).save(path)
+    assert decode(str(path), 1000).size == (40, 25)
+    assert fault(str(path), 999) == "its 40x25 pixels are more than dataset.max_pixels=999"
+    with path.open("ab") as file:
+        file.truncate(20_000)
+    assert "its size is above that of images of dataset.max_pixels=1000" in fault(str(path), 1000)
+
+
+def test_only_forms_that_pillow_decodes_itself(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.new("RGB", (9, 9)).save(path, "EPS")
+    assert fault(str(path)).startswith("cannot identify image file")
+    Image.new("RGB", (9, 9)).save(path, "WEBP")
+    assert fault(str(path)) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError(3), "KeyError: 3"),
+        (NotImplementedError("Unimplemented format 7"), "NotImplementedError: Unimplemented form"),
+        (MemoryError(), "MemoryError"),
+        (OSError("truncated\nfile"), "truncated"),
+    ],
+)
+def test_whatever_a_decoder_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "image.png").touch()
+    monkeypatch.setattr(Image, "open", fail)
+    assert fault(str(tmp_path / "image.png")).startswith(said)
