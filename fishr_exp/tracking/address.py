@@ -96,3 +96,21 @@ def warn_of_password(address: str) -> None:
         if address.lower().startswith("http")
         else "put it into the file of the database's client (PostgreSQL: ~/.pgpass)",
     )
+
+
+def check_place(address: str, artifacts: str) -> None:
+    """Refuse a folder on this machine, named by a server, that is not one of MLflow's.
+
+    The files of a run would replace others of their names there.
+
+    Args:
+        address: The server's.
+        artifacts: Where it says that a run's files go.
+
+    Raises:
+        ValueError: If it is another folder.
+    """
+    scheme, _, path = artifacts.rpartition("://")
+    here = address.startswith("http") and scheme in ("", "file")
+    if here and Path(path.removeprefix("file:")).name != "artifacts":
+        raise ValueError(f"the server names {artifacts} for the files of a run")

@@ -17,7 +17,13 @@ from fishr_exp.runs.content import read_object, several, take, text
 from fishr_exp.runs.identity import is_bookkeeping
 from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RunFolder
 from fishr_exp.tracking import database
-from fishr_exp.tracking.address import SQLITE, check_address, sqlite_file, warn_of_password
+from fishr_exp.tracking.address import (
+    SQLITE,
+    check_address,
+    check_place,
+    sqlite_file,
+    warn_of_password,
+)
 from fishr_exp.tracking.database import BUSY, BusyDatabaseError, UnusableDatabaseError
 from fishr_exp.tracking.mirror import End, Mirror, Point
 
@@ -199,6 +205,7 @@ class MlflowMirror(Mirror):
             self._client.log_batch(self.run_id, tags=[RunTag(_ERROR, end.error[:5000])])
         if end.result:
             self._client.log_batch(self.run_id, metrics=_metrics(end.result))
+        check_place(self.address, self._client.get_run(self.run_id).info.artifact_uri)
         for path in end.files:
             self._client.log_artifact(self.run_id, str(path))
         self._client.set_terminated(self.run_id, end.status, _milliseconds(end.time))

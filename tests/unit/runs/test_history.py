@@ -95,7 +95,10 @@ def test_an_imported_file_without_the_mark(tmp_path):
         ([domainbed_line(0), domainbed_line(1, seed=12)], "records of several runs"),
         ([{"step": 0}], "lacks 'args'"),
         ([domainbed_line(0, test_envs=[2])], "test_envs [2], but 2 domains"),
-        ([domainbed_line(0, accuracies=[("high", 0.1)] * 2)], "env0_in_acc is \"high\", not a number"),
+        (
+            [domainbed_line(0, accuracies=[("high", 0.1)] * 2)],
+            'env0_in_acc is "high", not a number',
+        ),
     ],
 )
 def test_an_imported_file_that_is_not_as_it_should_be(tmp_path, lines, problem):
