@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import inspect
 import logging
@@ -14,7 +13,7 @@ import hydra
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
-from fishr_exp.cli.output import add_version, command
+from fishr_exp.cli.output import Parser, command
 from fishr_exp.configuration.binding import part, unknown_key
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import one_line
@@ -40,10 +39,9 @@ _NAMED = 5  # maximum number of files in a message
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 for problems in the data, 2 for a configuration error."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fishr-data", description="Download image datasets, and check them before training."
     )
-    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the datasets that have a configuration")
     get = commands.add_parser(

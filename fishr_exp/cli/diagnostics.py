@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fishr_exp.cli.output import add_version, command
+from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.core.errors import ConfigError
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 where a run could not be drawn."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fishr-diagnostics",
         description="Draw the norms and distances of the domains' gradient variances, the share of"
         " the penalty in the objective, and the cosine between the gradients of risk and penalty,"
         " over the steps of a run that was started with diagnostics=true.",
     )
-    add_version(parser)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder")
+    parser.add_argument("runs", type=as_folder, nargs="+", metavar="RUN", help="a run folder")
     options = parser.parse_args(arguments)
     status = 0
     for folder in options.runs:

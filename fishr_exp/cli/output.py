@@ -8,10 +8,12 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TextIO
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 import fishr_exp
 from fishr_exp.configuration import console  # noqa: F401 - errors of a log are one line
+from fishr_exp.core.errors import printable
 from fishr_exp.core.secrets import masked, remember
 
 P = ParamSpec("P")
@@ -70,10 +72,24 @@ class _Masked:
         return getattr(self._stream, name)
 
 
-def add_version(parser: argparse.ArgumentParser) -> None:
-    """Let a command say its version."""
-    version = f"{parser.prog} {fishr_exp.__version__}"
-    parser.add_argument("--version", action="version", version=version)
+class Parser(argparse.ArgumentParser):
+    """Reads the words of a command; a mistake is one line, and `--version` is known."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        version = f"{self.prog} {fishr_exp.__version__}"
+        self.add_argument("--version", action="version", version=version)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with status 2."""
+        self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help shows the usage\n")
+
+
+def as_folder(text: str) -> Path:
+    """Read the name of a folder; an empty one would be the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a folder; pass . for the current one")
+    return Path(text)
 
 
 def closed_streams() -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
-from fishr_exp.cli.output import add_version, command
+from fishr_exp.cli.output import Parser, command
 from fishr_exp.cli.run import claim_optuna, register_run_name
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import before_the_run, one_line
@@ -29,12 +28,11 @@ STATES = {"done": "done", "running": "half-done", "failed": "failed", "planned":
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 for a mistake in what was asked."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fishr-sweep-plan",
         description="Compose every run of a sweep as `fishr-exp -m OVERRIDE ...` would, check it,"
         " and estimate time and disk from a few steps of one run per method. Nothing is written.",
     )
-    add_version(parser)
     parser.add_argument("-m", "--multirun", action="store_true", help="accepted, and implied")
     parser.add_argument("-cd", "--config-dir", metavar="DIR", help="as for fishr-exp")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for fishr-exp")

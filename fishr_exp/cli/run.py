@@ -40,7 +40,7 @@ from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.configuration.secrecy import with_variables
 from fishr_exp.core.errors import ConfigError, TrainingError, UnfinishedError
-from fishr_exp.core.stopping import stop_with
+from fishr_exp.core.stopping import stop_with, stopping_jobs
 from fishr_exp.runs.run_folder import CONFIG, LOCK, RunFolder
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,6 @@ KILLED = (
 STOPPED_WAITING = (
     "stopped waiting; the jobs go on, and the same command, once they have ended, does the rest"
 )
-_stopped: UnfinishedError | None = None  # in a launcher's process: it starts no other run
 
 
 @command
@@ -137,15 +136,12 @@ def job(config: DictConfig) -> float | None:
     from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow
     from fishr_exp.training.run import run
 
-    global _stopped
     quiet_mlflow()
     prefix = ""
-    if _stopped:
-        raise _stopped
     try:
         if distributed.launched() and context.mode is RunMode.MULTIRUN:
             sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
-        with distributed.process_group():
+        with stopping_jobs(), distributed.process_group():
             if not distributed.is_first():
                 prefix = f"rank {distributed.rank()}: "
                 _only_errors()
@@ -160,8 +156,7 @@ def job(config: DictConfig) -> float | None:
             raise
         # A launcher would kill its other processes for a Ctrl-C.
         why = f"{STOPPED} ({stop.__cause__})" if stop.__cause__ else STOPPED
-        _stopped = UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT))
-        raise _stopped from stop
+        raise UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT)) from stop
     except Exception as error:
         # Logged here: Hydra reports only a sweep's first failure, and not in the run's own log.
         message = one_line(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import inspect
 import logging
@@ -10,10 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fishr_exp.cli.output import add_version, command
+from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.configuration.binding import part
 from fishr_exp.configuration.permissions import allowed_targets
 from fishr_exp.core.errors import ConfigError
@@ -52,14 +50,13 @@ class To:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where something could not be sent, 2 for a mistake."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fishr-sync",
         description="Send to their trackers what they lack of the runs under DIR, each record once"
         " and in order. A run that is going on sends its own.",
     )
-    add_version(parser)
     add = parser.add_argument
-    add("dir", type=Path, metavar="DIR", help="a folder of runs, or one run")
+    add("dir", type=as_folder, metavar="DIR", help="a folder of runs, or one run")
     add("--tracking-uri", help="of MLflow, instead of each run's own; also for tracker=none")
     add("--experiment", help="instead of each run's own")
     add(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fishr_exp.cli.output import add_version, command
+from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,18 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fishr-table",
         description="Mean accuracy and standard error over seeds of the runs under DIR, as a table"
         " for each dataset and choice of test domains, and figures of accuracy over gamma,"
         " and over the steps. With --protocol, the tables of a benchmark, with a verdict against"
         " the published figures.",
     )
-    add_version(parser)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that contains run folders")
+    parser.add_argument(
+        "folder", type=as_folder, metavar="DIR", help="folder that contains run folders"
+    )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=as_folder,
         metavar="DIR",
         help="where table.md, table.tex, table.csv and the figures are written, or"
         " PROTOCOL[-SELECTION].md and so on (default: DIR/table)",

@@ -14,7 +14,6 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from fishr_exp.configuration import protocol  # noqa: F401 - its resolvers must be known
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, target
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import expanded
 from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name
 from fishr_exp.runs.keys import APART, CHOICES, KEYS, OF_A_PROTOCOL, PARTS, given_as
 
@@ -54,7 +54,7 @@ def run_name(config: DictConfig, trainer: str, typed: Sequence[str] = ()) -> str
     return folder_name(plain, trainer)
 
 
-def check_output_dir(value: object) -> str:
+def check_output_dir(value: object, key: str = "output_dir") -> str:
     """Return the folder, `~` expanded; refuse an empty one, which would be the root of all files.
 
     Raises:
@@ -62,7 +62,7 @@ def check_output_dir(value: object) -> str:
     """
     if value is None or not str(value).strip():
         reason = "must name the folder that the runs are written to"
-        raise ConfigError("output_dir", value, reason, "pass output_dir=DIR")
+        raise ConfigError(key, value, reason, f"pass {key}=DIR")
     return os.path.expanduser(str(value))
 
 
@@ -113,7 +113,7 @@ def _known_domains(dataset: Any) -> list[str]:
     named = of("domains") or of("lists")
     if isinstance(named, ListConfig | DictConfig):
         return [str(name) for name in named]
-    root = Path(str(of("root") or "")).expanduser()
+    root = expanded(str(of("root") or ""))
     if "image_folder" not in str(of(TARGET)) or not of("root") or not root.is_dir():
         return []
     return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")

@@ -22,7 +22,7 @@ from fishr_exp.configuration import full_disk, outcomes, secrecy  # noqa: F401 -
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError
-from fishr_exp.core.stopping import STOPPING, leave_closed_terminal, stop_with
+from fishr_exp.core.stopping import STOPPING, begin_job_process, leave_closed_terminal
 from fishr_exp.runs.run_folder import RunFolder
 
 _command = 0  # the number of the command's own process; a launcher may start others
@@ -101,11 +101,20 @@ class CheckRunFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with a mistake, since Hydra makes a warning of what a callback raises."""
         del kwargs
+        self._check(config.hydra.run, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Do so for the folder of a sweep's runs, each of which is checked later."""
+        del kwargs
+        self._check(config.hydra.sweep, "hydra.sweep.dir")
+
+    def _check(self, node: DictConfig, key: str) -> None:
         try:
-            folder = check_output_dir(config.hydra.run.dir)
-            config.hydra.run.dir = folder  # where ~ is home
+            folder = check_output_dir(node.dir, key)
+            node.dir = folder  # where ~ is home
             _note_absent(Path(folder))
-            RunFolder(folder).check_ours()
+            if key == "hydra.run.dir":
+                RunFolder(folder).check_ours()
         except OmegaConfBaseException:
             return  # Hydra reports it next
         except (ConfigError, OSError) as error:
@@ -122,7 +131,6 @@ class ShareSweepName(Callback):
         OmegaConf.select(config, "sweep_name")
         with contextlib.suppress(OmegaConfBaseException):  # Hydra reports a mistake there next
             outcomes.begin(config)
-            _note_absent(Path(config.hydra.sweep.dir))
 
 
 class PassSignalsOn(Callback):
@@ -151,7 +159,7 @@ def _end_jobs_with_command() -> None:
         ends_with_command = True
 
         def configure(self, *arguments: Any, **keywords: Any) -> int:
-            own = {"initializer": stop_with, "initargs": (os.getpid(),)}
+            own = {"initializer": begin_job_process, "initargs": (os.getpid(),)}
             workers: int = super().configure(*arguments, **own, **keywords)
             return workers
 
@@ -169,8 +177,9 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
     for process in jobs:
         with contextlib.suppress(ProcessLookupError):
-            # Not SIGTERM: a process that is between two runs would die of it, and the others too.
-            os.kill(process.pid or 0, signal.SIGINT)
+            # As `command &` in a script ignores Ctrl-C, so do its jobs.
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            os.kill(process.pid or 0, signal.SIGTERM if ignored else signal.SIGINT)
 
 
 class WaitForAllJobs(Callback):

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from fishr_exp.core.errors import ConfigError
+
 _HOME = re.compile(r"^([\w.+@/]+=)(~(?:/[^\"',]*)?)$")
 
 
@@ -26,7 +28,7 @@ def arranged(words: Sequence[str]) -> list[str]:
     rest = iter(words)
     for word in rest:
         if word in takes_value:
-            if (value := next(rest, None)) is None:
+            if not (value := next(rest, "")).strip():
                 _refuse(f"argument {word}: expected one argument")
             flags += [word, value]
         elif word.startswith("-"):
@@ -40,7 +42,14 @@ def arranged(words: Sequence[str]) -> list[str]:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Put paths in the home folder in quotes, which Hydra's grammar wants there."""
+    """Put paths in the home folder in quotes, which Hydra's grammar wants there.
+
+    Raises:
+        ValueError: If a word has no key.
+    """
+    for word in overrides:
+        if not word.lstrip("+~ ").partition("=")[0].strip():
+            raise ConfigError("", word.partition("=")[2], "lacks a key", "write KEY=VALUE")
     return [_HOME.sub(r'\1"\2"', word) for word in overrides]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import TARGET, place_of
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same, and faster where it is there
@@ -20,8 +21,17 @@ def conf_dir() -> Path:
 
 
 def search_path(config_dir: str | None) -> list[str]:
-    """Return the override by which Hydra finds the options in a folder; none without a folder."""
-    return [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    """Return the override by which Hydra finds the options in a folder; none without a folder.
+
+    Raises:
+        ConfigError: If it is not a folder.
+    """
+    if config_dir is None:
+        return []
+    if not Path(config_dir).is_dir():
+        hint = "pass the folder that contains GROUP/NAME.yaml"
+        raise ConfigError("--config-dir", config_dir, "is not a folder", hint)
+    return [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
 
 
 @functools.cache

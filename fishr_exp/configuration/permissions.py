@@ -92,6 +92,7 @@ def permissions_of(words: Sequence[str]) -> Iterator[None]:
     def compose(*given: Any, **named: Any) -> DictConfig:
         config = composed(*given, **named)
         if not shown:
+            _check_choices(config)
             allowed_targets(OmegaConf.select(config, ALLOW_TARGETS))
             check_hydra(config, list(keys))
         return config
@@ -207,6 +208,15 @@ def check_hydra(config: DictConfig, typed: Sequence[str] = ()) -> None:
                 continue
             hint = f"{ALLOW_TARGETS}=[{value}]" if is_name else f"{key}=VALUE yourself"
             raise ConfigError(key, value, f"a file cannot set this: {reason}", _if_trusted(hint))
+
+
+def _check_choices(config: DictConfig) -> None:
+    """Refuse another spelling of an option's name, which would be part of a run's name."""
+    for group, option in (OmegaConf.select(config, "hydra.runtime.choices") or {}).items():
+        name = str(option)
+        if name.endswith((".yaml", ".yml")) or {"..", "."} & {*name.split("/")}:
+            hint = f"write {group}={re.sub(r'[.]ya?ml$', '', name.rpartition('/')[2])}"
+            raise ConfigError(group, name, "is not the name of an option", hint)
 
 
 def _danger(key: str, value: object) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from fishr_exp.configuration.baseline import AddBaseline
-from fishr_exp.configuration.binding import arguments, typed_words
+from fishr_exp.configuration.binding import arguments, check_output_dir, typed_words
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.options import conf_dir, search_path
 from fishr_exp.configuration.protocol import check_ranges
@@ -45,7 +46,7 @@ class MistakesError(Exception):
     def lines(self) -> list[str]:
         """A line for each mistake, with the first run that has it."""
         more = {m: f" and {len(runs) - 1} more" * (len(runs) > 1) for m, runs in self.runs.items()}
-        return [f"{m} (in: {runs[0]}{more[m]})" for m, runs in self.runs.items()]
+        return [f"{m} (in: {runs[0]}{more[m]})" if runs[0] else m for m, runs in self.runs.items()]
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,22 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
                 mistakes.setdefault(message, []).append(varied)
             else:
                 jobs.setdefault(job.folder, job)
+    for folder in {folder.parent for folder in jobs}:
+        if message := _cannot_be_written(folder):
+            mistakes.setdefault(message, []).append("")
     if mistakes:
         raise MistakesError(mistakes)
     return list(jobs.values())
+
+
+def _cannot_be_written(folder: Path) -> str:
+    """Say why a folder of runs cannot be written; empty if it can, or can be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return ""
+    why = "Permission denied" if there.is_dir() else f"{there} is not a folder"
+    reason = f"this folder cannot be written ({why})"
+    return str(ConfigError("output_dir", folder, reason, "choose another output_dir"))
 
 
 def _split(config: DictConfig, loader: Any) -> list[list[str]]:
@@ -174,7 +188,8 @@ def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
 def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
     from fishr_exp.training.prepare import prepare
 
-    folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+    runs = check_output_dir(config.hydra.sweep.dir, "hydra.sweep.dir")
+    folder = Path(runs) / config.hydra.sweep.subdir
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     checked = arguments(own, config.hydra.runtime.choices, typed_words(config.hydra))
     check_ranges(own, config.hydra.runtime.choices)

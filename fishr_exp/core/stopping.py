@@ -7,6 +7,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from types import FrameType
+
+from fishr_exp.core.errors import Stopped
 
 STOPPING = tuple(
     signal.Signals[name]
@@ -15,6 +19,51 @@ STOPPING = tuple(
 )
 
 _INTERVAL = 0.5  # seconds between two looks at the parent
+
+
+_waiting = 0  # a signal that asked this process to stop, between two jobs or in one
+_in_job = False
+
+
+def begin_job_process(parent: int) -> None:
+    """Let this process, which runs the jobs of a launcher, stop as a command does.
+
+    A signal ends its job, after a checkpoint if there is one to write, and no other job begins.
+    Between two jobs it is noted: a process that died would take those of the other jobs with it.
+
+    Args:
+        parent: The number of the process that started this one, and with which it ends.
+    """
+    for number in STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _note)
+    stop_with(parent)
+
+
+@contextlib.contextmanager
+def stopping_jobs() -> Iterator[None]:
+    """In the block, which is a job, let signals of `begin_job_process` raise `Stopped`.
+
+    Raises:
+        Stopped: Also if one came before it.
+    """
+    global _in_job
+    _in_job = True
+    try:
+        if _waiting:
+            raise Stopped(_waiting)
+        yield
+    finally:
+        _in_job = False
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    del frame
+    global _waiting
+    _waiting = number
+    leave_closed_terminal()
+    if _in_job:
+        raise Stopped(number)
 
 
 def stop_with(parent: int) -> None:
@@ -26,14 +75,15 @@ def stop_with(parent: int) -> None:
     Args:
         parent: The number of the process that started this one.
     """
+    outside_of_runs = signal.getsignal(signal.SIGTERM)
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_INTERVAL)
         os.kill(os.getpid(), signal.SIGTERM)
-        while signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # a run has yet to save
+        while signal.getsignal(signal.SIGTERM) != outside_of_runs:  # a run has yet to save
             time.sleep(_INTERVAL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import multiprocessing
+import os
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.util import Finalize
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -194,6 +195,7 @@ def _ahead(
         batch_size=None,
         sampler=items,
         num_workers=num_workers,
+        multiprocessing_context=_start_method() if num_workers else None,
         pin_memory=pin_memory,
         collate_fn=_unchanged,
         worker_init_fn=_ignore_signals,
@@ -209,7 +211,15 @@ def _kill_workers_at_exit() -> None:
 
     Python sends them SIGTERM, which they ignore. Other child processes are not affected.
     """
-    atexit.register(_kill_workers)
+    # Not by atexit: a process of joblib's waits for its own before that.
+    Finalize(None, _kill_workers, exitpriority=0)
+
+
+def _start_method() -> str | None:
+    """Return how to start workers; None: as is set. joblib sets what is for its own processes."""
+    if multiprocessing.get_start_method() == "loky":
+        return multiprocessing.get_all_start_methods()[0]  # the system's default
+    return None
 
 
 def _kill_workers() -> None:
@@ -296,7 +306,17 @@ class _Processes(DataLoader[Minibatch]):
         except OSError as error:
             why = f"the workers cannot be started ({error.strerror})"
             raise TrainingError(f"num_workers={self.num_workers}: {why}; {_MORE_SPACE}") from error
-        _workers.update(getattr(items, "_workers", ()))
+        workers, owner = getattr(items, "_workers", ()), os.getpid()
+        _workers.update(workers)
+        try:
+            yield from self._read(items, workers, waiting)
+        finally:  # PyTorch would ask them to end, and wait
+            if os.getpid() == owner:  # not in a worker, which has a copy of this
+                _kill(workers)
+
+    def _read(
+        self, items: Iterator[Any], workers: Sequence[Any], waiting: Callable[[], None]
+    ) -> Iterator[Minibatch]:
         while True:
             try:
                 item = next(items)
@@ -305,11 +325,11 @@ class _Processes(DataLoader[Minibatch]):
             except RuntimeError as error:
                 why = str(error).splitlines()[0]
                 if why.startswith("DataLoader timed out"):
-                    _wait(waiting, getattr(items, "_workers", ()))
+                    _wait(waiting, workers)
                     continue
                 if not why.startswith("DataLoader worker"):
                     raise
-                _kill(getattr(items, "_workers", ()))  # else PyTorch reports it once more
+                _kill(workers)  # else PyTorch reports it once more
                 hint = f"it may lack memory, or space in /dev/shm; {_MORE_SPACE}"
                 raise TrainingError(f"num_workers={self.num_workers}: {why}; {hint}") from error
             if isinstance(item, TrainingError):

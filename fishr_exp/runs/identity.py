@@ -13,9 +13,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from fishr_exp.core.files import expanded
 from fishr_exp.runs.keys import KEYS
 
 TARGET = "_target_"
@@ -127,7 +127,7 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     spelled = {key: typed[key] if key in _PATHS else value for key, value in values.items()}
     # Of earlier versions, which took paths as they were typed.
     before = [_joined([*first, seed, digest(of)]) for of in (spelled, values)]
-    runs = Path(str(config.get("output_dir"))).expanduser()
+    runs = expanded(str(config.get("output_dir")))
     there = (known for known in before if known != name and (runs / known / "config.json").exists())
     return next(there, name)
 

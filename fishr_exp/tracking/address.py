@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.files import expanded
 from fishr_exp.core.secrets import bare
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def sqlite_file(address: str) -> Path | None:
     ):
         reason = "is not a file: what is written to memory is lost when the run ends"
         raise ConfigError(KEY, address, reason, f"pass {KEY}={SQLITE}outputs/mlflow.db")
-    file = Path(path).expanduser().absolute()
+    file = expanded(path).absolute()
     if reason := _not_a_database(file):
         inside = f"pass {KEY}={SQLITE}{file}/mlflow.db"
         hint = inside if reason == _FOLDER else "name another file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -134,8 +135,9 @@ class Fishr(Trainer):
             raise ConfigError("trainer.ema_decay", ema_decay, "must be in [0, 1)")
         if penalty_interval < 1:
             raise ConfigError("trainer.penalty_interval", penalty_interval, "must be 1 or more")
-        if not memory_limit > 0:
-            raise ConfigError("trainer.memory_limit", memory_limit, "must be positive, in MiB")
+        if not 0 < memory_limit < math.inf:
+            reason = "must be positive and finite, in MiB"
+            raise ConfigError("trainer.memory_limit", memory_limit, reason)
         if distributed.is_active() and (within_classes or statistic == "covariance"):
             key = "within_classes" if within_classes else "statistic"
             value = within_classes or statistic

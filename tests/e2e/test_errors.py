@@ -82,7 +82,7 @@ MISTAKES = {
         "put quotes"]),
     "no equals sign": (["trainer.gamma"], ["trainer.gamma: cannot be read as KEY=VALUE"]),
     "open bracket": (["test_domains=[minus90"], ["test_domains=[minus90: cannot be read"]),
-    "no key": (["=3"], ["HYDRA_FULL_ERROR=1 shows where"]),
+    "no key": (["=3"], ["=3: lacks a key; write KEY=VALUE"]),
     "interpolation": (["trainer.gamma=${nowhere}"], ["trainer.gamma: ", "'nowhere' not found"]),
     "negative gamma": (["trainer.gamma=-1"], ["trainer.gamma=-1.0: must be finite and not neg"]),
     "gamma not a number": (["trainer.gamma=nan"], ["trainer.gamma=nan: must be finite"]),

@@ -88,7 +88,9 @@ def test_wrong_arguments(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         main(arguments)
     assert error.value.code == 2
-    assert "usage: fishr-table" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fishr-table: ")
+    assert line.endswith("fishr-table --help shows the usage")
 
 
 def test_neither_help_nor_a_table_imports_torch(factory):
