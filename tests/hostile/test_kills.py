@@ -6,12 +6,15 @@ Where processes that others start are to end, the command is one of its own.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
+import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +154,7 @@ def striking(words: tuple[str, ...], moment: Moment, number: signal.Signals) -> 
 
     def call() -> None:
         signal.signal(HUP, signal.SIG_DFL)  # whoever started the tests may ignore it
-        owner: Any = import_module(module)
+        owner: Any = importlib.import_module(module)
         *path, last = name.split(".")
         for part in path:
             owner = getattr(owner, part)
@@ -225,7 +228,7 @@ def test_a_signal_at(moment: Moment, number: signal.Signals, whole: Whole, tmp_p
 
 
 IN_A_SWEEP = {
-    "before the first job": ("hydra.core.utils:run_job", 1, "before"),
+    "before the first job": ("hydra._internal.core_plugins.basic_launcher:run_job", 1, "before"),
     "within the second prepare": ("fishr_exp.training.run:prepare", 2, "before"),
     "between two jobs": ("fishr_exp.training.checkpoint:Checkpoints.tidy", 1, "after"),
     "within the second run": ("fishr_exp.training.loop:optimizer_step", 9, "after"),
@@ -239,3 +242,42 @@ def test_a_signal_in_a_sweep(
     moment: Moment, number: signal.Signals, whole: Whole, tmp_path: Path
 ) -> None:
     check_whole(whole.runs, disturbed(SWEEP, moment, number, tmp_path))
+
+
+# --- while MLflow's database is made -----------------------------------------------------------
+
+
+def with_database(folder: Path) -> tuple[str, ...]:
+    return (*SMALL, "tracker=mlflow", f"tracker.tracking_uri=sqlite:///{folder}/mlflow.db")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seconds", "number"),
+    [(0.0, KILL), (0.1, KILL), (0.3, KILL), (0.0, TERM), (0.1, INT), (0.2, HUP)],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else f"{value}s",
+)
+def test_a_signal_while_a_database_is_made(
+    seconds: float, number: signal.Signals, whole: Whole, tmp_path: Path
+) -> None:
+    importlib.import_module("mlflow.store.tracking.sqlalchemy_store")  # for the forks, too
+    words, log = (*with_database(tmp_path), f"output_dir={tmp_path}/runs"), tmp_path / "log"
+
+    def call() -> None:
+        signal.signal(HUP, signal.SIG_DFL)
+        command(*words)()
+
+    pid = forked(call, log)
+    while not list(tmp_path.glob(".mlflow.db.new*")):
+        time.sleep(0.005)
+    time.sleep(seconds)
+    assert not (tmp_path / "mlflow.db").exists()
+    os.kill(pid, number)
+    assert ended(pid) in (-number, 128 + number), log.read_text()
+    assert ended(forked(command(*words), log)) == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    check_whole(whole.first, tmp_path / "runs")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        statuses = database.execute("SELECT status FROM runs").fetchall()
+    assert statuses == [("FINISHED",)]
