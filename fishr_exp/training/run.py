@@ -68,7 +68,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         start_or_continue(prepared, run_folder, checkpoints)
         journal = _Journal(prepared, run_folder, checkpoints, mirror)
         with (
-            _failure_recorded(run_folder, journal.mirror, prepared.outline),
+            _failure_recorded(run_folder, journal, prepared.outline),
             distributed.failing_together(),
             signals,
         ):
@@ -111,8 +111,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
                 training.trainer.anneal_steps,
             )
         log.info("%s", _line(result))
-        if journal.mirror:  # it may have to wait
-            journal.mirror.finish("FINISHED")
+        journal.end("FINISHED")  # it may have to wait
         log.info("%s", folder)
     return result.to_json()
 
@@ -131,9 +130,8 @@ class _Journal:
         self.training = prepared.training
         self.run_folder = run_folder
         self.checkpoints = checkpoints
-        self.mirror = mirror
-        if mirror:
-            mirror.start(prepared.arguments.config, prepared.arguments.labels)
+        self._mirror = mirror
+        self._mirrored = False
         earlier = run_folder.records()
         self._started = time.perf_counter()
         self._seconds_before = (
@@ -167,8 +165,20 @@ class _Journal:
         state = self.training.state_dict()
         if distributed.is_first():
             self.checkpoints.save(state)
-        if self.mirror:
-            self.mirror.sync()
+        if mirror := self._begun():
+            mirror.sync()
+
+    def end(self, status: str) -> None:
+        """Let the mirror end; status is of MLflow's words."""
+        if mirror := self._begun():
+            mirror.finish(status)
+
+    def _begun(self) -> Mirror | None:
+        """Return the mirror, which begins late: of a mistake at the first step it sees nothing."""
+        if self._mirror and not self._mirrored:
+            self._mirrored = True
+            self._mirror.start(self._prepared.arguments.config, self._prepared.arguments.labels)
+        return self._mirror
 
 
 def _result_of_earlier(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
@@ -251,7 +261,7 @@ def _result(
 
 @contextlib.contextmanager
 def _failure_recorded(
-    run_folder: RunFolder, mirror: Mirror | None, outline: Outline
+    run_folder: RunFolder, journal: _Journal, outline: Outline
 ) -> Iterator[None]:
     """Mark a run that fails as failed, in its folder and in the mirror; its records stay."""
     try:
@@ -264,8 +274,8 @@ def _failure_recorded(
         if distributed.is_first() and not stopped and not refused:
             with contextlib.suppress(OSError):  # a full disk may be why the run failed
                 run_folder.fail(f"{type(error).__name__}: {error}", outline.to_json())
-        if mirror:
-            mirror.finish("KILLED" if stopped else "FAILED")
+        if not refused:
+            journal.end("KILLED" if stopped else "FAILED")
         if distributed.is_first() and refused:  # met at the first step: nothing was begun
             run_folder.clear()
         if isinstance(error, TrainingError | OSError):

@@ -52,13 +52,13 @@ def test_an_object_may_be_nested_as_far_as_a_configuration_is() -> None:
 
 def test_an_unreadable_file_is_named_with_the_fix(tmp_path) -> None:
     path = tmp_path / "config.json"
-    with pytest.raises(UnreadableError, match="config.json cannot be read .No such file") as error:
+    with pytest.raises(UnreadableError, match=r"config.json cannot be read .No such file") as error:
         read_object(path)
     assert error.value.hint.startswith("restore this file, or pass resume=false")
     again = pickle.loads(pickle.dumps(error.value))  # other processes are told, too
     assert (type(again), str(again)) == (UnreadableError, str(error.value))
     os.mkfifo(path)
-    with pytest.raises(UnreadableError, match="it is a pipe, not a file.; move it away"):
+    with pytest.raises(UnreadableError, match=r"it is a pipe, not a file.; move it away"):
         read_object(path)
 
 
@@ -73,7 +73,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path, tail: bytes) -> None
 def test_a_last_line_that_was_not_cut_off_is_named(tmp_path, tail: bytes) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-    with pytest.raises(UnreadableError, match="records.jsonl is damaged: line 3"):
+    with pytest.raises(UnreadableError, match=r"records.jsonl is damaged: line 3"):
         parse_records(path, b'{"step": ')
 
 
