@@ -260,9 +260,7 @@ def _result(
 
 
 @contextlib.contextmanager
-def _failure_recorded(
-    run_folder: RunFolder, journal: _Journal, outline: Outline
-) -> Iterator[None]:
+def _failure_recorded(run_folder: RunFolder, journal: _Journal, outline: Outline) -> Iterator[None]:
     """Mark a run that fails as failed, in its folder and in the mirror; its records stay."""
     try:
         yield
