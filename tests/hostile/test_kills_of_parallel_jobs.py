@@ -47,16 +47,16 @@ def all_end(session: int) -> bool:
 @pytest.mark.parametrize(
     ("number", "extra", "checkpoints"),
     [
-        pytest.param(KILL, ("seed=0,1", "steps_per_epoch=1500"), 2, id="KILL-in-training"),
+        pytest.param(KILL, ("seed=0,1", "steps_per_epoch=500"), 2, id="KILL-in-training"),
         pytest.param(
-            KILL, ("seed=0,1", "steps_per_epoch=800", "num_workers=1"), 2, id="KILL-with-workers"
+            KILL, ("seed=0,1", "steps_per_epoch=300", "num_workers=1"), 2, id="KILL-with-workers"
         ),
         pytest.param(
-            INT, ("seed=0,1", "steps_per_epoch=800", "num_workers=1"), 2, id="INT-with-workers"
+            INT, ("seed=0,1", "steps_per_epoch=300", "num_workers=1"), 2, id="INT-with-workers"
         ),
-        pytest.param(KILL, ("seed=0", "steps_per_epoch=3,1500"), 1, id="KILL-one-is-idle"),
-        pytest.param(INT, ("seed=0", "steps_per_epoch=3,1500"), 1, id="INT-one-is-idle"),
-        pytest.param(HUP, ("seed=0", "steps_per_epoch=3,1500"), 1, id="HUP-one-is-idle"),
+        pytest.param(KILL, ("seed=0", "steps_per_epoch=3,500"), 1, id="KILL-one-is-idle"),
+        pytest.param(INT, ("seed=0", "steps_per_epoch=3,500"), 1, id="INT-one-is-idle"),
+        pytest.param(HUP, ("seed=0", "steps_per_epoch=3,500"), 1, id="HUP-one-is-idle"),
     ],
 )
 def test_no_process_is_left_of_a_parallel_sweep(
