@@ -46,7 +46,10 @@ def one_line(error: Exception) -> str | None:
             "trainer.memory_limit or the model's size, and pass retry_failed=true"
         )
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        missing = str(error.missing_cfg_file)
+        group, _, name = missing.rpartition("/")
+        if not group.startswith("hydra/") and not any((of / group).is_dir() for of in _folders()):
+            group, _, name = missing.partition("/")
         return str(_no_option(group, name))
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
@@ -224,8 +227,16 @@ def _is_group(name: str) -> bool:
 
 
 def _flat(error: Exception) -> str:
-    """Return the first line of an error and of its cause, with the key that it is about."""
+    """Return the first paragraph of an error and of its cause, with the key that it is about."""
     key = getattr(error, "full_key", None)
     text = f"{key}: " if key else ""
-    text += next(iter(str(error).splitlines()), type(error).__name__).strip()
+    text += _paragraph(str(error)) or type(error).__name__
     return f"{text} ({_flat(error.__cause__)})" if isinstance(error.__cause__, Exception) else text
+
+
+def _paragraph(text: str) -> str:
+    """Return the first paragraph of a text as one line, without what OmegaConf says of a node."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    ends = ("full_key:", "object_type=", "reference_type=")
+    first = itertools.takewhile(lambda line: line and not line.startswith(ends), lines)
+    return " ".join(first)

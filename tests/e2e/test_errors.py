@@ -26,6 +26,8 @@ MISTAKES = {
         "rotated_digits", "did you mean dataset=colored_digits?"]),
     "option of a sweep": (["-m", "trainer=erm,fish"], ["trainer=fish: no such option", "erm"]),
     "experiment": (["experiment=table9"], ["experiment=table9: no such option", "quickstart"]),
+    "folder of an option": (["experiment=a/b"], ["experiment=a/b: no such option", "quickstart"]),
+    "a paragraph": (["hydra.searchpath=3"], ["hydra.searchpath must be a list of strings. Got: 3"]),
     "no option": (["trainer=null"], ["trainer=null: no such option", "choose from erm, fishr"]),
     "option as number": (["model=3"], ["model=3: no such option", "choose from domainbed", "mlp"]),
     "group": (["traner=fishr"], ["traner=fishr: no such key", "known are", "mean trainer?"]),
