@@ -83,7 +83,7 @@ class OptunaSweeper(Sweeper):
             return returns
 
         with RunFolder(Path(self.config.hydra.sweep.dir)) as folder:
-            folder.acquire()  # two searches at once would take up each other's trials
+            folder.lock()  # two searches at once would take up each other's trials
             resume, retry_failed = config.resume, config.retry_failed
             study = open_study(self.storage, names, resume=resume, retry_failed=retry_failed)
             log.info("study %s in %s", study.study_name, self.storage)

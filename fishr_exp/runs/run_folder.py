@@ -270,9 +270,12 @@ class RunFolder:
             ConfigError: If another process has it, or the folder cannot be written, or holds files
                 that are not a run's.
         """
-        if self._lock is not None:
-            return
-        self.check_ours()
+        if self._lock is None:
+            self.check_ours()
+            self.lock()
+
+    def lock(self) -> None:
+        """Take the lock of a folder of any files, such as the runs of a search; see `acquire`."""
         with self._explaining_os_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK)
