@@ -19,7 +19,7 @@ from fishr_exp.core.secrets import remember
 from fishr_exp.runs.content import START_AGAIN, UnreadableError
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.reading import run_folders
-from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.runs.run_folder import TRACKING, RunFolder
 from fishr_exp.tracking.address import KEY, check_address
 from fishr_exp.tracking.mirror import Mirror, unreachable
 from fishr_exp.tracking.mlflow import quiet_mlflow
@@ -96,8 +96,10 @@ def send(folder: RunFolder, to: To) -> str:
         if "another process" in str(error):
             return "running"
         if isinstance(error, UnreadableError):
-            error = ConfigError("DIR", folder.path, error.allowed, START_AGAIN)
-        log.error("fishr-sync: %s: %s", folder.path, error)
+            hint = error.hint if TRACKING in error.allowed else START_AGAIN
+            log.error("fishr-sync: %s: %s; %s", folder.path, error.allowed, hint)
+        else:
+            log.error("fishr-sync: %s: %s", folder.path, error)
         return "not sent"
 
 

@@ -42,7 +42,13 @@ from fishr_exp.training.run import run
 from tests.e2e.conftest import TINY, Command
 
 WORDS = (*TINY, "epochs=3", "checkpoint_every=1", "trainer.gamma=1", "diagnostics=true")
-WAY_OUT = ("resume=false", "move it away", "choose a new or empty folder", "restore")
+WAY_OUT = (
+    "remove this file",
+    "resume=false",
+    "move it away",
+    "choose a new or empty folder",
+    "restore",
+)
 DEEP = 100_000
 
 
