@@ -212,8 +212,10 @@ def _no_hang() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take seconds, and read nothing that the tables do not read."""
+def _without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take seconds, and read nothing that the tables do not read; some tests draw them."""
+    if "drawn" in request.node.name:
+        return
     from fishr_exp.reports import output
     from fishr_exp.reports.figures import curves, diagnostics
 
@@ -899,3 +901,38 @@ def test_a_domain_of_any_name_in_a_table(
         cells = [cell for row in csv.reader(file) for cell in row]
     assert "50.0000" in cells
     assert not [c for c in cells if c[:1] in {*"=+-@\t\r\n"} and c not in ("-0.0000",)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_domain_of_any_name_is_drawn(
+    name: str, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (done, done.parent / "whole"):
+        path = folder / "records.jsonl"
+        path.write_text(path.read_text().replace('"minus90"', json.dumps(name)))
+        in_json(folder / "config.json", set_at("test_domains", [name]))
+        in_json(folder / "result.json", set_at("test_domains", [name]))
+        in_json(folder / "result.json", set_at("test_accuracy", {name: 0.5}))
+    assert table_cli.main([str(done.parent)]) == 0
+    assert capsys.readouterr().err == ""
+    assert {"figure.pdf", "curves.pdf"} <= {path.name for path in (done.parent / "table").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", 1e308, -1e308, 0, None])
+@pytest.mark.filterwarnings("ignore")
+def test_diagnostics_of_any_value_are_drawn(
+    value: object, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = done / "records.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        record["diagnostics"] = dict.fromkeys(record["diagnostics"], value)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    status = diagnostics_cli.main([str(done), str(done.parent / "whole")])
+    out, err = capsys.readouterr()
+    assert f"{done.parent / 'whole'}/diagnostics.pdf" in out
+    assert status == (0 if value is not None else 2)
+    assert ("has no recorded diagnostics" in err) == (value is None)

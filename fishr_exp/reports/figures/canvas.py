@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fishr_exp.reports.sheets.sheet import on_one_line
 from fishr_exp.reports.statistics.estimates import Estimate
 
 if TYPE_CHECKING:
@@ -162,5 +163,5 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def literal(text: str) -> str:
-    """Escape dollar signs; otherwise matplotlib reads the text between two of them as math."""
-    return text.replace("$", r"\$")
+    """Escape what matplotlib cannot draw, and dollar signs, between which it would read math."""
+    return (text if text.isprintable() else on_one_line(text)).replace("$", r"\$")

@@ -37,6 +37,7 @@ PANELS = {
 }
 COLUMNS = 2
 TITLE_HEIGHT = 0.3  # inches
+LARGEST = 1e100  # matplotlib cannot draw the largest numbers, nor infinity
 
 
 def series(records: Sequence[Record]) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -82,6 +83,10 @@ def draw_diagnostics(
         return save(figure, stem)
 
 
+def _can_be_drawn(value: float) -> bool:
+    return abs(value) < LARGEST
+
+
 def _draw_panel(
     axes: Axes, panel: str, lines: Mapping[str, Sequence[tuple[int, float]]], anneal_steps: int
 ) -> None:
@@ -91,18 +96,18 @@ def _draw_panel(
         marker: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(points) < 30 else {}
         axes.plot(
             [step for step, _ in points],
-            [value for _, value in points],
+            [value if _can_be_drawn(value) else math.nan for _, value in points],
             color=COLORS[number % len(COLORS)],
             linestyle=("-", "--", ":")[number // len(COLORS) % 3],
             linewidth=1.1,
             label=literal(name),
             **marker,
         )
-    values = [v for points in lines.values() for _, v in points if math.isfinite(v)]
+    values = [v for points in lines.values() for _, v in points if _can_be_drawn(v)]
     if panel in (NORM, DISTANCE) and min(values, default=0) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     if panel == SHARE:
-        axes.set_ylim(min(0.0, *values) - 0.03, max(1.0, *values) + 0.03)
+        axes.set_ylim(min([0.0, *values]) - 0.03, max([1.0, *values]) + 0.03)
     if panel == COSINE:
         axes.set_ylim(-1.06, 1.06)
         axes.axhline(0, color="black", linewidth=0.6, zorder=1)
