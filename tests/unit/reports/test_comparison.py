@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fishr_exp.configuration import protocol  # noqa: F401 - registers what options refer to
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.reports.published import Published
