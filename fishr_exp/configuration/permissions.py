@@ -35,10 +35,14 @@ _LARGEST_FILE = 100_000  # values in a YAML file, its aliases written out
 # --- what the `hydra` section may hold, if it comes from a file -----------------------------------
 
 _HYDRA_TARGETS = re.compile(
-    r"fishr_exp\.configuration\.(callbacks|baseline)\.\w+"
-    r"|hydra\.experimental\.callbacks\.\w+"
-    r"|optuna\.samplers\.\w+"
+    r"fishr_exp\.configuration\.baseline\.AddBaseline"
+    r"|fishr_exp\.configuration\.callbacks\."
+    r"(CheckRunFolder|ShareSweepName|PassSignalsOn|WaitForAllJobs)"
+    r"|hydra\.experimental\.callbacks\.(LogJobReturnCallback|PickleJobInfoCallback)"
+    r"|optuna\.samplers\.\w+Sampler"
 )
+# What Hydra builds from, and what a job's script and environment are made of.
+_BUILT = re.compile(r"hydra(\.(callbacks|launcher|sweeper|job|job_logging|hydra_logging)(\..*)?)?")
 _PLUGINS = ("hydra.launcher._target_", "hydra.sweeper._target_")  # Hydra builds only its plugins
 _LOGGING = ("hydra.job_logging.", "hydra.hydra_logging.")
 _LOGGING_CLASSES = (
@@ -207,7 +211,8 @@ def check_hydra(config: DictConfig, typed: Sequence[str] = ()) -> None:
             if _within(str(value) if is_name else key, _allowed):
                 continue
             hint = f"{ALLOW_TARGETS}=[{value}]" if is_name else f"{key}=VALUE yourself"
-            raise ConfigError(key, value, f"a file cannot set this: {reason}", _if_trusted(hint))
+            shown = value if str(value).isprintable() else repr(value)
+            raise ConfigError(key, shown, f"a file cannot set this: {reason}", _if_trusted(hint))
 
 
 def _check_choices(config: DictConfig) -> None:
@@ -223,6 +228,16 @@ def _danger(key: str, value: object) -> str:
     """Return why a file may not set a key of Hydra's to a value; empty if it may."""
     name = key.rpartition(".")[2]
     logs = key.startswith(_LOGGING)
+    text = str(value)
+    whole = text.startswith("${") and text.endswith("}") and text != "${hydra.job.name}"
+    if _BUILT.fullmatch(key) and (whole or (logs and "${" in text and name != "filename")):
+        return "what it refers to may be anything"
+    if key.startswith("hydra.launcher.") and not text.isprintable():
+        return "it is a line of a job's script"
+    if key == "hydra.sweeper.custom_search_space" and value is not None:
+        return "it calls any function"
+    if logs and ".." in key:  # the key ".", which sets attributes
+        return "it changes any attribute"
     if name == TARGET and key not in _PLUGINS and not _HYDRA_TARGETS.fullmatch(str(value)):
         return "it calls any function"
     if logs and name in ("class", "()") and value not in _LOGGING_CLASSES:
@@ -231,7 +246,7 @@ def _danger(key: str, value: object) -> str:
         return "it imports any module"
     if logs and name == "filename" and not _LOG_FILE.fullmatch(str(value)):
         return "a log file is in the run folder and ends in .log"
-    if key == "hydra.job.name" and "/" in str(value):
+    if key == "hydra.job.name" and not re.fullmatch(r"[\w-]+", text):
         return "it names the log file"
     if key == "hydra.output_subdir" and value not in (None, ".hydra"):
         return "files are written there"

@@ -121,7 +121,8 @@ def _known() -> list[str]:
     """Return the secrets that are known by themselves, the longest first."""
     found = set(_remembered)
     for name, value in os.environ.items():
-        if len(value) >= 8 and value[0] != "/" and _VARIABLE.search(name):  # a path is no secret
+        is_word = value.islower() and value.replace("_", "").isalpha()  # part of other names
+        if len(value) >= (16 if is_word else 8) and value[0] != "/" and _VARIABLE.search(name):
             found.add(value)
     return sorted(found, key=len, reverse=True)
 
@@ -139,4 +140,5 @@ def _without_password(found: re.Match[str]) -> str:
 
 
 def _without_value(found: re.Match[str]) -> str:
-    return found[0] if found["value"].startswith("${") else f"{found['name']}{MASK}"
+    plain = found["value"].lower() in ("true", "false", "null")  # of a key such as class_token
+    return found[0] if plain or found["value"].startswith("${") else f"{found['name']}{MASK}"

@@ -99,6 +99,24 @@ OF_HYDRA = {
         "_target_": "fishr_exp.configuration.callbacks.Path.unlink"}}},
     "callback of a package": {"callbacks": {"mine": {"_target_": "mylab.Callback"}}},
     "callback by interpolation": {"callbacks": {"mine": {"_target_": "${oc.env:WHAT}"}}},
+    "reference to a callback": {"callbacks": {"mine": "${evil}"}},
+    "reference to all callbacks": {"callbacks": "${evil}"},
+    "reference to a launcher": {"launcher": "${evil}"},
+    "reference to a sampler": {"sweeper": {"sampler": "${evil}"}},
+    "reference to the logs": {"job_logging": "${evil}"},
+    "reference to a stream": {"job_logging": {"handlers": {"h": {
+        "class": "logging.StreamHandler", "stream": "${evil}"}}}},
+    "reference within a stream": {"job_logging": {"handlers": {"h": {
+        "class": "logging.StreamHandler", "stream": "ext:${evil}"}}}},
+    "reference to the job": {"job": "${evil}"},
+    "reference to the environment": {"job": {"env_set": "${evil}"}},
+    "reference to the name of the job": {"job": {"name": "${evil}"}},
+    "attribute of a handler": {"job_logging": {"handlers": {"h": {
+        "class": "logging.NullHandler", ".": {"baseFilename": "/home/me/.bashrc"}}}}},
+    "line of a script": {"launcher": {"comment": "x\nrm -rf ~"}},
+    "search space of another sweeper": {"sweeper": {"custom_search_space": "os.system"}},
+    "name that a module imports": {"callbacks": {"mine": {
+        "_target_": "fishr_exp.configuration.callbacks.RunFolder"}}},
     "argument of a callback": {"callbacks": {"check_run_folder": {
         "_target_": "fishr_exp.configuration.callbacks.CheckRunFolder",
         "x": {"_target_": "subprocess.Popen"}}}},
@@ -140,6 +158,14 @@ def test_hydras_section_calls_and_overwrites_nothing(attack: str) -> None:
     (line,) = str(caught.value).splitlines()
     assert line.startswith("hydra.")
     assert "if you trust it" in line
+
+
+def test_what_the_whole_section_refers_to_is_checked() -> None:
+    evil = OF_HYDRA["callback"]
+    with pytest.raises(
+        ConfigError, match=r"hydra.callbacks.mine._target_=os.system: a file cannot"
+    ):
+        check_hydra(OmegaConf.create({"hydra": "${evil}", "evil": evil}))
 
 
 def test_what_is_typed_is_trusted() -> None:
