@@ -75,5 +75,7 @@ def test_what_may_lie_in_a_new_folder(tmp_path) -> None:
     (tmp_path / "result.json").touch()
     found = {path.name for path in tmp_path.iterdir() if not is_new(path)}
     assert found == {"records.jsonl", "checkpoints", ".hydra", "result.json"}
+    (tmp_path / ".hydra" / "config.yaml").write_text("")  # another process writes it now
+    assert is_new(tmp_path / ".hydra")
     (tmp_path / ".hydra" / "config.yaml").write_text("seed: 0\ntest_domains: [a]\n")
     assert is_new(tmp_path / ".hydra")
