@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+_HOSTILE = "tests/hostile/test_"
 
 
 def processor() -> str:
@@ -39,3 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many attacks of each group were tried, and how many of them did not hold."""
+    tried: Counter[str] = Counter()
+    fell: Counter[str] = Counter()
+    for outcome, reports in terminalreporter.stats.items():
+        for report in reports:
+            name = getattr(report, "nodeid", "")
+            if outcome in ("passed", "failed", "error") and name.startswith(_HOSTILE):
+                group = name.removeprefix(_HOSTILE).partition(".")[0].replace("_", " ")
+                tried[group] += 1
+                fell[group] += outcome != "passed"
+    for group, number in sorted(tried.items()):
+        said = f"attacks, {group}: {number}, of which {fell[group]} fell short"
+        terminalreporter.write_line(said)
