@@ -86,7 +86,9 @@ def permissions_of(words: Sequence[str]) -> Iterator[None]:
     global _allowed
     outside = _allowed
     inherited = os.environ.get(ALLOW_TARGETS_VARIABLE)
-    keys = {_key(word): word.partition("=")[2] for word in words if not word.startswith("-")}
+    # The value of a flag is not a key: `--config-dir hydra` allows nothing.
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    keys = {_key(word): word.partition("=")[2] for word in overrides}
     _allowed = (*_names(inherited or ""), *_names(keys.get(ALLOW_TARGETS, "")))
     os.environ[ALLOW_TARGETS_VARIABLE] = ",".join(_allowed)
     composed, loaded = ConfigLoaderImpl.load_configuration, OmegaConf.load

@@ -251,6 +251,24 @@ def test_a_file_of_somebody_else(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["conf"]
 
 
+def test_the_value_of_a_flag_allows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hydra/experiment").mkdir(parents=True)
+    theirs = "# @package _global_\nhydra:\n  callbacks:\n    mine:\n      _target_: os.getcwd\n"
+    (tmp_path / "hydra/experiment/theirs.yaml").write_text(theirs)
+    with permissions_of(["--config-dir", "hydra", "experiment=theirs"]):
+        from hydra import compose, initialize_config_dir
+
+        own = f"hydra.searchpath=[file://{tmp_path / 'hydra'}]"
+        with (
+            initialize_config_dir(str(conf_dir()), version_base="1.3"),
+            pytest.raises(ConfigError, match=r"hydra\.callbacks\.mine\._target_=os\.getcwd"),
+        ):
+            compose("config", [own, "experiment=theirs"], return_hydra_config=True)
+
+
 def test_a_sweep_checks_every_option(
     fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
