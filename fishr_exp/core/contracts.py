@@ -101,6 +101,7 @@ class Facts:
     classes: int
     features: int  # F, inputs of the classifier
     steps: int  # maximum number of optimizer updates
+    input_shape: tuple[int, ...] = ()  # of one sample, channels first
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -157,6 +158,7 @@ class Trainer(nn.Module):
             diagnostics; by default those of the classifier.
         refuses_compile: Why its featurizer cannot be compiled, and the fix; empty if it can.
         refuses_autocast: Why it cannot run under autocast, and the fix; empty if it can.
+        refuses_processes: Why several processes cannot train it; empty if they can.
     """
 
     printed_name: str = ""
@@ -168,6 +170,7 @@ class Trainer(nn.Module):
     matched: Mapping[str, Any] = {}
     refuses_compile: str = ""
     refuses_autocast: str = ""
+    refuses_processes: str = ""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()

@@ -4,9 +4,11 @@ from fishr_exp.trainers._terms import (
     ForwardPass,
     Penalized,
     Schedule,
+    domain_gradients,
     domain_means,
     domain_risks,
     mean_risk,
+    of_all_ranks,
     with_l2,
 )
 
@@ -14,8 +16,10 @@ __all__ = [
     "ForwardPass",
     "Penalized",
     "Schedule",
+    "domain_gradients",
     "domain_means",
     "domain_risks",
     "mean_risk",
+    "of_all_ranks",
     "with_l2",
 ]

@@ -173,6 +173,45 @@ def domain_means(by_domain: Sequence[Tensor]) -> Tensor:
     return sum_over_ranks(sums) / distributed.total(sums.new_tensor([len(v) for v in by_domain]))
 
 
+def of_all_ranks(batch: Batch, values: Tensor) -> tuple[Tensor, ...]:
+    """Split `values` ([N, ...]) into D tensors [n, ...] over the samples of all ranks.
+
+    The order of the samples is that of a single process. The gradient is that of a sum over ranks:
+    right once gradients are averaged over the ranks.
+    """
+    by_domain = batch.by_domain(values)
+    if not distributed.is_active():
+        return by_domain
+    sizes = torch.tensor(distributed.gathered(batch.sizes))  # [ranks, D]
+    firsts = sizes[: distributed.rank()].sum(0)
+    padded = []
+    for own, first, total in zip(by_domain, firsts.tolist(), sizes.sum(0).tolist(), strict=True):
+        before = own.new_zeros(first, *own.shape[1:])
+        after = own.new_zeros(total - first - len(own), *own.shape[1:])
+        padded.append(torch.cat([before, own, after]))
+    return tuple(sum_over_ranks(torch.cat(padded)).split(sizes.sum(0).tolist()))
+
+
+def domain_gradients(risks: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradient of each domain's risk over the samples of all ranks, without graph.
+
+    Args:
+        risks: [D], as `domain_risks` gives them.
+        parameters: The parameters, all of which the risks depend on.
+
+    Returns:
+        For each parameter a tensor [D, *shape], the same on all ranks.
+    """
+    found = [
+        torch.autograd.grad(risk, parameters, retain_graph=number + 1 < len(risks))
+        for number, risk in enumerate(risks)
+    ]
+    stacked = [torch.stack(of_one) for of_one in zip(*found, strict=True)]
+    if distributed.is_active():
+        stacked = [distributed.total(each) / distributed.world_size() for each in stacked]
+    return stacked
+
+
 def sum_of_all(values: Tensor) -> Tensor:
     """Sum over the samples of all ranks, of this rank's values [N]."""
     return sum_over_ranks(values.sum()) if distributed.is_active() else values.sum()

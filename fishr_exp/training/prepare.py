@@ -58,6 +58,9 @@ def prepare(arguments: Arguments) -> Prepared:
     loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
     trainer = as_trainer(arguments.trainer(loss=loss))
+    if distributed.is_active() and trainer.refuses_processes:
+        label, why = arguments.labels["trainer"], trainer.refuses_processes
+        raise ConfigError("trainer", label, why, "start one process")
     context = autocast(arguments.precision, device, trainer)
     observer = as_kind(arguments.observer(), EarlyStopping, "observer")
     _check_named_domains(arguments)
@@ -123,7 +126,10 @@ def _training(
     samples = two_samples(domains)
     model = as_model(built, samples)
     seeding.seed_global_streams(arguments.seed, "trainer", "prepare")
-    known = Facts(facts[0], domains.num_classes, model.classifier.in_features, facts[1])
+    known = Facts(
+        facts[0], domains.num_classes, model.classifier.in_features, facts[1],
+        tuple(domains.input_shape),
+    )  # fmt: skip
     model = trainer.prepare(model, known).to(device)
     trainer.to(device)
     named = arguments.config["model"].get("name")
