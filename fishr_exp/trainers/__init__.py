@@ -1,9 +1,15 @@
 """One small file per method, and the terms that methods share."""
 
-from fishr_exp.trainers._terms import (
+from fishr_exp.trainers._one_pass import (
     ForwardPass,
+    OnePass,
+    Part,
     Penalized,
+    Penalty,
     Schedule,
+    with_penalties,
+)
+from fishr_exp.trainers._terms import (
     domain_gradients,
     domain_means,
     domain_risks,
@@ -14,7 +20,10 @@ from fishr_exp.trainers._terms import (
 
 __all__ = [
     "ForwardPass",
+    "OnePass",
+    "Part",
     "Penalized",
+    "Penalty",
     "Schedule",
     "domain_gradients",
     "domain_means",
@@ -22,4 +31,5 @@ __all__ = [
     "mean_risk",
     "of_all_ranks",
     "with_l2",
+    "with_penalties",
 ]

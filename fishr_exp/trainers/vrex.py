@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fishr_exp.trainers._terms import ForwardPass, Penalized
+from fishr_exp.trainers._one_pass import ForwardPass, Penalized
 
 
 class Vrex(Penalized):
@@ -19,6 +19,8 @@ class Vrex(Penalized):
             schedules are those of `Penalized`.
         anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
+        ramp: How the weight grows from 1 to gamma, see `Penalty`.
+        ramp_steps: Optimizer updates that this takes.
         loss: Of each sample.
 
     Raises:

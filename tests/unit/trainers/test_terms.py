@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fishr_exp.core.contracts import Batch, Model
-from fishr_exp.trainers._terms import ForwardPass, Penalized, features_and_logits
+from fishr_exp.gradient_variance import per_sample_losses
+from fishr_exp.trainers._one_pass import ForwardPass, Penalized
 
 
 class Swapped(Model):
@@ -24,7 +25,8 @@ def parts() -> tuple[nn.Module, nn.Linear]:
 def test_features_are_what_the_classifier_reads_in_the_same_forward_pass() -> None:
     x = torch.randn(6, 3)
     for model, scale, sign in ((Model(*parts()), 1, 1), (Swapped(*parts()), 2, -1)):
-        features, logits = features_and_logits(model, x)
+        forward = ForwardPass(model, Batch(x, torch.zeros(6).long(), (3, 3)), per_sample_losses, 0)
+        features, logits = forward.features, forward.logits
         assert torch.equal(features, scale * model.featurizer(x))
         assert torch.equal(logits, model(x))
         (slope,) = torch.autograd.grad(logits.sum(), features)
