@@ -65,6 +65,7 @@ class DomainBed:
         steps: int = 4,
         shape: tuple[int, ...] = (INPUTS,),
         before_step: Callable[[int], None] = lambda step: None,
+        share: Callable[[Any, Trainer, Model], None] = lambda theirs, ours, model: None,
         **hparams: Any,
     ) -> float:
         """Return the largest difference of a weight after some updates of both.
@@ -77,6 +78,8 @@ class DomainBed:
             steps: Number of updates.
             shape: Of a sample.
             before_step: Called before the update of each side; seeds the draws, for one.
+            share: Called with their algorithm, our trainer and the model that it prepared: copies
+                the weights of networks that a method has beside the featurizer and classifier.
             hparams: In place of DomainBed's defaults.
         """
         theirs = self.make(name, domains, hparams, shape)
@@ -85,6 +88,7 @@ class DomainBed:
         names = tuple("abcdefgh"[:domains])
         model = ours.prepare(model, Facts(names, CLASSES, 8, steps, shape)).double()
         ours.double()
+        share(theirs, ours, model)
         values = theirs.hparams
         adam = functools.partial(
             torch.optim.Adam, lr=values["lr"], weight_decay=values["weight_decay"]
