@@ -216,6 +216,24 @@ def planned(experiment: str, *overrides: str) -> list[list[str]]:
         ("domainbed_colored_mnist", ["plus90", "plus80", "minus90"], 180, 360),
         ("domainbed_rotated_mnist", ["'0'", "'15'", "'30'", "'45'", "'60'", "'75'"], 360, 1260),
         ("domainbed_pacs", ["art_painting", "cartoon", "photo", "sketch"], 240, 600),
+        ("domainbed_vlcs", ["Caltech101", "LabelMe", "SUN09", "VOC2007"], 240, 600),
+        ("domainbed_office_home", ["Art", "Clipart", "Product", "'Real World'"], 240, 600),
+        ("domainbed_terra_incognita", [f"location_{i}" for i in (100, 38, 43, 46)], 240, 600),
+        (
+            "domainbed_domain_net",
+            ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"],
+            360,
+            1260,
+        ),
+        (
+            "domainbed_sviro",
+            [
+                *("aclass", "escape", "hilux", "i3", "lexus"),
+                *("tesla", "tiguan", "tucson", "x5", "zoe"),
+            ],
+            600,
+            3300,
+        ),
     ],
 )
 def test_a_sweep_has_as_many_runs_as_domainbeds(
@@ -227,3 +245,36 @@ def test_a_sweep_has_as_many_runs_as_domainbeds(
     left_out = [*((d,) for d in domains), *itertools.combinations(domains, 2)]
     both = ",".join(f"[{','.join(names)}]" for names in left_out)
     assert len(planned(experiment, f"test_domains={both}", "trainer=irm")) == with_pairs
+
+
+BENCHMARKS = ("pacs", "vlcs", "office_home", "terra_incognita", "domain_net", "sviro")
+
+
+@pytest.mark.parametrize("dataset", BENCHMARKS)
+def test_an_experiment_leaves_out_each_domain_of_its_dataset_in_its_order(dataset: str) -> None:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", [f"experiment=domainbed_{dataset}"])
+    params = planned(f"domainbed_{dataset}", "trainer=erm,irm,vrex")
+    keys = [word.partition("=")[0] for word in params[0]]
+    swept = [dict(zip(keys, (w.partition("=")[2] for w in job), strict=True)) for job in params]
+    assert {job["trainer"] for job in swept} == {"erm", "irm", "vrex"}
+    left_out = dict.fromkeys(job["test_domains"] for job in swept)
+    parser = OverridesParser.create()
+    names = [parser.parse_override(f"test_domains={word}").value() for word in left_out]
+    assert [str(name) for (name,) in names] == list(config.dataset.domains)
+    assert list(config.test_domains) == list(config.dataset.domains)[:1]
+
+
+@pytest.mark.parametrize(("dataset", "steps"), [("domain_net", 15001), ("pacs", 5001)])
+def test_15000_steps_are_a_protocol_of_their_own(dataset: str, steps: int) -> None:
+    """As in the codes of SWAD, MIRO and SAGM: N_STEPS 15001, for DomainNet only."""
+    words = [f"experiment=domainbed_{dataset}", "dataset.root=somewhere"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        short, long = (
+            compose("config", [*words, *more]) for more in ([], ["protocol=domainbed_15000"])
+        )
+    assert (short.total_steps, long.total_steps) == (5001, steps)
+    assert (short.protocol.name, long.protocol.name) == ("paper_2022", "domainbed_15000")
+    assert short.steps_per_epoch == long.steps_per_epoch
+    differing = {key for key in short if short[key] != long[key]}
+    assert differing == {"protocol", "total_steps"} - ({"total_steps"} if steps == 5001 else set())
