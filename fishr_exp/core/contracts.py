@@ -208,16 +208,40 @@ class Trainer(nn.Module):
 
 
 def printed_name(trainer: nn.Module) -> str:
-    """Return what tables call a method: its class's own `printed_name`, or its class's name."""
+    """Return what tables call a method: its class's own `printed_name`, or its class's name.
+
+    A trainer that is named by its settings sets its own attribute.
+    """
     # Not inherited: a subclass of Fishr is another method.
-    return str(vars(type(trainer)).get("printed_name") or type(trainer).__name__)
+    of_class, of_itself = (vars(each).get("printed_name") for each in (type(trainer), trainer))
+    return str(of_class or of_itself or type(trainer).__name__)
 
 
 class Averaging(nn.Module):
     """Averages the weights during training; the averaged model is evaluated and kept as the best.
 
     Its buffers and extra state are saved with the run. Subclasses override what they need.
+
+    Attributes:
+        printed_name: What results call it; by default the name of its class.
+        selects: Whether it chooses the run's result itself, by `selected`. Early stopping then
+            neither chooses the result nor ends the training.
+        monitor: What it needs of every evaluation, such as `validation_loss`; a run that does not
+            measure it is refused before the first step.
+        batch_norm_steps: Minibatches over which the BatchNorm statistics of an averaged model are
+            recomputed before it is evaluated, where BatchNorm is not frozen; 0: they stay as the
+            scheme leaves them.
     """
+
+    printed_name: str = ""
+    selects: bool = False
+    monitor: str = ""
+    batch_norm_steps: int = 0
+
+    @property
+    def stop(self) -> bool:
+        """Whether to end the training; asked after every evaluation."""
+        return False
 
     def prepare(self, model: Model) -> None:
         """Prepare for the model before the first step; it is already on the device."""
@@ -231,6 +255,13 @@ class Averaging(nn.Module):
     def averaged(self, model: Model) -> Model:
         """Return the model to evaluate in place of `model`, which is not changed."""
         return model
+
+    def selected(self, model: Model) -> tuple[Model, int]:
+        """Return the run's result, and the last update in it, after the last step.
+
+        Called of a scheme that `selects` only. It may be called again, and changes nothing.
+        """
+        raise NotImplementedError
 
 
 def trainable(*modules: nn.Module) -> list[Tensor]:

@@ -181,6 +181,14 @@ class Selected:
     monitor: str  # what it was selected by
     uses_test_domain: bool
     penalty_had_acted: bool
+    only_choice: bool = False  # no record is of the same weights: tables cannot select another step
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as it is written."""
+        values = dict(vars(self))
+        if not self.only_choice:  # as it was before there was the key
+            del values["only_choice"]
+        return values
 
     @classmethod
     def from_json(cls, written: Mapping[str, Any]) -> Selected:
@@ -191,6 +199,7 @@ class Selected:
             monitor=take(written, "monitor", text),
             uses_test_domain=take(written, "uses_test_domain", flag),
             penalty_had_acted=take(written, "penalty_had_acted", flag, False),
+            only_choice=take(written, "only_choice", flag, False),
         )
 
 
@@ -229,7 +238,7 @@ class Result:
         return {
             "status": "done",
             **self.outline.to_json(),
-            "selected": dict(vars(self.selected)),
+            "selected": self.selected.to_json(),
             **self.scores.to_json(),
             "counts": {domain: dict(parts) for domain, parts in self.counts.items()},
             **({"skipped": dict(self.skipped)} if self.skipped else {}),

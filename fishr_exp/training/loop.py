@@ -71,6 +71,11 @@ class Training:
         return next(self.model.parameters()).device
 
     @property
+    def stop(self) -> bool:
+        """Whether early stopping or the averaging scheme ends it."""
+        return self.observer.stop or self.averaging.stop
+
+    @property
     def learning_rate(self) -> float:
         """That of the first player's first parameters."""
         return next(iter(self.players.values())).optimizer.param_groups[0]["lr"]
@@ -184,7 +189,7 @@ def fit(
         logging_redirect_tqdm(),
     ):
         # What was logged and not evaluated is an epoch that a checkpoint was taken in.
-        while (training.logged or training.step < total_steps) and not observer.stop:
+        while (training.logged or training.step < total_steps) and not training.stop:
             done = -(-training.step // steps_per_epoch) if training.logged else 0
             epoch = done or training.step // steps_per_epoch + 1
             first = (epoch - 1) * steps_per_epoch

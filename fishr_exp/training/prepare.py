@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fishr_exp.core import distributed, seeding
 from fishr_exp.core.contracts import Averaging, Domains, Facts, Loss, Model, Trainer
@@ -35,8 +34,8 @@ from fishr_exp.training.built import (
     two_samples,
 )
 from fishr_exp.training.checkpoint import Interval
+from fishr_exp.training.choice import leave_the_choice, prepare_observer
 from fishr_exp.training.early_stopping import EarlyStopping
-from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS
 from fishr_exp.training.loop import Training
 from fishr_exp.training.precision import autocast, compile_featurizer
 from fishr_exp.training.prepared import Prepared
@@ -83,7 +82,7 @@ def prepare(arguments: Arguments) -> Prepared:
     ]
     steps_per_epoch = arguments.steps_per_epoch or min(stream.per_pass for stream in streams)
     total_steps = arguments.total_steps or (arguments.epochs or 0) * steps_per_epoch
-    _prepare_observer(observer, arguments, trainer, parts, training_domains)
+    prepare_observer(observer, arguments, trainer, parts, training_domains)
     if trainer.anneal_steps >= total_steps:
         log.warning(
             "trainer.anneal_steps=%d: trainer.gamma never acts in the %d steps of this run; lower "
@@ -95,6 +94,7 @@ def prepare(arguments: Arguments) -> Prepared:
         arguments, domains, trainer, observer, context, device,
         (tuple(training_domains), total_steps),
     )  # fmt: skip
+    leave_the_choice(training.averaging, observer, arguments, parts, training_domains)
     _check_loss(loss, training.model, arguments.config)
     return Prepared(
         arguments=arguments,
@@ -222,63 +222,6 @@ def _training_domains(arguments: Arguments, domains: Domains, trainer: Trainer) 
             f"choose at most {most}" if most > 0 else "choose another dataset or trainer",
         )  # fmt: skip
     return training
-
-
-def _prepare_observer(
-    observer: EarlyStopping,
-    arguments: Arguments,
-    trainer: Trainer,
-    parts: Mapping[str, Mapping[str, Tensor]],
-    training_domains: list[str],
-) -> None:
-    """Tell the observer what it may watch; refuse what no evaluation will give."""
-    if observer.watches(arguments.test_domains):
-        log.warning("observer.monitor=%s selects by a test domain", observer.monitor)
-    evaluated = PARTS if arguments.evaluate_train else PARTS[1:]
-    filled = {name: [p for p in evaluated if len(parts[name][p])] for name in parts}
-    means = [p for p in PARTS if all(p in filled[name] for name in training_domains)]
-    places = [f"{name}/{part}" for name in parts for part in filled[name]]
-    observer.measured = [
-        *(f"{part}_{metric}" for metric in METRICS for part in means),
-        *(f"{metric}/{place}" for metric in METRICS for place in places),
-    ]
-    observer.not_before = trainer.anneal_steps
-    metric = _metric_of(observer.monitor)
-    if (metric or observer.monitor) in LOWER_IS_BETTER and observer.sign > 0:
-        reason = f"{observer.monitor} is better the lower it is, and max would select the worst"
-        if metric:
-            raise ConfigError("observer.mode", "max", reason, "pass observer.mode=min")
-        log.warning("observer.mode=max: %s; pass observer.mode=min", reason)  # was always allowed
-    is_measured = bool(metric) or "accuracy" in observer.monitor
-    if is_measured and observer.monitor not in observer.measured:
-        raise ConfigError(
-            "observer.monitor",
-            observer.monitor,
-            f"no evaluation gives it; choose from objective, risk, {', '.join(observer.measured)}",
-            _how_to_validate(arguments.holdout_fraction, parts, training_domains),
-        )
-
-
-def _how_to_validate(
-    fraction: float, parts: Mapping[str, Mapping[str, Tensor]], training_domains: Sequence[str]
-) -> str:
-    """Say what gives every training domain a validation part."""
-    sizes = {name: sum(len(part) for part in parts[name].values()) for name in training_domains}
-    smallest = min(sizes, key=lambda name: sizes[name])
-    enough = math.ceil(100 / sizes[smallest]) / 100
-    if not 0 < fraction < enough:
-        return "or keep a part for validation with holdout_fraction=0.2"
-    return (
-        f"or pass holdout_fraction={enough:g}, since {fraction:g} of the {sizes[smallest]} samples "
-        f"of domain {smallest} is less than one sample"
-    )
-
-
-def _metric_of(monitor: str) -> str:
-    """Return the metric of a mean or of METRIC/DOMAIN/PART; empty for a loss of the trainer."""
-    means = {f"{part}_{metric}": metric for part in PARTS for metric in METRICS}
-    metric, slash, _ = monitor.partition("/")
-    return means.get(monitor, metric if slash and metric in METRICS else "")
 
 
 def find_device(name: str) -> torch.device:

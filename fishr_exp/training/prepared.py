@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from fishr_exp.data.digests import digests
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
 from fishr_exp.runs.records import PARTS, Outline, Scores
 from fishr_exp.training.arguments import Arguments
+from fishr_exp.training.averaging.batch_norm import learning_norms, recompute_statistics
 from fishr_exp.training.diagnostics import diagnose
 from fishr_exp.training.evaluation import METRICS, Counts, count, measure
 from fishr_exp.training.loop import Training
@@ -68,18 +70,63 @@ class Prepared:
         """The parts that an evaluation between two epochs is over."""
         return PARTS if self.arguments.evaluate_train else PARTS[1:]
 
-    def loaders(self) -> list[Iterable[Minibatch]]:
-        """Return what reads the minibatches of each training domain, from the current step on."""
+    def loaders(self, stop: int | None = None) -> list[Iterable[Minibatch]]:
+        """Return what reads the minibatches of each training domain.
+
+        From the current step on until step `stop`, or else to the end. Each call has its own.
+        """
         return [
             loader(
-                stream,
+                copy.copy(stream),
                 self.training.step,
-                self.total_steps,
+                self.total_steps if stop is None else stop,
                 num_workers=self.arguments.num_workers,
                 pin_memory=self.device.type == "cuda",
             )
             for stream in self.streams
         ]
+
+    def averaged(self, signals: Signals) -> Model:
+        """Return the model to evaluate: that of the averaging scheme.
+
+        Raises:
+            InterruptedEvaluationError: If a signal waits.
+        """
+        model = self.training.averaging.averaged(self.training.model)
+        if model is not self.training.model:
+            self.recompute_statistics(model, self.training.averaging.batch_norm_steps, signals)
+        return model
+
+    def selected(self, signals: Signals) -> tuple[Model, int]:
+        """Return the result of an averaging scheme that selects, and the last update in it.
+
+        Raises:
+            InterruptedEvaluationError: If a signal waits.
+        """
+        model, step = self.training.averaging.selected(self.training.model)
+        self.recompute_statistics(model, self.training.averaging.batch_norm_steps, signals)
+        return model, step
+
+    def recompute_statistics(self, model: Model, steps: int, signals: Signals) -> None:
+        """Take a model's BatchNorm statistics from the next minibatches, where it is not frozen.
+
+        Args:
+            model: With averaged weights.
+            steps: The number of minibatches; 0 leaves the statistics as they are.
+            signals: Those that interrupt.
+        """
+        norms = learning_norms(model) if steps else []
+        if not norms:
+            return
+        if all(stream.constant for stream in self.streams):
+            steps = 1  # the others are the same
+        read = [signals.interrupting(of) for of in self.loaders(self.training.step + steps)]
+
+        def inputs() -> Iterator[Tensor]:
+            for minibatches in zip(*read, strict=True):
+                yield Batch.join([minibatch.to(self.device) for minibatch in minibatches]).x
+
+        recompute_statistics(model, norms, inputs(), self.autocast)
 
     def count(
         self, model: Model, parts: Sequence[str], signals: Signals

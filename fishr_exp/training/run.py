@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fishr_exp.core import distributed
+from fishr_exp.core.contracts import printed_name
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
@@ -75,7 +76,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
 
             def evaluate() -> tuple[Scores, dict[str, float | None] | None]:
                 diagnostics = prepared.diagnose()
-                evaluated = training.averaging.averaged(training.model)
+                evaluated = prepared.averaged(signals)
                 counted = prepared.count(evaluated, prepared.evaluated, signals)
                 return prepared.scores(counted), diagnostics
 
@@ -92,7 +93,12 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
                 title=folder.name,
             )
             model, step = training.averaging.averaged(training.model), training.step
-            if training.observer.keep == "best":
+            if training.averaging.selects:
+                model, step = _repeated(signals, lambda: prepared.selected(signals))
+            if training.observer.keep == "last":
+                if distributed.is_first():
+                    checkpoints.save_best({"step": step, "model": model.state_dict()})
+            else:
                 best = distributed.from_first(
                     lambda: checkpoints.best(training.observer.best_step, model.state_dict())
                 )
@@ -154,7 +160,7 @@ class _Journal:
             log.info("step %d  %s", evaluation.step, shown)
         evaluation = replace(evaluation, seconds=self.seconds, time=time.time())
         self.run_folder.append(evaluation.to_json())
-        if verdict.improved:
+        if verdict.improved and not self.training.averaging.selects:
             best = self.training.averaging.averaged(self.training.model)
             state = {"step": self.training.step, "model": best.state_dict()}
             self.checkpoints.save_best(state, self._best_step)
@@ -234,7 +240,8 @@ def _result(
 ) -> Result:
     """Put together what the run came to, with the checkpoint of `step`."""
     observer, outline = prepared.training.observer, prepared.outline
-    is_best = observer.keep == "best"
+    averaging, is_best = prepared.training.averaging, observer.keep == "best"
+    monitor = observer.monitor if is_best else "last step"
     whole = {
         n: measure(counted[n]["train"] + counted[n]["validation"]) for n in outline.test_domains
     }
@@ -245,9 +252,10 @@ def _result(
         selected=Selected(
             step=step,
             epoch=-(-step // prepared.steps_per_epoch),
-            monitor=observer.monitor if is_best else "last step",
+            monitor=printed_name(averaging) if averaging.selects else monitor,
             uses_test_domain=is_best and observer.watches(outline.test_domains),
             penalty_had_acted=bool(outline.gamma) and step > prepared.training.trainer.anneal_steps,
+            only_choice=averaging.selects,
         ),
         scores=prepared.scores(counted),
         test={metric: {n: whole[n][metric] for n in whole} for metric in METRICS},

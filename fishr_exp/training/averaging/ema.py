@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
-
-from fishr_exp.core.contracts import Averaging, Model
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.training.averaging.running import Running
 
 
-class Ema(Averaging):
+class Ema(Running):
     """Evaluate an exponential moving average of the weights in place of the weights.
 
         θ̄ ← decay · θ̄ + (1 − decay) · θ   after each step, from θ̄ = θ after step `start` on
@@ -19,41 +15,24 @@ class Ema(Averaging):
         decay: In [0, 1); 0 is the weights as they are.
         start: The step, 1 or more, whose weights the average starts from. Before it, the weights
             themselves are evaluated.
+        batch_norm_steps: Minibatches over which the average's BatchNorm statistics are recomputed
+            before every evaluation, where BatchNorm is not frozen; 0: those of the current weights.
 
     Raises:
         ConfigError: If an argument is outside its range.
 
-    Source: Polyak and Juditsky (1992) for averaging; with a decay, as is common.
-    Departs: buffers, such as BatchNorm's running statistics, are those of the current weights.
+    Source: Polyak and Juditsky (1992) for averaging; with a decay, as is common. The statistics:
+        Izmailov et al. (arXiv:1803.05407).
     """
 
-    count: torch.Tensor
+    printed_name = "EMA"
 
-    def __init__(self, decay: float = 0.999, start: int = 1) -> None:
-        super().__init__()
+    def __init__(self, decay: float = 0.999, start: int = 1, batch_norm_steps: int = 100) -> None:
         if not 0 <= decay < 1:
             raise ConfigError("averaging.decay", decay, "must be in [0, 1)")
-        if start < 1:
-            raise ConfigError("averaging.start", start, "must be 1 or more")
-        self.decay, self.start = decay, start
-        self.register_buffer("count", torch.tensor(0))  # steps in the average
+        super().__init__(start, batch_norm_steps)
+        self.decay = decay
 
-    def prepare(self, model: Model) -> None:
-        """Keep a copy of the model for the average."""
-        self.mean = copy.deepcopy(model).requires_grad_(False)
-
-    @torch.no_grad()
-    def after_step(self, model: Model, step: int) -> None:
-        """Take the weights into the average."""
-        if step < self.start:
-            return
-        decay = self.decay if self.count else 0.0
-        self.count += 1
-        for mean, weight in zip(self.mean.parameters(), model.parameters(), strict=True):
-            mean.lerp_(weight, 1 - decay)
-        for kept, current in zip(self.mean.buffers(), model.buffers(), strict=True):
-            kept.copy_(current)
-
-    def averaged(self, model: Model) -> Model:
-        """The average, once there is one."""
-        return self.mean if self.count else model
+    def share(self, count: int) -> float:
+        """1 − decay, and all of the first weights."""
+        return 1 - (self.decay if count > 1 else 0.0)
