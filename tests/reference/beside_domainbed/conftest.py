@@ -53,7 +53,10 @@ class DomainBed:
         values = self.registry.default_hparams(name, "PACS")
         values |= {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0, "lr": 1e-3} | hparams
         torch.manual_seed(0)
-        return getattr(self.algorithms, name)(shape, CLASSES, domains, values).double()
+        made = getattr(self.algorithms, name)(shape, CLASSES, domains, values).double()
+        if not hasattr(made, "featurizer"):  # Fish has both in one network
+            made.featurizer, made.classifier = made.network.net
+        return made
 
     def difference(
         self,

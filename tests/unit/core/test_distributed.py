@@ -24,7 +24,7 @@ OVERRIDES = [[f"trainer={name}"] for name in METHODS] + [
     ["trainer=fishr", "trainer.scope=all", "trainer.unbiased=true", "trainer.l2=0.1"],
     ["trainer=fishr", "trainer.engine=backpack", "trainer.statistic=second_moment"],
 ]
-SIZES = ((4, 2), (3, 5))  # by rank; the last may have an odd number
+SIZES = ((4, 2, 2), (3, 5, 3))  # by rank; the last may have an odd number
 STEPS = (0, 10_000)  # a moving average takes part at the second
 
 
@@ -53,7 +53,7 @@ def _method(overrides: list[str]) -> Trainer:
 def _steps(method: Trainer, model: Model, batch: Batch) -> list[torch.Tensor]:
     """Return the logs and weights of each step."""
     torch.manual_seed(0)  # it may make networks
-    model = method.prepare(model, Facts(("a", "b"), 3, 4, 20_000)).double()
+    model = method.prepare(model, Facts(("a", "b", "c"), 3, 4, 20_000)).double()
     method.double()
     players = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.01))
     found: list[torch.Tensor] = []
