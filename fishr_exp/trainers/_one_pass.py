@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
@@ -20,6 +21,7 @@ from fishr_exp.trainers._terms import (
     check_l2,
     check_penalty,
     domain_risks,
+    in_full,
     with_l2,
 )
 
@@ -88,11 +90,11 @@ class ForwardPass:
 
     @property
     def features(self) -> Tensor:
-        """What the classifier reads, [N, F]; those of the featurizer if it is not called."""
+        """What the classifier reads, [N, F], no half precision; else what the featurizer gives."""
         self._make()
         if self._features is None:
             self._features = self.model.featurizer(self.batch.x)
-        return self._features
+        return in_full(self._features)
 
     @property
     def logits(self) -> Tensor:
@@ -180,9 +182,14 @@ class OnePass(Trainer):
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 
+    Attributes:
+        alone: Why it goes with no other method; empty if it does.
+
     Raises:
         ConfigError: If `l2` is negative.
     """
+
+    alone: str = ""
 
     def __init__(self, l2: float = 0.0, loss: Loss = per_sample_losses) -> None:
         super().__init__(loss)
@@ -211,7 +218,8 @@ class OnePass(Trainer):
         forward = ForwardPass(model, batch, self.loss, step)
         self.begin(forward)
         risk = self.risk(forward)
-        parts = self.parts(forward)
+        with torch.autocast(batch.x.device.type, enabled=False):  # products of features in float32
+            parts = self.parts(forward)
         total = with_penalties(with_l2(risk, self.l2, model), parts)
         logs = {"risk": forward.risks.mean() if forward.made else risk}
         logs |= {part.name: part.value for part in parts if part.value is not None}
@@ -223,7 +231,8 @@ class Penalty(OnePass):
 
         objective = (1/D) Σ_e R_e + gamma · penalty
 
-    A subclass defines `penalty`, and is a method of two files.
+    A subclass defines `penalty`, and is a method of two files. One whose public code acts otherwise
+    before `anneal_steps`, or at it, has another `schedule`.
 
     Args:
         gamma: Weight of the penalty, finite and >= 0.
@@ -239,6 +248,7 @@ class Penalty(OnePass):
     """
 
     gamma: float
+    schedule = Schedule()
 
     def __init__(
         self,
@@ -253,7 +263,7 @@ class Penalty(OnePass):
         check_penalty(gamma, anneal_steps, l2)
         self.gamma = gamma
         self.anneal_steps = anneal_steps
-        self.follow(Schedule(), ramp, ramp_steps)
+        self.follow(self.schedule, ramp, ramp_steps)
 
     def follow(self, schedule: Schedule, ramp: str, ramp_steps: int) -> None:
         """Take up a schedule, with a ramp.

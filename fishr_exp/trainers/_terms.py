@@ -80,6 +80,11 @@ def of_all_ranks(batch: Batch, values: Tensor) -> tuple[Tensor, ...]:
     return tuple(sum_over_ranks(torch.cat(padded)).split(sizes.sum(0).tolist()))
 
 
+def in_full(values: Tensor) -> Tensor:
+    """Return float32 in place of half precision; float64 stays."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
 def domain_gradients(risks: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Gradient of each domain's risk over the samples of all ranks, without graph.
 

@@ -155,6 +155,8 @@ class Fishr(Penalty):
         self.memory_limit = memory_limit
         self.averages: dict[str, Tensor] = {}  # of the variances: name of parameter -> [D, ...]
         self.follow(CONVENTIONS[convention].schedule, ramp, ramp_steps)
+        if CONVENTIONS[convention].risk == "sum":
+            self.alone = f"convention={convention} sums the losses, and goes with no other method"
         if self.scope != "classifier":
             self.refuses_compile = (
                 f"trainer.scope={scope} needs second derivatives of the featurizer, which compiled "

@@ -130,7 +130,10 @@ def test_gamma_zero_is_erm_to_the_last_bit(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_tables_call_it_by_its_printed_name(name: str) -> None:
     """Of its own, spelled as its option but for capitals and hyphens: V-REx, AND-mask."""
-    printed = printed_name(ready(name)[0])
+    made = ready(name)[0]
+    if "printed_name" in vars(made):
+        pytest.skip("it is called by what it is composed of")
+    printed = printed_name(made)
     option = name.replace("_", "")
     assert option.startswith(printed.lower().replace("-", "").replace("+", "plus").replace(" ", ""))
 
