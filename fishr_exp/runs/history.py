@@ -27,10 +27,10 @@ from fishr_exp.runs.content import (
     text,
 )
 from fishr_exp.runs.identity import compared, flatten
-from fishr_exp.runs.methods import ERM
+from fishr_exp.runs.methods import AVERAGE_OF, ERM, averaging_of
 from fishr_exp.runs.reading import Run
 from fishr_exp.runs.records import PARTS, Scores, parse_evaluations
-from fishr_exp.runs.run_folder import RECORDS
+from fishr_exp.runs.run_folder import RECORDS, RunFolder
 
 IMPORTED = "results.jsonl"
 DOMAINBED = "DomainBed"  # the source of an imported run
@@ -44,6 +44,9 @@ DATASETS = {
     "office_home": "OfficeHome",
     "terra_incognita": "TerraIncognita",
     "domain_net": "DomainNet",
+    "sviro": "SVIRO",
+    "camelyon17": "WILDSCamelyon",
+    "fmow": "WILDSFMoW",
 }
 
 
@@ -73,6 +76,8 @@ class History:
     departures: tuple[str, ...] = ()  # keys in which the run is not as its preset
     done: bool = True  # False: an imported run without DomainBed's mark
     source: str = DOMAINBED  # the option that configured its method, or `DOMAINBED`
+    steps: int | None = None  # of training, if it is known
+    only_choice: bool = False  # its only evaluation is its result, of whatever step
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -152,6 +157,8 @@ def _read(found: Histories, path: Path, build: Any) -> None:
 
 
 def _own(run: Run, records: list[dict[str, Any]]) -> History:
+    if run.only_choice:
+        records = [{**RunFolder(run.path).result_of_done(), "step": run.step}]
     names = list(records[-1]["accuracy"]) if records else []
     evaluations = []
     for record in records:
@@ -163,10 +170,11 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
     trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
     left_out = ("test_domains", "protocol.", "seed")
     protocol = run.config.get("protocol") or {}
+    method = ERM if run.gamma == 0 and AVERAGE_OF not in run.config else run.method
     return History(
         path=run.path,
         dataset=DATASETS.get(run.dataset, run.dataset),
-        method=ERM if run.gamma == 0 else run.method,
+        method=" + ".join(filter(None, (method, averaging_of(run.config)))),
         trial_seed=trial_seed,
         hparams_seed=hparams_seed,
         test_domains=frozenset(names.index(name) for name in run.test_domains),
@@ -177,6 +185,8 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
         departures=tuple(protocol.get("departures", ())),
         source=run.option,
+        only_choice=run.only_choice,
+        steps=take(run.config, "total_steps", optional(count), None),
     )
 
 
@@ -209,7 +219,10 @@ def _imported(folder: Path, records: list[dict[str, Any]]) -> History:
         domains=tuple(f"env{i}" for i in range(domains)),
         evaluations=_by_step(evaluations),
         settings=flatten({"hparams": json.loads(json.dumps(records[0].get("hparams", {})))}),
-        done=(folder / "done").exists(),
+        done=(done := (folder / "done").exists()),
+        # Where the command does not say it, the last step of a complete run, counted from 0.
+        steps=take(args, "steps", optional(count), None)
+        or (max(at.step for at in evaluations) + 1 if done else None),
     )
 
 

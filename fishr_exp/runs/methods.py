@@ -12,6 +12,8 @@ from fishr_exp.runs.identity import TARGET, differences, id_of
 from fishr_exp.runs.records import Outline
 
 ERM = "ERM"
+# In the configuration of the average of several runs: how, and of how many (`fishr-average`).
+AVERAGE_OF = "average_of"
 _ERM_ID = "fishr_exp.trainers.erm.Erm"
 # Results of earlier versions do not hold a method's name. These are the methods that they had.
 _EARLIER = {
@@ -23,8 +25,15 @@ _EARLIER = {
 
 
 def is_erm(config: Mapping[str, Any]) -> bool:
-    """Whether a run's trainer is the ERM baseline."""
-    return _target(config) == _ERM_ID
+    """Whether a run's trainer is the ERM baseline; an average of several runs is none."""
+    return _target(config) == _ERM_ID and AVERAGE_OF not in config
+
+
+def averaging_of(config: Mapping[str, Any]) -> str:
+    """Return what tables call a run's averaging scheme, by its class; empty without one."""
+    target = str((config.get("averaging") or {}).get(TARGET, ""))
+    name = target.rpartition(".")[2]
+    return name.upper() if target.startswith("fishr_exp.") else name  # SWAD
 
 
 def method_of(config: Mapping[str, Any], recorded: str | None) -> str:
@@ -51,7 +60,7 @@ def misfit(config: Mapping[str, Any], outline: Outline) -> str:
         asked["test_domains"] = [asked["test_domains"]]
     found: dict[str, Any] = {"seed": outline.seed, "test_domains": outline.test_domains}
     target, trainer = _target(config), config.get("trainer") or {}
-    if target in _EARLIER:
+    if target in _EARLIER and AVERAGE_OF not in config:
         asked |= {"method": _EARLIER[target]}
         found |= {"method": outline.method or _EARLIER[target]}
         if "gamma" in trainer:

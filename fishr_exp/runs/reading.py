@@ -36,6 +36,7 @@ class Run:
     is_erm: bool  # its trainer is the ERM baseline
     option: str  # the option of `trainer` that configured it
     data: Mapping[str, str] = field(default_factory=dict)  # domain -> digest, if it was recorded
+    only_choice: bool = False  # its result is of no record: see `Selected`
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def _read_run(folder: Path) -> Run:
         is_erm=is_erm(config),
         option=outline.labels["trainer"],
         data=result.data,
+        only_choice=selected.only_choice,
     )
 
 

@@ -36,7 +36,8 @@ class Choice(NamedTuple):
 def by_training_domains(runs: Sequence[History], target: int) -> Choice | None:
     """Select the checkpoint with the best mean over the training domains' validation parts.
 
-    Of equal checkpoints the first is selected.
+    Of equal checkpoints the first is selected. A run that has chosen its result itself has no
+    other.
 
     Args:
         runs: All runs of one hparams_seed.
@@ -80,17 +81,19 @@ def by_leaving_one_out(runs: Sequence[History], target: int) -> Choice | None:
     }
     if len(pairs) < len(others):
         return None
-    by_step = {domain: _by_step(pair) for domain, pair in pairs.items()}
+    by_step = {
+        domain: {_place(pair, at): at for at in pair.evaluations} for domain, pair in pairs.items()
+    }
     choices = [
         Choice(
-            _mean([by_step[domain][at.step].train[domain] for domain in others]),
+            _mean([by_step[domain][_place(run, at)].train[domain] for domain in others]),
             at.train[target],
             at.step,
             run,
             tuple(pairs.values()),
         )
         for at in run.evaluations
-        if all(at.step in steps for steps in by_step.values())
+        if all(_place(run, at) in steps for steps in by_step.values())
     ]
     return max(choices, key=_rank, default=None)
 
@@ -134,8 +137,12 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))  # bit by bit as in DomainBed's code, since ties depend on it
 
 
-def _by_step(run: History) -> dict[int, Evaluation]:
-    return {evaluation.step: evaluation for evaluation in run.evaluations}
+def _place(run: History, at: Evaluation) -> int | str:
+    """Return what evaluations of several runs are compared at: the step, or that it is the result.
+
+    Runs that choose their result themselves, as with SWAD, do so at different steps.
+    """
+    return "result" if run.only_choice else at.step
 
 
 def _rank(choice: Choice) -> float:

@@ -318,6 +318,11 @@ def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]
             " counts as the trial, and a verdict on them may compare runs that differ in more than"
             " the method."
         )
+    if chosen := sorted({run.method for run in runs if run.only_choice}):
+        yield (
+            f"{', '.join(chosen)}: a run's result is a mean of weights that the method chose,"
+            " whatever the selection; only hyperparameters are selected here."
+        )
     if any(not run.done for run in runs):
         yield "Some imported runs lack the file that marks them as done; they are counted anyway."
     if repeats:

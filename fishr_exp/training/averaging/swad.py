@@ -48,10 +48,11 @@ class Swad(Averaging):
         n_converge: n_c, evaluations, 1 or more.
         n_tolerance: n_t, evaluations, 1 or more.
         tolerance_ratio: r, at least 0. The paper's is 0.3, and 0.2 on VLCS.
-        convention: `intended`: as above, each segment counts once. `published`: as their code.
-            Step 2 then leaves out the first of those segments, which is overwritten, and, of fewer
-            than n_t segments so far, takes the oldest n_t − n_c + 1, also those after a. A segment
-            that counts in step 2 counts again in step 3 or 4. If none counts, the result is a.
+        convention: `intended`: as above, each segment counts once. `published`: as their code,
+            which overwrites the first of the segments of step 2, so that it does not count there;
+            where there are fewer than n_t segments, looks at the oldest n_t − n_c + 1 in step 2,
+            also at those after a; and counts a segment again in step 3 or 4, the very first one at
+            every evaluation until there are n_t. If none counts, the result is a.
         batch_norm_steps: Minibatches over which the mean's BatchNorm statistics are computed, where
             BatchNorm is not frozen; 0: those of the last weights.
 
