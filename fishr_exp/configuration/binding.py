@@ -29,6 +29,8 @@ from fishr_exp.runs.keys import APART, CHOICES, KEYS, OF_A_PROTOCOL, PARTS, give
 _PLAIN = {
     "torch.Tensor": "Tensor",
     "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
+    "Mapping[str, Mapping[str, Any]]": "{NAME:{KEY:VALUE,...},...}",
+    "str | Mapping[str, Mapping[str, Any] | None]": "WORD or {NAME:{KEY:VALUE,...}}",
     "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
 }
