@@ -89,7 +89,8 @@ class DomainBed:
         model = Model(copy.deepcopy(theirs.featurizer), copy.deepcopy(theirs.classifier))
         ours = make()
         names = tuple("abcdefgh"[:domains])
-        model = ours.prepare(model, Facts(names, CLASSES, 8, steps, shape)).double()
+        features = model.classifier.in_features
+        model = ours.prepare(model, Facts(names, CLASSES, features, steps, shape)).double()
         ours.double()
         share(theirs, ours, model)
         values = theirs.hparams
@@ -105,8 +106,9 @@ class DomainBed:
                 players = make_players(ours, model, adam, overrides)
             batch = Batch.join(minibatches(domains, n, step, shape))
             optimizer_step(ours, model, players, batch, step)
+        featurizer = getattr(model.featurizer, "body", model.featurizer)  # MTL and ARM wrap it
         pairs = [
-            *zip(theirs.featurizer.parameters(), model.featurizer.parameters(), strict=True),
+            *zip(theirs.featurizer.parameters(), featurizer.parameters(), strict=True),
             *zip(theirs.classifier.parameters(), model.classifier.parameters(), strict=True),
         ]
         return max((left - right).abs().max().item() for left, right in pairs)
