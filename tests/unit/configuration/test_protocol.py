@@ -42,6 +42,10 @@ OWN = {
     ("mldg", "trainer.beta"): (1.0, "10_to", -1, 1),
     ("mldg", "trainer.n_meta_test"): (2, "one_of", 1, 2),
     ("fish", "trainer.meta_lr"): (0.5, "one_of", 0.05, 0.1, 0.5),
+    ("sam", "trainer.rho"): (0.05, "one_of", 0.01, 0.02, 0.05, 0.1),  # of SWAD's code
+    ("sagm", "trainer.rho"): (0.05, "one_of", 0.01, 0.02, 0.05, 0.1),  # of SAGM's code
+    ("sagm", "trainer.alpha"): (0.001, "one_of", 0.01, 0.02, 0.05, 0.1),
+    ("gsam", "trainer.rho"): (0.05, "one_of", 0.01, 0.02, 0.05, 0.1),
 }
 CASES = [(dataset, "erm", key, of) for (dataset, key), of in SHARED.items()]
 CASES += [(IMAGES, method, key, of) for (method, key), of in OWN.items()]
