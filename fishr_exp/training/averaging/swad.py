@@ -165,7 +165,7 @@ class Swad(Averaging):
         if self.start < 0:
             log.warning("SWAD: the validation loss has no valley; the last segment is the result")
         else:
-            log.info("SWAD: the mean of %d segments, up to step %d", result.picked, result.end)
+            log.info("SWAD: segments in the mean: %d, up to step %d", result.picked, result.end)
         return averaged, int(result.end)
 
     def _look_for_the_valley(self, newest: int) -> None:

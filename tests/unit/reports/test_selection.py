@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,29 @@ def test_nan_is_below_everything_else():
 def test_nothing_comes_of_nothing():
     for selection in ("training", "oracle", "leave_one_out"):
         assert select([], 0, selection) is None
+
+
+def chosen(test_domains, step, train, validation, **of):
+    """A run that has chosen its result itself, as with SWAD, after so many steps."""
+    return replace(run(test_domains, (step, train, validation), **of), only_choice=True)
+
+
+@pytest.mark.parametrize("selection", ["training", "oracle"])
+def test_hyperparameters_alone_are_selected_of_runs_that_chose_their_result(selection):
+    worse = chosen({0}, 900, (0.9, 0, 0), (0.2, 0.6, 0.6))
+    better = chosen({0}, 300, (0.4, 0, 0), (0.3, 0.7, 0.7), hparams_seed=1)
+    choice = select([worse, better], 0, selection)
+    assert (choice.run, choice.step, choice.accuracy, choice.candidates) == (better, 300, 0.4, 2)
+
+
+def test_leave_one_out_compares_results_of_different_steps():
+    single = chosen({0}, 900, (0.4, 0, 0), (0.4, 0.5, 0.5))
+    pairs = [
+        chosen({0, 1}, 300, (0.1, 0.6, 0), (0, 0, 0)),
+        chosen({0, 2}, 600, (0.1, 0, 0.8), (0, 0, 0)),
+    ]
+    choice = select([single, *pairs], 0, "leave_one_out")
+    assert (choice.step, choice.accuracy) == (900, 0.4)
+    assert choice.value == pytest.approx(0.7)
+    recorded = run({0, 2}, (900, (0.1, 0, 0.8), (0, 0, 0)))
+    assert select([single, pairs[0], recorded], 0, "leave_one_out") is None

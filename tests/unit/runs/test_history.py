@@ -138,3 +138,36 @@ def test_gamma_zero_is_erm(factory):
         (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
     found = read_histories(factory.root, read_runs(factory.root).done)
     assert [run.method for run in found.runs] == ["ERM", "Fishr"]
+
+
+def test_a_run_that_chose_its_result_itself_has_no_other(factory):
+    """The records are of the weights at each evaluation, and the result is of a mean."""
+    swad = {"_target_": "fishr_exp.training.averaging.swad.Swad"}
+    folder = factory.done("erm", None, 0, {"b": 0.5}, averaging=swad)
+    result = folder.result()
+    accuracy = {"a": {"train": 0.3, "validation": 0.6}, "b": {"train": 0.5, "validation": None}}
+    result["selected"] |= {"step": 7, "only_choice": True}
+    (folder.path / "result.json").write_text(json.dumps({**result, "accuracy": accuracy}))
+    found = read_histories(factory.root, read_runs(factory.root).done)
+    assert not found.broken
+    (run,) = found.runs
+    assert (run.method, run.domains, run.only_choice) == ("ERM + SWAD", ("a", "b"), True)
+    (evaluation,) = run.evaluations
+    assert (evaluation.step, evaluation.train, evaluation.validation[0]) == (7, (0.3, 0.5), 0.6)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (None, "ERM"),
+        ("fishr_exp.training.averaging.ema.Ema", "ERM + EMA"),
+        ("mylab.means.Running", "ERM + Running"),
+    ],
+)
+def test_an_averaging_scheme_is_part_of_a_methods_name(target, name, factory):
+    averaging = {"_target_": target} if target else None
+    folder = factory.done("fishr", 0.0, 0, {"b": 0.5}, averaging=averaging)
+    line = {"step": 1, "accuracy": {"b": {"train": 0.5, "validation": 0.5}}}
+    (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    (run,) = read_histories(factory.root, read_runs(factory.root).done).runs
+    assert run.method == name
