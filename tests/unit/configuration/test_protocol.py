@@ -36,6 +36,36 @@ OWN = {
     ("irm", "trainer.anneal_steps"): (500, "int_10_to", 0, 4),
     ("vrex", "trainer.gamma"): (10, "10_to", -1, 5),
     ("vrex", "trainer.anneal_steps"): (500, "int_10_to", 0, 4),
+    ("coral", "trainer.gamma"): (1.0, "10_to", -1, 1),
+    ("mmd", "trainer.gamma"): (1.0, "10_to", -1, 1),
+    ("causirl_coral", "trainer.gamma"): (1.0, "10_to", -1, 1),
+    ("causirl_mmd", "trainer.gamma"): (1.0, "10_to", -1, 1),
+    ("sd", "trainer.gamma"): (0.1, "10_to", -5, -1),
+    ("iga", "trainer.gamma"): (1000.0, "10_to", 1, 5),
+    ("ib_erm", "trainer.gamma"): (100.0, "10_to", -1, 5),
+    ("ib_erm", "trainer.anneal_steps"): (500, "int_10_to", 0, 4),
+    ("ib_irm", "trainer.irm_gamma"): (100.0, "10_to", -1, 5),
+    ("ib_irm", "trainer.irm_anneal_steps"): (500, "int_10_to", 0, 4),
+    ("ib_irm", "trainer.ib_gamma"): (100.0, "10_to", -1, 5),
+    ("ib_irm", "trainer.ib_anneal_steps"): (500, "int_10_to", 0, 4),
+    ("group_dro", "trainer.eta"): (0.01, "10_to", -3, -1),
+    ("eqrm", "trainer.quantile"): (0.75, "uniform", 0.5, 0.99),
+    ("eqrm", "trainer.anneal_steps"): (2500, "int_10_to", 2.5, 3.5),
+    ("eqrm", "trainer.lr_after"): (1e-6, "10_to", -7, -5),
+    ("mixup", "trainer.alpha"): (0.2, "10_to", -1, 1),
+    ("rsc", "trainer.drop_features"): (1 / 3, "uniform", 0, 0.5),
+    ("rsc", "trainer.drop_samples"): (1 / 3, "uniform", 0, 0.5),
+    ("cad", "trainer.temperature"): (0.1, "one_of", 0.05, 0.1),
+    ("cond_cad", "trainer.temperature"): (0.1, "one_of", 0.05, 0.1),
+    ("rdm", "trainer.gamma"): (5.0, "uniform", 1, 10),
+    ("rdm", "trainer.variance_weight"): (0.004, "uniform", 0.001, 0.007),
+    ("rdm", "trainer.anneal_steps"): (1500, "int_uniform", 800, 2700),
+    ("rdm", "trainer.lr_after"): (1.5e-5, "uniform", 8e-6, 2e-5),
+    ("rdm", "batch_size"): (88, "int_uniform", 70, 100),
+    ("idm", "trainer.feature_gamma"): (1.0, "10_to", -1, 1),  # of its authors' code
+    ("idm", "trainer.gradient_gamma"): (1000.0, "10_to", 1, 5),
+    ("idm", "trainer.anneal_steps"): (1500, "int_uniform", 0, 5000),
+    ("idm", "trainer.ema_decay"): (0.95, "uniform", 0.90, 0.99),
     ("and_mask", "trainer.tau"): (1.0, "uniform", 0.5, 1),
     ("sand_mask", "trainer.tau"): (0.5, "uniform", 0, 1),  # DomainBed's default trains nothing
     ("sand_mask", "trainer.k"): (10.0, "10_to", -3, 5),
@@ -98,6 +128,44 @@ def test_a_hyperparameter_is_domainbeds(
     mean = sum(exponent(distribution, v) for v in values if v) / len(values)
     # Of 30 uniform draws; three standard errors.
     assert abs(mean - (low + high) / 2) < 3 * (high - low) / math.sqrt(12 * 30) + 0.1 * whole
+
+
+@pytest.mark.parametrize("method", ["cad", "cond_cad"])
+def test_cad_draws_powers_of_ten(method: str) -> None:
+    config = composed(f"dataset={IMAGES}", f"trainer={method}", "test_domains=[a]")
+    values = {at(config, 0, hparams).trainer.gamma for hparams in range(1, 60)}
+    assert values == {1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "gamma", "variance", "steps", "batch"),
+    [
+        ("domain_net", (0.1, 1.0), (0, 0), (1500, 3000), (30, 60)),
+        ("terra_incognita", (1.0, 10.0), (0, 0), (800, 2700), (30, 60)),
+        ("office_home", (0.1, 10.0), (0, 0), (800, 2700), (70, 100)),
+        ("vlcs", (0.1, 10.0), (0.001, 0.007), (800, 2700), (70, 100)),
+        (MNIST, (0.1, 10.0), (0.001, 0.007), (800, 2700), (8, 512)),
+    ],
+)
+def test_rdm_has_ranges_for_each_dataset(
+    dataset: str,
+    gamma: tuple[float, float],
+    variance: tuple[float, float],
+    steps: tuple[int, int],
+    batch: tuple[int, int],
+) -> None:
+    config = composed(f"dataset={dataset}", "trainer=rdm", "test_domains=[a]")
+    for hparams in range(1, 20):
+        at(config, 0, hparams)
+        assert gamma[0] <= config.trainer.gamma <= gamma[1]
+        assert variance[0] <= config.trainer.variance_weight <= variance[1]
+        assert steps[0] <= config.trainer.anneal_steps <= steps[1]
+        assert batch[0] <= config.batch_size <= batch[1]
+
+
+def test_mixup_of_2020_did_not_search() -> None:
+    config = composed(f"dataset={IMAGES}", "trainer=mixup_2020", "test_domains=[a]")
+    assert [at(config, 0, hparams).trainer.alpha for hparams in range(3)] == [0.2, 0.1, 0.1]
 
 
 def test_domain_net_has_smaller_batches() -> None:
