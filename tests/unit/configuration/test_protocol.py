@@ -76,6 +76,14 @@ OWN = {
     ("sagm", "trainer.rho"): (0.05, "one_of", 0.01, 0.02, 0.05, 0.1),  # of SAGM's code
     ("sagm", "trainer.alpha"): (0.001, "one_of", 0.01, 0.02, 0.05, 0.1),
     ("gsam", "trainer.rho"): (0.05, "one_of", 0.01, 0.02, 0.05, 0.1),
+    ("transfer", "trainer.gamma"): (1.0, "10_to", -2, 1),
+    ("transfer", "trainer.radius"): (2.0, "uniform", 0.1, 3),
+    ("transfer", "trainer.adversary_steps"): (10, "one_of", 1, 2, 5),
+    ("transfer", "trainer.adversary_lr"): (1e-3, "10_to", -4.5, -2.5),
+    ("urm", "trainer.adversarial_weight"): (0.1, "uniform", 0, 0.2),
+    ("urm", "trainer.output"): ("tanh", "one_of", "tanh", "relu"),
+    ("urm", "trainer.discriminator_layers"): (1, "one_of", 1, 2, 3),
+    ("urm", "trainer.discriminator_lr"): (5e-5, "10_to", -6, -4.5),
 }
 CASES = [(dataset, "erm", key, of) for (dataset, key), of in SHARED.items()]
 CASES += [(IMAGES, method, key, of) for (method, key), of in OWN.items()]
