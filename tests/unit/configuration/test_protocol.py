@@ -134,8 +134,8 @@ def test_a_hyperparameter_is_domainbeds(
     low, high = bounds
     assert all(low - 0.2 * whole <= exponent(distribution, v) <= high for v in values if v)
     mean = sum(exponent(distribution, v) for v in values if v) / len(values)
-    # Of 30 uniform draws; three standard errors.
-    assert abs(mean - (low + high) / 2) < 3 * (high - low) / math.sqrt(12 * 30) + 0.1 * whole
+    # Of 30 uniform draws; four standard errors, since there are many hyperparameters.
+    assert abs(mean - (low + high) / 2) < 4 * (high - low) / math.sqrt(12 * 30) + 0.1 * whole
 
 
 @pytest.mark.parametrize("method", ["cad", "cond_cad"])
