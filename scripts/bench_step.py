@@ -463,6 +463,28 @@ def header(platform: Platform, threads: int) -> str:
     )
 
 
+def time_methods(arguments: argparse.Namespace) -> None:
+    """Time every method beside ERM and DomainBed's own update."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import bench_methods
+
+    torch.set_num_threads(arguments.threads)
+    head = header(Platform(), arguments.threads)
+    print(head)
+    tables, figures = bench_methods.run(
+        arguments.workloads or [*bench_methods.WORKLOADS],
+        arguments.methods or bench_methods.options(),
+        arguments.domainbed,
+        arguments.rounds,
+    )
+    if arguments.markdown:
+        title, about = "# Time of a step of every method", bench_methods.__doc__ or ""
+        pages = [title, head, about.partition("\n\n")[2].partition("\n\n")[2].strip(), tables]
+        arguments.markdown.write_text("\n\n".join(pages))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"header": head, "methods": figures}, indent=1))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(
@@ -480,15 +502,25 @@ def main(argv: list[str] | None = None) -> None:
     add("--scale", type=float, default=1.0, help="times the samples of each domain, for trials")
     add("--json", type=Path, metavar="FILE", help="write every time and figure")
     add("--markdown", type=Path, metavar="FILE", help="write the tables")
+    add(
+        "--methods",
+        nargs="*",
+        metavar="NAME",
+        help="time every method (or these) beside ERM and DomainBed: see bench_methods.py",
+    )
+    add("--domainbed", metavar="DIR", help="a checkout of DomainBed, for --methods")
     add("--peak-of", choices=CONTENDERS, metavar="NAME", help="print only its peak, in bytes")
     arguments = parser.parse_args(argv)
+    for message in ("Full backward hook is firing", "Extension saving to", "Using backward.. with"):
+        warnings.filterwarnings("ignore", message=message)  # of BackPACK
+    if arguments.methods is not None:
+        time_methods(arguments)
+        return
     chosen = arguments.workloads or [name for name in WORKLOADS if _can_build(name)]
     if unknown := set(chosen) - set(WORKLOADS):
         parser.error(f"{', '.join(unknown)}: choose of {', '.join(WORKLOADS)}")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    for message in ("Full backward hook is firing", "Extension saving to"):  # BackPACK's
-        warnings.filterwarnings("ignore", message=message)
 
     names = [name for name in CONTENDERS if name in {"erm", *arguments.contenders}]
     platform = Platform(
