@@ -54,7 +54,9 @@ class DomainBed:
         values |= {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0, "lr": 1e-3} | hparams
         torch.manual_seed(0)
         made = getattr(self.algorithms, name)(shape, CLASSES, domains, values).double()
-        if not hasattr(made, "featurizer"):  # Fish has both in one network
+        if name == "SagNet":
+            made.featurizer, made.classifier = made.network_f, made.network_c
+        elif not hasattr(made, "featurizer"):  # Fish has both in one network
             made.featurizer, made.classifier = made.network.net
         return made
 
@@ -89,7 +91,7 @@ class DomainBed:
         model = Model(copy.deepcopy(theirs.featurizer), copy.deepcopy(theirs.classifier))
         ours = make()
         names = tuple("abcdefgh"[:domains])
-        features = model.classifier.in_features
+        features = theirs.featurizer.n_outputs  # a classifier may read more
         model = ours.prepare(model, Facts(names, CLASSES, features, steps, shape)).double()
         ours.double()
         share(theirs, ours, model)
