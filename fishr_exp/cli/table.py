@@ -6,37 +6,36 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fishr_exp.cli.output import Parser, as_folder, command
+from fishr_exp.cli.tables import SELECTIONS, make_comparison, make_table, published_list
 from fishr_exp.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fishr_exp.reports.sheets.layout import Layout
-    from fishr_exp.reports.sheets.sheet import Sheet
-    from fishr_exp.reports.tables.comparison import Comparison
-    from fishr_exp.reports.tables.table import Table
-    from fishr_exp.runs.reading import Runs
 
 FORMATS = ("text", "markdown", "latex", "csv")
 PROTOCOLS = ("domainbed", "colored_mnist")
-SELECTIONS = ("training", "oracle", "leave_one_out")
+DEFAULT_SOURCES = ("domainbed", "fishr")  # of a bare --published beside others
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status, 2 for a configuration error."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # for terminals without ±
+    if options.published == ["list"]:
+        sys.stdout.write(published_list())
+        return 0
+    _read_published(options)
+    if options.folder is None:
+        parser.error("the following arguments are required: DIR")
     try:
         _check(options)
         if options.protocol is None:
-            _make_table(options)
+            make_table(options)
         else:
-            _make_comparison(options)
+            make_comparison(options)
     except ConfigError as error:
         sys.stderr.write(f"fishr-table: {error}\n")
         return 2
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         " the published figures.",
     )
     parser.add_argument(
-        "folder", type=as_folder, metavar="DIR", help="folder that contains run folders"
+        "folder", nargs="?", type=as_folder, metavar="DIR", help="folder that contains run folders"
     )
     parser.add_argument(
         "--out",
@@ -80,8 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--published",
-        action="store_true",
-        help="add the rows of DomainBed's and Fishr's published tables to domainbed's",
+        action="append",
+        nargs="?",
+        const="",
+        metavar="NAME,...",
+        help="add rows of published tables to domainbed's: those of DomainBed and Fishr, or of the"
+        " sources named, such as miro,swad; `--published list` lists them, without DIR",
     )
     parser.add_argument(
         "--cells",
@@ -129,6 +132,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _read_published(options: argparse.Namespace) -> None:
+    """Turn what `--published` was given into names: none for its default, null without it.
+
+    A folder after it is DIR, if there is no other: `fishr-table --published DIR`.
+    """
+    if options.published is None:
+        return
+    words = options.published
+    if options.folder is None and words[-1] and as_folder(words[-1]).is_dir():
+        options.folder, words = as_folder(words[-1]), [*words[:-1], ""]
+    names = [name for word in words for name in (_list(word) or DEFAULT_SOURCES)]
+    bare = not any(words)
+    options.published = [] if bare else list(dict.fromkeys(names))
+
+
 def _check(options: argparse.Namespace) -> None:
     """Refuse options that would have no effect."""
     if options.selection and options.protocol != "domainbed":
@@ -138,9 +156,10 @@ def _check(options: argparse.Namespace) -> None:
             "only domainbed has a selection",
             "add --protocol domainbed",
         )
-    if options.published and options.protocol != "domainbed":
+    if options.published is not None and options.protocol != "domainbed":
         reason = "only domainbed adds rows; colored_mnist shows published figures anyway"
-        raise ConfigError("--published", "given", reason, "add --protocol domainbed")
+        given = ",".join(options.published) or "given"
+        raise ConfigError("--published", given, reason, "add --protocol domainbed")
     if options.cells and options.protocol is None:
         reason = "only a protocol's tables are traced to their runs"
         raise ConfigError("--cells", "given", reason, f"add --protocol {' or '.join(PROTOCOLS)}")
@@ -156,193 +175,10 @@ def _check(options: argparse.Namespace) -> None:
             raise ConfigError(option, given, reason, "leave one of the two out")
 
 
-def _make_table(options: argparse.Namespace) -> None:
-    from fishr_exp.reports.figures.curves import draw_curves
-    from fishr_exp.reports.output import draw_all, write
-    from fishr_exp.reports.sheets.layout import lay_out
-    from fishr_exp.reports.sheets.table_sheet import table_sheet
-    from fishr_exp.reports.tables.table import build_tables
-
-    folder, out = options.folder, options.out or options.folder / "table"
-    runs, layout = _read(options), _layout(options)
-    if not runs.done:
-        raise ConfigError(
-            "DIR",
-            folder,
-            f"it contains no completed run ({_count(runs)})",
-            "start runs with fishr-exp, or pass the folder that contains them",
-        )
-    tables = build_tables(runs.done)
-    sheets = lay_out([table_sheet(table) for table in tables], layout)
-    files = [*write(sheets, out, "table"), *draw_all(tables, out, layout.renamed)]
-    report = [*_report(runs), *_about_figures(tables)]
-    try:
-        files += draw_curves(tables, out / "curves", layout.renamed)
-    except (OSError, ValueError) as error:  # a record that has changed since it was read
-        report.append(f"No curves: {error}")
-    _say(sheets, options.format, report, files)
-
-
-def _make_comparison(options: argparse.Namespace) -> None:
-    from fishr_exp.reports.output import write
-    from fishr_exp.reports.sheets.comparison_sheet import cells_sheet, comparison_sheet
-    from fishr_exp.reports.sheets.layout import lay_out
-
-    runs = _read(options)
-    tables, report = (
-        _domainbed(options, runs)
-        if options.protocol == "domainbed"
-        else _colored_mnist(options, runs)
-    )
-    stem = "-".join(part for part in (options.protocol, tables[0].selection) if part)
-    out = options.out or options.folder / "table"
-    sheets = lay_out([comparison_sheet(table) for table in tables], _layout(options))
-    cells = [sheet for sheet in map(cells_sheet, tables) if sheet.rows]
-    files = write(sheets, out, stem) + write(cells, out, f"{stem}-cells", formats=("csv",))
-    _say(cells if options.cells else sheets, options.format, report, files)
-
-
-def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
-    from fishr_exp.reports.conditions import histories_where, none_left, parse_conditions
-    from fishr_exp.reports.tables.domainbed import build_domainbed_tables, why_empty
-    from fishr_exp.runs.history import read_histories
-
-    conditions = parse_conditions(options.where)
-    everything = read_histories(options.folder, runs.done)
-    found = histories_where(everything, conditions)
-    if everything.runs and not found.runs:
-        raise none_left(everything.runs, conditions)
-    imported = len(found.runs) + len(found.broken) - len(runs.done)
-    report = [*_report(runs), f"Imported {imported} results.jsonl."] if imported else _report(runs)
-    report += [f"  unreadable: {path}: {problem}" for path, problem in found.broken.items()]
-    if not found.runs:
-        first = "".join(f"; {path}: {problem}" for path, problem in [*found.broken.items()][:1])
-        raise ConfigError(
-            "DIR",
-            options.folder,
-            f"it contains no run with records of evaluations ({_count(runs)}{first})",
-            "pass the folder that contains the run folders of a sweep, or of DomainBed's",
-        )
-    selection = options.selection or SELECTIONS[0]
-    tables = build_domainbed_tables(found.runs, selection, options.published)
-    if all(table.is_empty for table in tables):
-        raise why_empty(found.runs, selection)
-    return tables, report
-
-
-def _colored_mnist(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
-    from fishr_exp.reports.tables.colored_mnist import build_colored_mnist_tables, is_in_protocol
-
-    others = [run.path for run in runs.done if not is_in_protocol(run)]
-    if len(others) == len(runs.done):
-        raise ConfigError(
-            "DIR",
-            options.folder,
-            "it contains no completed run on dataset=colored_mnist with observer=last_step"
-            f" ({_count(runs)})",
-            "start some with fishr-exp -m experiment=colored_mnist_table2, or leave --protocol out"
-            " for a table of all runs",
-        )
-    report = _report(runs)
-    if others:
-        report.append(f"Not counted: {len(others)} on other data, or not of the last step.")
-    tables = build_colored_mnist_tables(runs.done)
-    if all(table.is_empty for table in tables):
-        raise ConfigError(
-            "--protocol",
-            "colored_mnist",
-            "no run recorded an accuracy of its columns: train, and the test domains minus90 and"
-            " gray",
-            "start runs with 'test_domains=[minus90,gray]', or leave --protocol out for a table of"
-            " all runs",
-        )
-    return tables, report
-
-
-def _read(options: argparse.Namespace) -> Runs:
-    from fishr_exp.reports.conditions import none_left, parse_conditions, runs_where
-    from fishr_exp.runs.reading import read_runs
-
-    folder, conditions = options.folder, parse_conditions(options.where)
-    try:
-        runs = read_runs(folder)
-    except OSError as error:
-        raise ConfigError(
-            "DIR",
-            folder,
-            f"this folder cannot be read ({error.strerror})",
-            "pass the folder that contains the run folders, such as outputs/runs",
-        ) from error
-    kept = runs_where(runs, conditions)
-    if runs.done and not kept.done and options.protocol != "domainbed":
-        raise none_left(runs.done, conditions)
-    return kept
-
-
-def _layout(options: argparse.Namespace) -> Layout:
-    from fishr_exp.reports.sheets.layout import Layout
-
-    names = {}
-    for word in options.rename:
-        old, sign, new = word.partition("=")
-        if not sign or not old:
-            raise ConfigError("--rename", word, "must be OLD=NEW, such as Fishr=Ours")
-        names[old] = new
-    return Layout(options.columns, options.rows, names, options.bold_best)
-
-
 def _list(text: str) -> list[str]:
     """Return the items of a comma-separated list; an item with a comma is in double quotes."""
     items = next(csv.reader([text], skipinitialspace=True), [])
     return [item.strip() for item in items if item.strip()]
-
-
-def _say(
-    sheets: Sequence[Sheet], printed: str, report: Sequence[str], files: Sequence[Path]
-) -> None:
-    from fishr_exp.reports.sheets.sheet import FORMATS, on_one_line
-
-    sys.stdout.write(FORMATS[printed](sheets))
-    sys.stdout.flush()
-    # If a program may read the table, the report about it goes to stderr.
-    stream = sys.stdout if printed == "text" else sys.stderr
-    lines = ["", *report, "Wrote:", *(f"  {file}" for file in files)]
-    stream.write(
-        "\n".join(line if line.isprintable() else on_one_line(line) for line in lines) + "\n"
-    )
-
-
-def _count(runs: Runs) -> str:
-    plural = "" if len(runs) == 1 else "s"
-    return (
-        f"{len(runs)} run{plural}: {len(runs.done)} done, {len(runs.failed)} failed,"
-        f" {len(runs.unfinished)} unfinished, {len(runs.broken)} unreadable"
-    )
-
-
-def _report(runs: Runs) -> list[str]:
-    lines = [f"Read {_count(runs)}."]
-    lines += [f"  failed: {path}" for path in runs.failed]
-    lines += [f"  unreadable: {path}: {problem}" for path, problem in runs.broken.items()]
-    return lines
-
-
-def _about_figures(tables: Sequence[Table]) -> list[str]:
-    from fishr_exp.reports.figures.curves import MOST_ROWS
-    from fishr_exp.reports.figures.gamma import varies_gamma
-
-    lines = [
-        f"Gamma does not vary in {table.title}: its figure shows one point per row."
-        for table in tables
-        if not varies_gamma(table)
-    ]
-    lines += [
-        f"No curves of {table.title}: it has more than {MOST_ROWS} rows; count fewer runs with"
-        " --where KEY=VALUE."
-        for table in tables
-        if len(table.rows) > MOST_ROWS
-    ]
-    return lines
 
 
 if __name__ == "__main__":

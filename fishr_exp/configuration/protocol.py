@@ -101,8 +101,9 @@ def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
     Returns:
         `departures`, the keys whose values are not the preset's, and `digest`, which names the
         settings that make up the protocol, the ranges of hyperparameters among them, but not what
-        differs between the runs of a sweep or between methods. Runs of one dataset can be compared
-        if their digests are equal.
+        differs between the runs of a sweep or between methods, such as the batch size that a
+        method has of its own, or the averaging of weights. Runs of one dataset can be compared if
+        their digests are equal.
 
     Raises:
         ConfigError: If hyperparameters are to be drawn for a method that has no ranges.
@@ -115,7 +116,9 @@ def standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
             OmegaConf.update(preset, key, value)
     there, here = (settings(_plain(c, resolve=True)) for c in (preset, config))
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    return {"departures": _by_group(keys), "digest": _digest(config, preset)}
+    of_erm = {**choices, "trainer": "erm"}
+    shared = hydra.compose("config", [f"{group}={of_erm[group]}" for group in groups])
+    return {"departures": _by_group(keys), "digest": _digest(config, preset, shared)}
 
 
 def check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
@@ -140,12 +143,12 @@ def check_ranges(config: DictConfig, choices: Mapping[str, str]) -> None:
         )  # fmt: skip
 
 
-def _digest(config: DictConfig, preset: DictConfig) -> str:
+def _digest(config: DictConfig, preset: DictConfig, shared: DictConfig) -> str:
     apart = (*OF_EACH_RUN, "protocol.name")
     # Not resolved: the ranges of the draws are part of a protocol, and the draws are not.
     plain = _plain(config, resolve=False)
     values, typed = settings(plain), flatten(plain)
-    spelled = flatten(_plain(preset, resolve=False))
+    spelled, of_all = (flatten(_plain(c, resolve=False)) for c in (preset, shared))
 
     def written(key: str, value: Any) -> Any:
         if str(typed[key]).startswith("${any:"):  # a default that follows from other keys
@@ -154,12 +157,13 @@ def _digest(config: DictConfig, preset: DictConfig) -> str:
         if key.endswith(TARGET):
             return value
         same = key in spelled and normal(key, spelled[key]) == value
-        return spelled[key] if same else typed[key]
+        # What a method's ranges set beside its own keys is of the method, as ARM's batch size.
+        return of_all.get(key, spelled[key]) if same else typed[key]
 
     parts = {
         key: written(key, value)
         for key, value in values.items()
-        if key not in apart and not key.startswith("trainer.")
+        if key not in apart and not key.startswith(("trainer.", "averaging."))
     }
     return digest(parts)
 

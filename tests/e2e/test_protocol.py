@@ -54,6 +54,15 @@ def test_the_digest_names_the_protocol_and_not_the_run(fishr_exp: Command) -> No
         assert protocol_of(fishr_exp(*words, tiny=SMALL))["digest"] != found[0]["digest"]
 
 
+def test_what_a_method_has_of_its_own_is_no_other_protocol(fishr_exp: Command) -> None:
+    """Neither the batch size in ARM's ranges, which is 8 on images, nor averaging."""
+    of = [protocol_of(fishr_exp(*words, tiny=SMALL))
+          for words in ([], ["trainer=arm"], ["averaging=ema"])]  # fmt: skip
+    assert len({protocol["digest"] for protocol in of}) == 1
+    assert ["batch_size" in protocol["departures"] for protocol in of] == [False] * 3
+    assert "averaging" in of[2]["departures"]
+
+
 def test_the_splits_are_the_trials(fishr_exp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
     real = prepare_module.split

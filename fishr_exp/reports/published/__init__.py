@@ -116,7 +116,7 @@ class Reference:
             steps: The number of steps on DomainNet; None: any.
             backbone: Of which backbone, in any spelling; None: any.
         """
-        self.steps = steps
+        self.selection, self.steps = selection, steps
         self.tables = [
             table
             for name in names

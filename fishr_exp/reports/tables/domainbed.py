@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.reports.published import AVERAGES, AVG, Reference, method_key
+from fishr_exp.reports.published import (
+    AVERAGES,
+    AVG,
+    DOMAIN_NET,
+    Published,
+    Reference,
+    method_key,
+)
 from fishr_exp.reports.statistics.estimates import Estimate, mean
 from fishr_exp.reports.statistics.selection import Choice, select
 from fishr_exp.reports.tables.comparison import Cell, Comparison, ComparisonRow, Trace, over_trials
+from fishr_exp.reports.tables.published_rows import PublishedRows, backbone_of, check_sources
+from fishr_exp.reports.tables.regimes import (
+    PROTOCOL,
+    Regime,
+    about,
+    by_regime,
+    of_averages,
+    unrepeated,
+)
 from fishr_exp.runs.history import History
 
-PROTOCOL = "domainbed"
 IRM_SETUP = "colored_mnist"  # the dataset of the other protocol, and its name
 SELECTED_BY = {
     "training": "selected by training-domain validation",
@@ -37,104 +51,99 @@ Selected = Mapping[int, Mapping[int, Choice]]  # test domain -> trial -> choice
 
 
 def build_domainbed_tables(
-    histories: Iterable[History], selection: str, with_published: bool = False
+    histories: Iterable[History], selection: str, sources: Sequence[str] | None = None
 ) -> list[Comparison]:
-    """Build one table per dataset, and the table of averages.
+    """Build one table per dataset, and the table of averages; several where protocols differ.
 
     Args:
         histories: All runs; of repeats only the first counts, see `unrepeated`.
         selection: A key of `selection.SELECTIONS`.
-        with_published: Whether to add the rows of published methods.
+        sources: Whose published rows to add; empty: DomainBed's and Fishr's; None: none.
 
     Raises:
-        ConfigError: If two runs are the same run of a sweep with different settings.
+        ConfigError: If two runs are the same run of a sweep with different settings, or a source
+            is not known.
     """
-    runs, repeats = unrepeated(histories)
-    reference = Reference(PROTOCOL, selection)
-    datasets = _in_order([run.dataset for run in runs], reference.columns(AVERAGES))
-    methods = _in_order([run.method for run in runs], reference.methods(AVERAGES), method_key)
-    selected: dict[tuple[str, str], Selected] = {}
-    domains: dict[str, tuple[str, ...]] = {}
-    for dataset in datasets:
-        here = [run for run in runs if run.dataset == dataset]
-        domains[dataset] = _domain_names(dataset, here, reference)
-        for method in methods:
-            if matching := [run for run in here if run.method == method]:
-                selected[dataset, method] = _select(matching, len(domains[dataset]), selection)
-    notes = (_MEASURED, _RULES[selection], *_about(runs, repeats))
+    published = PublishedRows(sources, selection)
+    check_sources(sources or (), selection)
+    histories = list(histories)
+    order = Reference(PROTOCOL, selection)
+    datasets = _in_order([run.dataset for run in histories], order.columns(AVERAGES))
+    parts = {
+        (dataset, regime): _Part(dataset, regime, runs, selection)
+        for dataset in datasets
+        for regime, runs in by_regime(run for run in histories if run.dataset == dataset).items()
+    }
+    variants = {d: [part.regime for part in parts.values() if part.dataset == d] for d in datasets}
+    averages, tables = of_averages(variants), []
+    for part in parts.values():
+        label = part.regime.label if len(variants[part.dataset]) > 1 else ""
+        table = _table(part.dataset, label, [part], published)
+        if not any(part.dataset in members for members in averages.values()):
+            reason = f"{part.dataset} is in no average: its runs are of several protocols."
+            table = replace(table, notes=(*table.notes, reason))
+        tables.append(table)
+    for regime, members in averages.items():
+        found = [parts[dataset, members[dataset]] for dataset in datasets if dataset in members]
+        label = regime.label if len(averages) > 1 else ""
+        tables.append(_table(AVERAGES, label, found, published))
+    names = dict.fromkeys(table.name for table in tables)
+    apart = published.apart(names, backbone_of(run for run in histories))
+    return [*tables, *apart]
 
-    def table(
-        name: str, columns: Sequence[str], row: Callable[[str], ComparisonRow | None]
-    ) -> Comparison:
-        rows = [found for method in methods if (found := row(method)) is not None]
-        return Comparison(
-            protocol=PROTOCOL,
-            selection=selection,
-            name=name,
-            title=f"{name}; {SELECTED_BY[selection]}",
-            columns=(*columns, AVG),
-            rows=(*rows, *(_published_rows(reference, name, columns) if with_published else ())),
-            repeated="trials",
-            separate_columns=False,
-            notes=notes,
+
+class _Part:
+    """The runs of one dataset and regime, and what is selected among them."""
+
+    def __init__(
+        self, dataset: str, regime: Regime, runs: Sequence[History], selection: str
+    ) -> None:
+        self.dataset, self.regime = dataset, regime
+        self.runs, self.repeats = unrepeated(runs)
+        self.domains = _domain_names(dataset, self.runs, Reference(PROTOCOL, selection))
+        self.selected: dict[str, Selected] = {}
+        for method in dict.fromkeys(run.method for run in self.runs):
+            here = [run for run in self.runs if run.method == method]
+            self.selected[method] = _select(here, len(self.domains), selection)
+
+
+def _table(name: str, label: str, parts: Sequence[_Part], published: PublishedRows) -> Comparison:
+    """Build the table of one part, or the averages of several."""
+    averages, selection = name == AVERAGES, published.selection
+    domain_net = [part.regime.steps for part in parts if part.dataset == DOMAIN_NET]
+    steps = domain_net[0] if domain_net else None
+    runs = [run for part in parts for run in part.runs]
+    backbone = backbone_of(runs)
+    references = published.references(steps, backbone)
+    columns = tuple(part.dataset for part in parts) if averages else parts[0].domains
+    order = Reference(PROTOCOL, selection).methods(AVERAGES)
+    rows = [
+        _averages_row(
+            references, method, {part.dataset: part.selected.get(method) for part in parts}
         )
-
-    tables = []
-    for dataset in datasets:
-
-        def by_domain(method: str, dataset: str = dataset) -> ComparisonRow | None:
-            found = selected.get((dataset, method))
-            if found is None:
-                return None
-            return _dataset_row(reference, dataset, method, domains[dataset], found)
-
-        tables.append(table(dataset, domains[dataset], by_domain))
-
-    def averages(method: str) -> ComparisonRow:
-        by_dataset = {dataset: selected.get((dataset, method)) for dataset in datasets}
-        return _averages_row(reference, method, by_dataset)
-
-    found = table(AVERAGES, datasets, averages)
-    return [*tables, replace(found, notes=(*notes, *_about_incomplete_trials(selected)))]
-
-
-def unrepeated(histories: Iterable[History]) -> tuple[list[History], list[History]]:
-    """Return the runs without repeats, and the repeats.
-
-    Raises:
-        ConfigError: If a repeat has different settings, so that it is unclear which one to count.
-    """
-    first: dict[tuple[object, ...], History] = {}
-    repeats = []
-    for run in histories:
-        there = first.setdefault(run.key, run)
-        if there is run:
-            continue
-        keys = [k for k in {**there.settings, **run.settings} if _value(there, k) != _value(run, k)]
-        if keys:
-            raise _conflict(there, run, keys[0])
-        repeats.append(run)
-    return list(first.values()), repeats
-
-
-def _conflict(there: History, run: History, key: str) -> ConfigError:
-    """Return the error for two runs at one place of the protocol that differ in `key`."""
-    before, here = _value(there, key), _value(run, key)
-    if there.in_protocol and run.in_protocol:
-        return ConfigError(
-            "--protocol",
-            PROTOCOL,
-            f"{run.path} is {run.method} on {run.dataset}, trial {run.trial_seed}, hparams_seed"
-            f" {run.hparams_seed}, and so is {there.path}, with another {key} ({before} there,"
-            f" {here} here)",
-            "pass a folder with the runs of one sweep, or count one value: --where KEY=VALUE",
+        if averages
+        else _dataset_row(references, parts[0], method)
+        for method in _in_order([m for part in parts for m in part.selected], order, method_key)
+    ]
+    more = published.rows(name, columns, steps, backbone)
+    notes = [_MEASURED, _RULES[selection]]
+    notes += about({part.dataset: part.runs for part in parts})
+    notes += _about(runs, [run for part in parts for run in part.repeats])
+    notes += published.notes(more, steps)
+    if averages:
+        notes += _about_incomplete_trials(
+            {(part.dataset, method): of for part in parts for method, of in part.selected.items()}
         )
-    return ConfigError(
-        "--protocol",
-        PROTOCOL,
-        f"these runs are a sweep over {key} ({before} in {there.path}, {here} in {run.path}),"
-        " outside DomainBed's protocol, where a method has one run for each trial and hparams_seed",
-        "leave --protocol out: the table then has a row for each setting",
+    return Comparison(
+        protocol=PROTOCOL,
+        selection=selection,
+        name=name,
+        title="; ".join(filter(None, (name, label, SELECTED_BY[selection]))),
+        columns=(*columns, AVG),
+        rows=(*rows, *more),
+        repeated="trials",
+        separate_columns=False,
+        notes=tuple(notes),
     )
 
 
@@ -185,35 +194,41 @@ def _select(runs: Sequence[History], domains: int, selection: str) -> Selected:
     return found
 
 
-def _dataset_row(
-    reference: Reference, dataset: str, method: str, domains: Sequence[str], selected: Selected
-) -> ComparisonRow:
-    cells = {}
-    for target, name in enumerate(domains):
+def _dataset_row(references: Sequence[Reference], part: _Part, method: str) -> ComparisonRow:
+    cells, selected = {}, part.selected[method]
+    for target, name in enumerate(part.domains):
         choices = selected[target]
         own = over_trials([100 * choice.accuracy for choice in choices.values()])
         traces = tuple(_trace(trial, choice) for trial, choice in choices.items())
-        cells[name] = Cell(own, reference.figure(dataset, method, name), traces)
+        cells[name] = Cell(own, _figure(references, part.dataset, method, name), traces)
     repeats = max((len(choices) for choices in selected.values()), default=0)
     average = _mean_of([cell.own for cell in cells.values()], repeats)
-    same = (*domains, AVG) == reference.columns(dataset)
-    cells[AVG] = Cell(average, reference.figure(dataset, method, AVG) if same else None)
+    same = (*part.domains, AVG) == references[0].columns(part.dataset)
+    published = _figure(references, part.dataset, method, AVG) if same else None
+    cells[AVG] = Cell(average, published)
     return ComparisonRow(method, cells, repeats)
 
 
 def _averages_row(
-    reference: Reference, method: str, selected: Mapping[str, Selected | None]
+    references: Sequence[Reference], method: str, selected: Mapping[str, Selected | None]
 ) -> ComparisonRow:
     cells = {}
     for dataset, found in selected.items():
         own = over_trials(_trial_means(found or {}))
-        cells[dataset] = Cell(own, reference.figure(AVERAGES, method, dataset))
+        cells[dataset] = Cell(own, _figure(references, AVERAGES, method, dataset))
     repeats = max((cell.own.n for cell in cells.values() if cell.own), default=0)
-    # The published average is over all seven datasets.
-    same = set(selected) == set(reference.columns(AVERAGES)) - {AVG}
-    published = reference.figure(AVERAGES, method, AVG) if same else None
+    # A published average is over as many datasets: DomainBed's over seven.
+    same = [of for of in references if set(selected) == {*of.columns(AVERAGES)} - {AVG}]
     average = _mean_of([cell.own for cell in cells.values()], repeats)
-    return ComparisonRow(method, {**cells, AVG: Cell(average, published)}, repeats)
+    cells[AVG] = Cell(average, _figure(same, AVERAGES, method, AVG))
+    return ComparisonRow(method, cells, repeats)
+
+
+def _figure(
+    references: Sequence[Reference], name: str, method: str, column: str
+) -> Published | None:
+    found = (reference.figure(name, method, column) for reference in references)
+    return next((figure for figure in found if figure is not None), None)
 
 
 def _trial_means(selected: Selected) -> list[float]:
@@ -268,21 +283,6 @@ def _trace(trial: int, choice: Choice) -> Trace:
     )
 
 
-def _published_rows(
-    reference: Reference, name: str, columns: Sequence[str]
-) -> Iterable[ComparisonRow]:
-    """Make the rows of all methods that have a figure in one of our columns."""
-    methods = dict.fromkeys([*reference.methods(name), *reference.methods(AVERAGES)])
-    whole = (*columns, AVG) == reference.columns(name)
-    for method in methods:
-        figures = {column: reference.figure(name, method, column) for column in (*columns, AVG)}
-        if not whole:
-            figures[AVG] = None  # an average over other columns
-        if any(figures.values()):
-            cells = {column: Cell(None, figure) for column, figure in figures.items()}
-            yield ComparisonRow(method, cells, 0, published_only=True)
-
-
 def _domain_names(dataset: str, runs: Sequence[History], reference: Reference) -> tuple[str, ...]:
     """Return the domains' names in the published table, or else in our records.
 
@@ -303,15 +303,6 @@ def _domain_names(dataset: str, runs: Sequence[History], reference: Reference) -
 
 
 def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]:
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        here = [run for run in runs if run.dataset == dataset and run.protocol]
-        protocols = sorted({run.protocol for run in here})
-        if len(protocols) > 1:
-            yield f"{dataset} mixes protocols, which cannot be compared: {', '.join(protocols)}."
-        elif protocols:
-            yield f"{dataset}: protocol {protocols[0]}."
-        if departures := sorted({key for run in here for key in run.departures}):
-            yield f"{dataset}: runs depart from that preset in {', '.join(departures)}."
     if any(not run.in_protocol for run in runs):
         yield (
             "Some runs are outside DomainBed's protocol (protocol.name is not set): their seed"
@@ -336,7 +327,3 @@ def _in_order(
     """Sort known names in the published order, followed by the others by name."""
     known = {key(name): number for number, name in enumerate(order)}
     return sorted(set(found), key=lambda name: (known.get(key(name), len(known)), name))
-
-
-def _value(run: History, key: str) -> Any:
-    return run.settings.get(key, "absent")

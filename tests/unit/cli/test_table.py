@@ -143,6 +143,81 @@ def test_domainbed_s_own_files_give_its_tables(tmp_path, capsys):
     assert {line["run"] for line in cells} == {str(path.parent) for path in tmp_path.glob("*/done")}
 
 
+def test_published_rows_of_named_sources(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    command = [str(tmp_path), "--protocol", "domainbed", "--published", "miro,rdm"]
+    assert main([*command, "--published", "sagm"]) == 0
+    out = capsys.readouterr().out
+    pacs, averages, *apart = re.split(r"\n\n(?=\w+; )", out)
+    assert re.search(r"^RDM \(rdm\) +– +88.4 ± 0.2 .* 87.2 ± 0.7$", pacs, re.M)
+    assert re.search(r"^MIRO \+ SWAD \(miro\) +– +– +– +– +– +88.4 ± 0.1$", pacs, re.M)
+    assert re.search(r"^AND-mask \(sagm\) +– +84.4 ± 0.9 +–$", averages, re.M)
+    assert "(published)" not in out
+    assert "\n(miro): MIRO's paper" in averages
+    # Figures of another backbone stand by themselves.
+    (regnet,) = apart
+    assert regnet.startswith("Averages; published only, miro; RegNetY-16GF; selection: training\n")
+    assert re.search(r"^MIRO \(miro\) +– +97.4 ± 0.2 .* 74.1$", regnet, re.M)
+    assert "97.4" not in averages
+    lines = list(csv.DictReader((tmp_path / "table" / "domainbed-training.csv").open()))
+    (line,) = [x for x in lines if (x["method"], x["column"]) == ("MIRO + SWAD", "PACS")
+               and "RegNetY" not in x["conditions"]]  # fmt: skip
+    assert line["source"].startswith("Cha et al. 2022")
+    assert line["conditions"] == "ResNet-50; start: ImageNet; DomainNet: 15,001 steps"
+
+
+def test_a_source_that_does_not_name_its_selection_is_beside_no_run(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    for selection in ("training", "oracle"):
+        command = [str(tmp_path), "--protocol", "domainbed", "--selection", selection]
+        assert main([*command, "--published", "ridg"]) == 0
+        out = capsys.readouterr().out
+        pacs, averages, apart = re.split(r"\n\n(?=\w+; )", out)
+        assert "ridg" not in pacs + averages
+        title = "Averages; published only, ridg; ResNet-18; selection not named\n"
+        assert apart.startswith(title)
+        assert re.search(r"^Fishr \(ridg\) +– +81.3 ± 0.3 .* 59.0$", apart, re.M)
+
+
+def test_the_list_of_sources_needs_no_folder(capsys):
+    assert main(["--published", "list"]) == 0
+    out = capsys.readouterr().out
+    from fishr_exp.reports.tables.published_rows import known_sources
+
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == [*known_sources()]
+    assert "ResNet-18; start: ImageNet; DomainNet: steps not named; selection: unknown" in out
+
+
+def test_a_folder_may_come_behind_published(tmp_path, capsys):
+    domainbed_sweep(tmp_path)
+    assert main(["--protocol", "domainbed", "--published", str(tmp_path)]) == 0
+    before = capsys.readouterr().out
+    assert main([str(tmp_path), "--protocol", "domainbed", "--published"]) == 0
+    assert capsys.readouterr().out == before
+    assert re.search(r"^CORAL \(published\)", before, re.M)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mira", "--published=mira: there is no such source; there are domainbed, fishr, "),
+        ("mira", "; did you mean miro?"),
+        ("miro", "its figures are of the selection training, and this table is of oracle"),
+    ],
+)
+def test_a_source_that_cannot_be_shown(tmp_path, capsys, name, said):
+    domainbed_sweep(tmp_path)
+    words = ["--protocol", "domainbed", "--selection", "oracle", "--published", name]
+    assert said in refused(capsys, tmp_path, *words)
+
+
+def test_without_a_folder(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--protocol", "domainbed", "--published", "miro"])
+    assert end.value.code == 2
+    assert "the following arguments are required: DIR" in capsys.readouterr().err
+
+
 def test_cells_show_the_runs_not_the_tables(tmp_path, capsys):
     domainbed_sweep(tmp_path)
     assert main([str(tmp_path), "--protocol", "domainbed", "--cells"]) == 0

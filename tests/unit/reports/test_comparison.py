@@ -110,12 +110,15 @@ def test_a_table_names_its_protocol_and_what_departs_from_it():
     (table, _) = build_domainbed_tables(runs, "training")
     assert "PACS: protocol paper_2022 0a1b2c3d." in table.notes
     assert not any("depart" in note for note in table.notes)
-    other = pacs(method="irm", protocol="paper_2022 ffffffff", departures=("total_steps",))
-    (table, averages) = build_domainbed_tables([*runs, *other], "training")
-    for notes in (table.notes, averages.notes):
-        mixed = "paper_2022 0a1b2c3d, paper_2022 ffffffff."
-        assert f"PACS mixes protocols, which cannot be compared: {mixed}" in notes
-        assert "PACS: runs depart from that preset in total_steps." in notes
+    other = pacs(method="irm", protocol="paper_2022 ffffffff", departures=("batch_size",))
+    tables = build_domainbed_tables([*runs, *other], "training")
+    assert [[row.method for row in table.rows] for table in tables] == [["erm"], ["irm"]]
+    for table, digest in zip(tables, ("0a1b2c3d", "ffffffff"), strict=True):
+        assert table.title.startswith(f"PACS; protocol paper_2022 {digest}; selected by")
+        assert f"PACS: protocol paper_2022 {digest}." in table.notes
+        assert "PACS is in no average: its runs are of several protocols." in table.notes
+    departs = "PACS: runs depart from that preset in batch_size."
+    assert [departs in table.notes for table in tables] == [False, True]
 
 
 def test_a_dataset_s_table_and_the_averages():
@@ -217,7 +220,7 @@ def read_csv(table):
 
 
 def test_published_rows_on_request():
-    table, averages = build_domainbed_tables(pacs(), "oracle", with_published=True)
+    table, averages = build_domainbed_tables(pacs(), "oracle", sources=())
     methods = [row.method for row in table.rows]
     assert methods[:3] == ["erm", "ERM", "IRM"]
     assert methods[-1] == "Fishr"  # of which only the average is published
@@ -249,7 +252,7 @@ def test_all_seven_datasets_have_a_published_average():
 def test_a_dataset_with_other_domains_is_compared_with_nothing():
     found = (Evaluation(1, (0.855,) * 3, (0.5,) * 3),)
     runs = [history(t, 0, 0.855, domains=PACS[:3], evaluations=found) for t in range(3)]
-    table, _ = build_domainbed_tables(runs, "training", with_published=True)
+    table, _ = build_domainbed_tables(runs, "training", sources=())
     assert table.columns == (*PACS[:3], "Avg")
     assert {cell.verdict for cell in table.rows[0].cells.values()} == {"not published"}
     assert len(table.rows) == 1
@@ -396,7 +399,7 @@ def test_colored_mnist_takes_gamma_zero_for_erm(factory):
 def sheets(factory):
     colored_mnist(factory, "erm", (86.4, 14.0, 72.0))
     tables = build_colored_mnist_tables(read_runs(factory.root).done)
-    tables += build_domainbed_tables(pacs()[:-1], "training", with_published=True)
+    tables += build_domainbed_tables(pacs()[:-1], "training", sources=())
     cells = [sheet for sheet in map(cells_sheet, tables) if sheet.rows]
     return [comparison_sheet(table) for table in tables] + cells
 
