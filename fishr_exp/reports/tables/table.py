@@ -14,7 +14,7 @@ from fishr_exp.reports.statistics.gamma_selection import SelectedGamma, select_g
 from fishr_exp.reports.statistics.paired import Paired, compare, holm
 from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
-from fishr_exp.runs.methods import ERM
+from fishr_exp.runs.methods import AVERAGE_OF, ERM
 from fishr_exp.runs.reading import Run
 
 L2 = "trainer.l2"  # the only setting of a method that ERM also has; a method without it has 0
@@ -271,8 +271,9 @@ def _family(group: _Group) -> str:
 def _varying(groups: Sequence[_Group]) -> list[str]:
     """Return the settings that need a column, so that no two rows look the same.
 
-    A setting that follows from the method (`trainer.*`, but for `L2`), the model's name (`model.*`)
-    or the class that a part of the configuration builds (`optimizer.*`) needs none.
+    A setting that follows from the method (`trainer.*`, but for `L2`, and what an average is of),
+    the model's name (`model.*`) or the class that a part of the configuration builds
+    (`optimizer.*`) needs none.
     """
     names = ["model"] if len({group.first.model for group in groups}) > 1 else []
     if all(_value(g, "trainer.gamma") in (g.first.gamma, _ABSENT) for g in groups):
@@ -292,7 +293,8 @@ def _label(group: _Group, key: str) -> str:
     if key == L2:
         return ""
     part, _, rest = key.partition(".")
-    labels = {"trainer": group.first.method, "model": group.first.model}
+    method = group.first.method
+    labels = {"trainer": method, AVERAGE_OF: method, "model": group.first.model}
     if part in labels:
         return labels[part]
     return str(group.settings.get(f"{part}._target_")) if rest != "_target_" else ""

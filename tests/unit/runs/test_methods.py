@@ -32,3 +32,9 @@ def test_a_class_from_outside_is_not_ours_whatever_it_is_called():
 
 def test_a_run_without_a_trainer_is_no_erm():
     assert not is_erm(config(None))
+
+
+def test_an_average_of_runs_of_erm_is_no_baseline():
+    average = {**config("fishr_exp.trainers.erm.Erm"), "average_of": {"how": "uniform", "runs": 2}}
+    assert not is_erm(average)
+    assert method_of(average, "ERM (uniform average of 2)") == "ERM (uniform average of 2)"

@@ -1,0 +1,147 @@
+"""`fishr-average`: averages the weights of runs with one start, as DiWA and model soups do."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fishr_exp.cli.output import Parser, as_folder, command
+from fishr_exp.configuration.binding import arguments
+from fishr_exp.configuration.messages import is_out_of_memory, one_line
+from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.keys import KEYS
+from fishr_exp.runs.methods import AVERAGE_OF
+from fishr_exp.runs.reading import Run, read_runs
+
+log = logging.getLogger(__name__)
+
+HOW = ("uniform", "restricted")
+# Where and how the runs were made does not matter here.
+_HERE = {
+    "tracker": None, "averaging": None, "device": "auto", "compile": False, "diagnostics": False,
+    "show_test_accuracy": False, "resume": True, "retry_failed": False, "checkpoint_every": None,
+}  # fmt: skip
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 2 for a mistake, 1 where it could not go on."""
+    parser = Parser(
+        prog="fishr-average",
+        description="Average the weights of runs that are done and have the same start, splits and"
+        " network, evaluate the average on all domains, and write it as a run folder that"
+        " fishr-table reads. The same average is not made twice.",
+    )
+    add = parser.add_argument
+    add(
+        "runs", type=as_folder, nargs="+", metavar="RUN",
+        help="a run folder, or a folder of runs; averages among them are passed over",
+    )  # fmt: skip
+    add(
+        "--how", choices=HOW, default=HOW[0],
+        help="uniform: all of them. restricted: in descending order of validation accuracy, those"
+        " with which the validation accuracy of the average is not lower",
+    )  # fmt: skip
+    add(
+        "--out", type=as_folder, metavar="DIR",
+        help="the folder in which the average gets its own; by default that of the first run",
+    )  # fmt: skip
+    add(
+        "--allow-targets", metavar="NAME", nargs="+", default=[],
+        help="packages, modules or classes of your own, as allow_targets in a run",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        with permissions_of([f"{ALLOW_TARGETS}=[{','.join(options.allow_targets)}]"]):
+            lines = _average(_runs(options.runs), options.how, options.out)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if (message := one_line(error)) is None:
+            raise
+        sys.stderr.write(f"fishr-average: {message}\n")
+        return 2 if isinstance(error, ConfigError) and not is_out_of_memory(error) else 1
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    return 0
+
+
+def _runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the runs, each once, in the order of their folders.
+
+    Raises:
+        ConfigError: If there is none, or one is not done or cannot be read.
+    """
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        try:
+            runs = read_runs(folder)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+            hint = "pass run folders, or the folder that they are in"
+            raise ConfigError("RUN", folder, reason, hint) from error
+        if not len(runs):
+            raise ConfigError("RUN", folder, "is not a run folder, and holds none", "pass one")
+        for path, problem in runs.broken.items():
+            raise ConfigError("RUN", path, problem)
+        for path in (*runs.failed, *runs.unfinished):
+            reason = "failed" if path in runs.failed else "is not done"
+            hint = "go on with it by its command first, or pass the others"
+            raise ConfigError("RUN", path, reason, hint)
+        found |= {run.path.resolve(): run for run in runs.done if AVERAGE_OF not in run.config}
+    if not found:
+        raise ConfigError("RUN", folders[0], "holds averages only", "pass the runs")
+    return list(found.values())
+
+
+def _average(runs: Sequence[Run], how: str, out: Path | None) -> list[str]:
+    """Average runs; return what to print."""
+    from fishr_exp.training.members import Member, check_alike, folder_of
+    from fishr_exp.training.soup import make_average
+
+    members = [Member.of(run, _arguments(run)) for run in runs]
+    check_alike(members)
+    folder = folder_of(members, how, out or runs[0].path.parent)
+    result = make_average(members, how, folder)
+    accuracies = [f"test {n} {100 * (a or 0):.1f} %" for n, a in result.test["accuracy"].items()]
+    if (mean := result.scores.mean("accuracy", "validation")) is not None:
+        accuracies.append(f"validation {100 * mean:.1f} %")
+    return [f"{result.outline.method}: {', '.join(accuracies)}", str(folder)]
+
+
+def _arguments(run: Run) -> Any:
+    """Return what prepares a run, from its recorded configuration; nothing in it is allowed more.
+
+    Raises:
+        ConfigError: If it names what may not be built, or is damaged.
+    """
+    neutral = {k: key.neutral for k, key in KEYS.items() if key.came_later and "." not in k}
+    config: dict[str, Any] = {**neutral, **run.config, **_HERE, ALLOW_TARGETS: []}
+    labels = {"dataset": run.dataset, "model": run.model, "trainer": run.option}
+    try:
+        return arguments(OmegaConf.create(_written(config)), labels)
+    except ConfigError as error:
+        reason = f"its {error.key}={error.value}: {error.allowed}"
+        hint = error.hint
+        if f"{ALLOW_TARGETS}=" in hint:
+            hint = "pass --allow-targets PACKAGE if you trust it"
+        raise ConfigError("RUN", run.path, reason, hint) from error
+
+
+def _written(value: Any) -> Any:
+    """Escape what OmegaConf would interpolate; a recorded value is what it is."""
+    if isinstance(value, Mapping):
+        return {key: _written(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_written(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
