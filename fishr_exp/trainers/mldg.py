@@ -65,7 +65,7 @@ class Mldg(Trainer):
         self,
         beta: float = 1.0,
         convention: str = "domainbed_main",
-        n_meta_test: int = 2,
+        n_meta_test: int = 1,
         inner_lr: float = 1e-3,
         inner_weight_decay: float = 0.0,
         loss: Loss = per_sample_losses,
