@@ -10,7 +10,7 @@ import torch
 
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.trainers._distances import mmd_distance
+from fishr_exp.trainers._distances import gaussian_kernel
 from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty
 from fishr_exp.trainers._terms import of_all_ranks
 
@@ -71,10 +71,19 @@ class Rdm(Penalty):
     def parts(self, forward: ForwardPass) -> Sequence[Part]:
         """The discrepancy and the variances."""
         losses = of_all_ranks(forward.batch, forward.losses)
-        worst, everything = losses[int(forward.risks.argmax())], torch.cat(losses)
-        distance = mmd_distance([worst[:, None], everything[:, None]], _SCALES)
+        place, everything = int(forward.risks.argmax()), torch.cat(losses)
+        kernel = gaussian_kernel(
+            everything[:, None], _SCALES
+        )  # the worst domain's is a block of it
+        rows = kernel.split([len(own) for own in losses])[place]
+        block = rows.split([len(own) for own in losses], dim=1)[place]
+        distance = block.mean() + kernel.mean() - 2 * rows.mean()
         weight = self.weight(forward.step)
         return [
             Part(distance, weight),
-            Part(everything.var() + worst.var(), self.variance_weight * (weight > 0), "variance"),
+            Part(
+                everything.var() + losses[place].var(),
+                self.variance_weight * (weight > 0),
+                "variance",
+            ),
         ]
