@@ -10,7 +10,6 @@ from fishr_exp.trainers._one_pass import (
     with_penalties,
 )
 from fishr_exp.trainers._terms import (
-    domain_gradients,
     domain_means,
     domain_risks,
     mean_risk,
@@ -25,7 +24,6 @@ __all__ = [
     "Penalized",
     "Penalty",
     "Schedule",
-    "domain_gradients",
     "domain_means",
     "domain_risks",
     "mean_risk",

@@ -85,26 +85,6 @@ def in_full(values: Tensor) -> Tensor:
     return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
-def domain_gradients(risks: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Gradient of each domain's risk over the samples of all ranks, without graph.
-
-    Args:
-        risks: [D], as `domain_risks` gives them.
-        parameters: The parameters, all of which the risks depend on.
-
-    Returns:
-        For each parameter a tensor [D, *shape], the same on all ranks.
-    """
-    found = [
-        torch.autograd.grad(risk, parameters, retain_graph=number + 1 < len(risks))
-        for number, risk in enumerate(risks)
-    ]
-    stacked = [torch.stack(of_one) for of_one in zip(*found, strict=True)]
-    if distributed.is_active():
-        stacked = [distributed.total(each) / distributed.world_size() for each in stacked]
-    return stacked
-
-
 def sum_of_all(values: Tensor) -> Tensor:
     """Sum over the samples of all ranks, of this rank's values [N]."""
     return sum_over_ranks(values.sum()) if distributed.is_active() else values.sum()
