@@ -54,5 +54,7 @@ class SandMask(Masked):
     def mask(self, gradients: Tensor) -> Tensor:
         """Return m, [*shape], from the gradients of one parameter, [D, *shape]."""
         agreement = gradients.sign().mean(0).abs()
-        steepness = self.k / gradients.var(0)
+        # `Tensor.var` over the first dimension takes ten times as long on a CPU.
+        variance = (gradients - gradients.mean(0)).square().sum(0) / (len(gradients) - 1)
+        steepness = self.k / variance
         return torch.tanh(steepness * (agreement - self.tau)).clamp(min=0).nan_to_num(0)
