@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from fishr_exp.core.contracts import Averaging, Model
 from fishr_exp.core.errors import ConfigError
@@ -113,11 +112,11 @@ class Swad(Averaging):
 
     def prepare(self, model: Model) -> None:
         """Make room for the segments: K + 2 times the weights, K the larger of n_c and n_t."""
-        weights = _weights(model)
         size = max(self.n_converge, self.n_tolerance)
-        self.register_buffer("segment", torch.zeros_like(weights))
-        self.register_buffer("kept", weights.new_zeros(size, len(weights)))
-        self.register_buffer("mean", torch.zeros_like(weights))
+        first, count = next(model.parameters()), sum(p.numel() for p in model.parameters())
+        self.register_buffer("segment", first.new_zeros(count))
+        self.register_buffer("kept", first.new_zeros(size, count))
+        self.register_buffer("mean", first.new_zeros(count))
         self.register_buffer("losses", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("ends", torch.zeros(size, dtype=torch.int64))
         for name in ("count", "step", "number", "picked", "end"):
@@ -127,11 +126,14 @@ class Swad(Averaging):
         self.register_buffer("threshold", torch.tensor(float("inf"), dtype=torch.float64))
         self.register_buffer("ended", torch.tensor(False))
 
+    @torch.no_grad()
     def after_step(self, model: Model, step: int) -> None:
         """Take the weights into the segment."""
         self.count += 1
         self.step.fill_(step)
-        self.segment += (_weights(model) - self.segment) / self.count
+        share = 1 / int(self.count)
+        for mean, weight in _beside(self.segment, model):
+            mean.lerp_(weight, share)
 
     def after_evaluation(self, numbers: Mapping[str, float]) -> None:
         """End the segment, and decide on it or on earlier ones."""
@@ -161,7 +163,8 @@ class Swad(Averaging):
         result._buffers = {**self._buffers, **own}
         result._end()
         averaged = copy.deepcopy(model).requires_grad_(False)
-        vector_to_parameters(result.mean, averaged.parameters())
+        for mean, weight in _beside(result.mean, averaged):
+            weight.copy_(mean)
         if self.start < 0:
             log.warning("SWAD: the validation loss has no valley; the last segment is the result")
         else:
@@ -230,6 +233,9 @@ class Swad(Averaging):
         return [losses[number % len(losses)] for number in range(first, last + 1)]
 
 
-def _weights(model: Model) -> Tensor:
-    """Return all parameters [P] as one vector."""
-    return parameters_to_vector(model.parameters()).detach()
+def _beside(vector: Tensor, model: Model) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pair each parameter of a model with its part of a vector [P], of the same shape."""
+    parameters = list(model.parameters())
+    parts = vector.split([parameter.numel() for parameter in parameters])
+    for part, parameter in zip(parts, parameters, strict=True):
+        yield part.view(parameter.shape), parameter

@@ -23,6 +23,7 @@ CALLS = {
     "fishr-sync": ("sync", "RUNS"),
     "fishr-sweep-plan": ("plan", "trainer=erm", "model.hidden=8", "output_dir=RUNS"),
     "fishr-diagnostics": ("diagnostics", "--help"),
+    "fishr-average": ("average", "--help"),
 }
 
 

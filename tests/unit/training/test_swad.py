@@ -160,6 +160,18 @@ def test_the_current_weights_are_evaluated_and_the_buffers_stay() -> None:
     assert all(p.requires_grad for p in network.parameters())
 
 
+def test_weights_in_another_memory_format() -> None:
+    """As `channels_last` lays them out."""
+    network = Model(nn.Conv2d(2, 3, 3), nn.Linear(4, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scheme = Swad(1, 1)
+    scheme.prepare(network)
+    scheme.after_step(network, 1)
+    scheme.after_evaluation({"validation_loss": 1.0})
+    averaged, _ = scheme.selected(network)
+    assert torch.equal(averaged.featurizer.weight, network.featurizer.weight)
+    assert averaged.featurizer.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_state_goes_through_a_checkpoint_at_any_step() -> None:
     draw = random.Random(4)
     losses = [1.0, 0.7, 0.5, 0.6, 0.55, 0.52, 0.51, 0.9, 0.9, 0.6]
