@@ -14,7 +14,8 @@ from fishr_exp.reports.tables.comparison import (
     Trace,
     over_restarts,
 )
-from fishr_exp.reports.tables.table import L2, Row, build_tables
+from fishr_exp.reports.tables.grouping import L2
+from fishr_exp.reports.tables.table import Row, build_tables
 from fishr_exp.runs.files import to_json
 from fishr_exp.runs.identity import compared
 from fishr_exp.runs.methods import ERM

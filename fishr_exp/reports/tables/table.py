@@ -5,22 +5,26 @@ Accuracies are in percent here, differences in percentage points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
 from fishr_exp.reports.statistics.gamma_selection import SelectedGamma, select_gammas
 from fishr_exp.reports.statistics.paired import Paired, compare, holm
-from fishr_exp.runs.files import to_json
-from fishr_exp.runs.identity import compared
-from fishr_exp.runs.methods import AVERAGE_OF, ERM
+from fishr_exp.reports.tables.grouping import (
+    Group,
+    baselines_of,
+    family,
+    group_runs,
+    header,
+    labels_of,
+    natural,
+    partition,
+    shown,
+    varying,
+)
 from fishr_exp.runs.reading import Run
-
-L2 = "trainer.l2"  # the only setting of a method that ERM also has; a method without it has 0
-
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -85,31 +89,19 @@ class Table:
 
 def build_tables(runs: Iterable[Run]) -> list[Table]:
     """Build one table per dataset and set of test domains, in alphabetical order."""
-    parts = _partition(runs, lambda run: (run.dataset, tuple(sorted(run.test_domains))))
+    parts = partition(runs, lambda run: (run.dataset, tuple(sorted(run.test_domains))))
     return [_build_table(part) for _, part in sorted(parts.items())]
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Runs that differ only in their seed, one of each seed, in the order of their seeds."""
-
-    runs: tuple[Run, ...]
-    settings: Mapping[str, Any]  # flat; without seeds that follow the run's
-
-    @property
-    def first(self) -> Run:
-        return self.runs[0]
-
-
 def _build_table(runs: list[Run]) -> Table:
-    groups, repeats = _group(runs)
-    names = _varying(groups)
+    groups, repeats = group_runs(runs)
+    names = varying(groups)
     test_domains = runs[0].test_domains
-    baselines = _baselines(groups)
-    labels = _labels(groups)
+    baselines = baselines_of(groups)
+    labels = labels_of(groups)
     rows = _correct(
         [
-            _build_row(group, label, _shown(group, names), test_domains, baseline)
+            _build_row(group, label, shown(group, names), test_domains, baseline)
             for group, label, baseline in zip(groups, labels, baselines, strict=True)
         ]
     )
@@ -118,49 +110,19 @@ def _build_table(runs: list[Run]) -> Table:
         dataset=runs[0].dataset,
         model=models.pop() if len(models) == 1 else None,
         test_domains=test_domains,
-        setting_names=tuple(_header(name) for name in names),
+        setting_names=tuple(header(name) for name in names),
         rows=tuple(sorted(rows, key=_order)),
         curves=tuple(_curves(groups, baselines, rows, test_domains[0])),
         repeats=tuple(repeats),
     )
 
 
-def _baselines(groups: Sequence[_Group]) -> list[_Group | None]:
-    """Find the baseline of each group: its own method with gamma 0, which is ERM, or else ERM.
-
-    With two matching rows of ERM the baseline is ambiguous, so there is none. A baseline has none.
-    """
-    erm = _partition((g for g in groups if g.first.is_erm), _base)
-    zero = {_family(g): g for g in groups if g.first.gamma == 0}
-    found: list[_Group | None] = []
-    for group in groups:
-        fitting = erm.get(_base(group), [])
-        own = zero.get(_family(group)) or (fitting[0] if len(fitting) == 1 else None)
-        is_baseline = group.first.is_erm or group.first.gamma == 0
-        found.append(None if is_baseline else own)
-    return found
-
-
-def _labels(groups: Sequence[_Group]) -> list[str]:
-    """Name each group's row: gamma 0 is ERM, with the method behind it if other rows are, too."""
-    zero = {group.first.method for group in groups if group.first.gamma == 0}
-    alone = len(zero) == 1 and all(group.first.method != ERM for group in groups)
-    return [
-        group.first.method
-        if group.first.gamma != 0
-        else ERM
-        if alone
-        else f"{ERM} ({group.first.method})"
-        for group in groups
-    ]
-
-
 def _build_row(
-    group: _Group,
+    group: Group,
     label: str,
     values: Mapping[str, str],
     test_domains: Sequence[str],
-    baseline: _Group | None,
+    baseline: Group | None,
 ) -> Row:
     runs = group.runs
     own, there = ({run.seed for run in g.runs} if g else set() for g in (group, baseline))
@@ -196,8 +158,8 @@ def _correct(rows: Sequence[Row]) -> list[Row]:
 
 
 def _curves(
-    groups: Sequence[_Group],
-    baselines: Sequence[_Group | None],
+    groups: Sequence[Group],
+    baselines: Sequence[Group | None],
     rows: Sequence[Row],
     domain: str,
 ) -> Iterable[Curve]:
@@ -206,15 +168,15 @@ def _curves(
     pairs = [
         pair for pair in zip(groups, baselines, strict=True) if pair[0].first.gamma is not None
     ]
-    for family in _partition(pairs, lambda pair: _family(pair[0])).values():
-        by_gamma = {float(group.first.gamma or 0): row_of[id(group)] for group, _ in family}
-        baseline = next((row_of[id(there)] for _, there in family if there), by_gamma.get(0.0))
+    for members in partition(pairs, lambda pair: family(pair[0])).values():
+        by_gamma = {float(group.first.gamma or 0): row_of[id(group)] for group, _ in members}
+        baseline = next((row_of[id(there)] for _, there in members if there), by_gamma.get(0.0))
         if baseline:
             by_gamma.setdefault(0.0, baseline)
         by_gamma = dict(sorted(by_gamma.items()))
-        choices = {gamma: row.runs for gamma, row in by_gamma.items()} if len(family) > 1 else {}
+        choices = {gamma: row.runs for gamma, row in by_gamma.items()} if len(members) > 1 else {}
         selections = select_gammas(choices, domain)
-        first = row_of[id(family[0][0])]
+        first = row_of[id(members[0][0])]
         yield Curve(first.method, first.settings, by_gamma, baseline, selections)
 
 
@@ -222,127 +184,11 @@ def _percent(fractions: Iterable[float | None]) -> Estimate | None:
     return estimate([100 * value for value in fractions if value is not None])
 
 
-def _group(runs: Iterable[Run]) -> tuple[list[_Group], list[Run]]:
-    """Group runs by everything except their seed; return repeats of a seed separately."""
-    groups: list[_Group] = []
-    repeats: list[Run] = []
-    for matching in _partition(runs, lambda run: _identity(run, _without_seeds(run))).values():
-        # `dataset.seed: ${seed}` follows the run's seed; with another value it is a setting.
-        if all(seed == run.seed for run in matching for seed in _inner_seeds(run).values()):
-            parts = [(matching, _without_seeds(matching[0]))]
-        else:
-            pinned = _partition(matching, lambda run: to_json(_inner_seeds(run)))
-            parts = [(p, {**_without_seeds(p[0]), **_inner_seeds(p[0])}) for p in pinned.values()]
-        for part, values in parts:
-            by_seed = _partition(part, lambda run: run.seed)
-            groups.append(_Group(tuple(by_seed[seed][0] for seed in sorted(by_seed)), values))
-            repeats += [run for same in by_seed.values() for run in same[1:]]
-    return groups, repeats
-
-
-def _identity(run: Run, values: Mapping[str, Any]) -> str:
-    return to_json([run.method, run.model, sorted((k, to_json(v)) for k, v in values.items())])
-
-
-def _without_seeds(run: Run) -> dict[str, Any]:
-    values = compared(run.config)
-    excluded = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one set of test domains
-    return {key: value for key, value in values.items() if key not in excluded}
-
-
-def _inner_seeds(run: Run) -> dict[str, Any]:
-    return {key: v for key, v in compared(run.config).items() if key.endswith(".seed")}
-
-
-def _base(group: _Group) -> str:
-    """Return a key of what a method and ERM share: all settings except the method's own."""
-    values = {k: v for k, v in group.settings.items() if not k.startswith("trainer.")}
-    values[L2] = _value(group, L2)
-    return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
-
-
-def _family(group: _Group) -> str:
-    """Return a key of what the groups of one method that differ only in gamma share."""
-    values = {k: v for k, v in group.settings.items() if k != "trainer.gamma"}
-    names = [group.first.model, group.first.method]
-    return to_json([*names, sorted((k, to_json(v)) for k, v in values.items())])
-
-
-def _varying(groups: Sequence[_Group]) -> list[str]:
-    """Return the settings that need a column, so that no two rows look the same.
-
-    A setting that follows from the method (`trainer.*`, but for `L2`, and what an average is of),
-    the model's name (`model.*`) or the class that a part of the configuration builds
-    (`optimizer.*`) needs none.
-    """
-    names = ["model"] if len({group.first.model for group in groups}) > 1 else []
-    if all(_value(g, "trainer.gamma") in (g.first.gamma, _ABSENT) for g in groups):
-        excluded = {"trainer.gamma"}  # has its own column
-    else:
-        excluded = set()
-    for key in dict.fromkeys(key for group in groups for key in group.settings):
-        by_label = _partition(groups, lambda group, key=key: _label(group, key))  # type: ignore[misc]
-        varies = any(len({to_json(_value(g, key)) for g in part}) > 1 for part in by_label.values())
-        if varies and key not in excluded:
-            names.append(key)
-    return names
-
-
-def _label(group: _Group, key: str) -> str:
-    """Return what the setting `key` may follow from, which the table already shows."""
-    if key == L2:
-        return ""
-    part, _, rest = key.partition(".")
-    method = group.first.method
-    labels = {"trainer": method, AVERAGE_OF: method, "model": group.first.model}
-    if part in labels:
-        return labels[part]
-    return str(group.settings.get(f"{part}._target_")) if rest != "_target_" else ""
-
-
-_ABSENT = "–"
-
-
-def _value(group: _Group, name: str) -> Any:
-    if name == "model":
-        return group.first.model
-    return group.settings.get(name, 0 if name == L2 else _ABSENT)
-
-
-def _shown(group: _Group, names: Sequence[str]) -> dict[str, str]:
-    return {_header(name): _show(name, _value(group, name)) for name in names}
-
-
-def _header(name: str) -> str:
-    # The optimizer is its class; for the model, its name has that column.
-    return "optimizer" if name == "optimizer._target_" else name
-
-
-def _show(name: str, value: object) -> str:
-    """Write a setting's value as in an override, and a class by its name.
-
-    A method's class is shown whole: two rows of one name differ in where their classes are.
-    """
-    if isinstance(value, str):
-        is_class = name.endswith("_target_") and name != "trainer._target_"
-        return value.rpartition(".")[2] if is_class else value
-    return to_json(value)
-
-
 def _order(row: Row) -> tuple[Any, ...]:
     gamma = (0, 0.0) if row.gamma is None else (1, row.gamma)
-    return (not row.is_baseline, row.method, gamma, [_natural(v) for v in row.settings.values()])
-
-
-def _natural(text: str) -> tuple[int, float, str]:
-    try:
-        return (0, float(text), text)
-    except ValueError:
-        return (1, 0.0, text)
-
-
-def _partition(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    parts: dict[K, list[T]] = {}
-    for item in items:
-        parts.setdefault(key(item), []).append(item)
-    return parts
+    return (
+        not row.is_baseline,
+        row.method.casefold(),
+        gamma,
+        [natural(v) for v in row.settings.values()],
+    )
