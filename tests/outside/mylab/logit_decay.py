@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fishr_exp.trainers import ForwardPass, Penalized, domain_means
+from fishr_exp.trainers import ForwardPass, Penalty, domain_means
 
 
-class LogitDecay(Penalized):
+class LogitDecay(Penalty):
     """The mean risk plus gamma times the mean squared logit."""
 
     def penalty(self, forward: ForwardPass) -> Tensor:
