@@ -5,30 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.contracts import Model
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.core.files import expanded, require_file
+from fishr_exp.models.weights import does_not_fit, first_line, read_state
 
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")
-_WRAPPERS = (
-    "state_dict",
-    "state_dict_ema",
-    "model",
-    "model_ema",
-)  # keys under which programs store weights
-_PREFIXES = ("module.", "_orig_mod.")  # of a network that was saved while wrapped
-_MOST_PACKED = 10  # bytes of content per byte of a file, at most
 _BODY = "featurizer.body."
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that help to train GoogLeNet and Inception
 
@@ -114,7 +102,7 @@ def backbone(
     featurizer = Featurizer(body, features, freeze_bn=freeze_bn, dropout=dropout)
     model = Model(featurizer, nn.Linear(features, num_classes))
     if weights_file is not None:
-        _load(model, _read(weights_file), last, weights_file)
+        _load(model, read_state(weights_file), last, weights_file)
     elif pretrained:
         _load_body(model, _from_hub(library, name), last)
     elif freeze_bn and any(_batch_norms(body)):
@@ -206,7 +194,7 @@ def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
         try:
             return _timm().create_model(name, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
-            reason = f"timm cannot download the weights ({_first_line(error)})"
+            reason = f"timm cannot download the weights ({first_line(error)})"
             raise ConfigError("model.pretrained", "true", reason, hint.format("them")) from error
     known = torchvision.models.get_model_weights(name)
     weights = getattr(known, "IMAGENET1K_V1", None) or known.DEFAULT
@@ -216,69 +204,9 @@ def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
         raise ConfigError(
             "model.pretrained",
             "true",
-            f"the weights cannot be downloaded from {weights.url} ({_first_line(error)})",
+            f"the weights cannot be downloaded from {weights.url} ({first_line(error)})",
             hint.format(weights.url.rpartition("/")[2]),
         ) from error
-
-
-def _read(weights_file: str) -> Mapping[str, Tensor]:
-    """Read a file that may be damaged, or made to do harm: whatever it raises is one line."""
-    path = expanded(weights_file)
-    try:
-        require_file(path)
-        if path.suffix == ".safetensors":
-            content: Any = importlib.import_module("safetensors.torch").load_file(path)
-        else:
-            _refuse_packed(path)
-            with warnings.catch_warnings():  # of odd pickles, which are told as errors
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        state = _state_in(content)
-    except ConfigError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "model.weights_file", weights_file, "needs the package safetensors",
-            "pip install safetensors",
-        ) from error  # fmt: skip
-    except OSError as error:
-        problem = error.strerror or _first_line(error)
-        raise ConfigError(
-            "model.weights_file", weights_file, f"cannot be read ({problem})", "check the path"
-        ) from error
-    except Exception as error:
-        problem = "is not a file of tensors, or is damaged"
-        raise _bad_file(weights_file, f"{problem} ({_name(error)})") from error
-    if state is None:
-        raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")
-    return state
-
-
-def _refuse_packed(path: Path) -> None:
-    """Refuse a zip that would become far larger in memory; torch.save does not compress."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as packed:
-            size = sum(member.file_size for member in packed.infolist())
-        if size > _MOST_PACKED * path.stat().st_size:
-            raise _bad_file(str(path), f"is compressed, and has {size / 1e9:.1f} GB in memory")
-
-
-def _state_in(content: Any) -> Mapping[str, Tensor] | None:
-    """Return the state dict in what a file contains; None without one."""
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        return None
-    return {_unwrapped(name): value for name, value in content.items()}
-
-
-def _unwrapped(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
 
 
 def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: str) -> None:
@@ -288,7 +216,7 @@ def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: st
         else:
             _load_body(model, state, last)
     except Exception as error:  # sparse or quantized tensors raise almost anything
-        raise _bad_file(weights_file, f"does not fit the model: {_first_problem(error)}") from error
+        raise does_not_fit(weights_file, error) from error
 
 
 def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
@@ -304,30 +232,3 @@ def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
         if others and given.shape[1] == 3 and own.shape[1] != 3:  # the first convolution
             kept[name] = given[:, [i % 3 for i in range(own.shape[1])]]
     body.load_state_dict(kept)
-
-
-def _bad_file(weights_file: str, problem: str) -> ConfigError:
-    return ConfigError(
-        "model.weights_file",
-        weights_file,
-        problem,
-        "pass the state dict of that network in its library's format, or of a model trained here",
-    )
-
-
-def _name(error: Exception) -> str:
-    """Return the name of a type of errors: IndexError, struct.error."""
-    kind = type(error)
-    of = "" if kind.__module__ == "builtins" else f"{kind.__module__.lstrip('_')}."
-    return f"{of}{kind.__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _first_problem(error: Exception) -> str:
-    """Return the first error that `load_state_dict` lists, shortened to one line."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    problem = lines[1] if len(lines) > 1 else lines[0]
-    return problem if len(problem) <= 160 else f"{problem[:160]}…"

@@ -10,6 +10,7 @@ from torch import nn
 
 from fishr_exp.core.contracts import Model
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.models.weights import load_model
 
 
 def mlp(
@@ -19,6 +20,7 @@ def mlp(
     hidden: int,
     hidden_layers: int,
     single_logit: bool,
+    weights_file: str | None = None,
 ) -> Model:
     """Build a perceptron on flattened images, with Xavier-uniform weights and zero biases.
 
@@ -30,12 +32,15 @@ def mlp(
             features are the flattened input.
         single_logit: With two classes, give one logit (class 1 against class 0) in place of two;
             without effect for any other number of classes.
+        weights_file: Start from the weights of such a model that was trained here, a run's
+            `checkpoints/best.pt`, with its classifier; None: from random weights.
 
     Returns:
         A model of x [n, C, H, W]; its initial weights are drawn from PyTorch's global stream.
 
     Raises:
-        ConfigError: If `hidden` or `hidden_layers` is out of range.
+        ConfigError: If `hidden` or `hidden_layers` is out of range, or the file does not hold such
+            weights.
 
     Source:
         Arjovsky et al. 2019 (arXiv:1907.02893), the model of the Colored MNIST script, which Fishr
@@ -50,7 +55,8 @@ def mlp(
     for fan_in, fan_out in itertools.pairwise(sizes):
         layers += [_linear(fan_in, fan_out), nn.ReLU()]
     outputs = 1 if single_logit and num_classes == 2 else num_classes
-    return Model(nn.Sequential(*layers), _linear(sizes[-1], outputs))
+    model = Model(nn.Sequential(*layers), _linear(sizes[-1], outputs))
+    return model if weights_file is None else load_model(model, weights_file)
 
 
 def _linear(fan_in: int, fan_out: int) -> nn.Linear:

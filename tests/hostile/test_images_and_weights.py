@@ -36,6 +36,7 @@ from fishr_exp.data.images.cache import _HEAD
 from fishr_exp.data.images.check import Found, examine, unreadable
 from fishr_exp.data.images.decoding import decode, fault
 from fishr_exp.models import backbone
+from fishr_exp.models.weights import read_state
 from tests.e2e.conftest import Command
 
 HOSTILE = Path(__file__).resolve().parents[3] / "shared" / "cases" / "hostile"
@@ -633,7 +634,7 @@ def small() -> Model:
 
 def load(path: Path) -> None:
     """Read and load weights as `model=torchvision model.weights_file=FILE` does."""
-    backbone._load(small(), backbone._read(str(path)), "fc", str(path))
+    backbone._load(small(), read_state(str(path)), "fc", str(path))
 
 
 def saved(content: object, **options: Any) -> bytes:
