@@ -38,19 +38,36 @@ def risk_and_gradients(
         The risk, a scalar without graph, and for each parameter a gradient of its shape, the same
         on all ranks; zero for a parameter that the risk does not depend on.
     """
-    risk = mean_risk(batch, loss(model(batch.x), batch.y))
-    with torch.autocast(risk.device.type, enabled=False):  # the types of the forward pass
+    losses = loss(model(batch.x), batch.y)
+    one = len(batch.sizes) == 1 and not distributed.is_active()
+    risk = losses.mean() if one else mean_risk(batch, losses)  # the same, in fewer operations
+    with _out_of_autocast(risk.device.type):  # the types are those of the forward pass
         gradients = torch.autograd.grad(risk, parameters, allow_unused=True, materialize_grads=True)
     return risk.detach(), over_all_ranks(gradients)
+
+
+def _out_of_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def over_all_ranks(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return the mean over the processes of each gradient, exchanged at once."""
     if not distributed.is_active():
         return list(gradients)
-    flat = distributed.total(torch.cat([g.reshape(-1) for g in gradients]))
-    parts = (flat / distributed.world_size()).split([g.numel() for g in gradients])
-    return [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+    return shaped(distributed.total(flat(gradients)) / distributed.world_size(), gradients)
+
+
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Return all entries of the tensors in one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def shaped(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the entries of a vector in tensors of the shapes of others; undoes `flat`."""
+    parts = vector.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 @contextlib.contextmanager

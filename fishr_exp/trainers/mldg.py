@@ -13,7 +13,13 @@ from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Facts, Model, Objective, Trainer, trainable
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.trainers._directions import each_domain, moved, risk_and_gradients
+from fishr_exp.trainers._directions import (
+    each_domain,
+    flat,
+    moved,
+    risk_and_gradients,
+    shaped,
+)
 from fishr_exp.trainers._terms import check_choice
 
 CONVENTIONS = ("domainbed_main", "paper_2022")
@@ -104,14 +110,14 @@ class Mldg(Trainer):
         """Return the direction for one batch; `step` counts optimizer updates made so far."""
         del step
         parameters, parts = trainable(model, self), each_domain(batch)
-        direction = [torch.zeros_like(parameter) for parameter in parameters]
-        risks, later_risks = [], []
+        weights = flat([parameter.detach() for parameter in parameters])
+        direction, risks, later_risks = torch.zeros_like(weights), [], []
         for i, j in self._pairs(len(parts)):
             risk, first = risk_and_gradients(model, parts[i], self.loss, parameters)
-            with moved(model, parameters, self._inner_steps(parameters, first)):
+            g_i = flat(first)
+            with moved(model, parameters, shaped(self._inner_step(weights, g_i), parameters)):
                 later, second = risk_and_gradients(model, parts[j], self.loss, parameters)
-            for of_one, g_i, g_j in zip(direction, first, second, strict=True):
-                of_one += (g_i + self.beta * g_j) / len(parts)
+            direction += (g_i + self.beta * flat(second)) / len(parts)
             risks.append(risk)
             later_risks.append(later)
         total = torch.stack(risks).sum() + self.beta * torch.stack(later_risks).sum()
@@ -120,7 +126,7 @@ class Mldg(Trainer):
             "meta_test_risk": torch.stack(later_risks).mean(),
             "objective": total / len(parts),
         }
-        return Objective(logs["objective"], logs, gradients=direction)
+        return Objective(logs["objective"], logs, gradients=shaped(direction, parameters))
 
     def _pairs(self, domains: int) -> Iterator[tuple[int, int]]:
         """Draw the pairs of one step; the same in all processes."""
@@ -130,10 +136,7 @@ class Mldg(Trainer):
         train, test = order[: -self.n_meta_test], order[-self.n_meta_test :]
         return zip(train, itertools.cycle(test), strict=False)
 
-    def _inner_steps(self, parameters: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
-        """Return what the first step of a new Adam adds to each parameter."""
-        steps = []
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            g = gradient + self.inner_weight_decay * parameter.detach()
-            steps.append(-self.inner_lr * g / (g.abs() + _EPSILON))
-        return steps
+    def _inner_step(self, weights: Tensor, gradient: Tensor) -> Tensor:
+        """Return what the first step of a new Adam adds to the weights."""
+        g = gradient + self.inner_weight_decay * weights
+        return -self.inner_lr * g / (g.abs() + _EPSILON)

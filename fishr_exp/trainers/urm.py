@@ -121,6 +121,11 @@ class Urm(Trainer):
     def _noise(self, features: Tensor) -> Tensor:
         """Draw noise for the samples of all processes, the same in each: [N of all, F]."""
         _, low, high = OUTPUTS[self.output]
-        count = int(distributed.total(torch.tensor(len(features))))
-        drawn = torch.rand(count, features.shape[1], dtype=features.dtype, device=features.device)
-        return low + (high - low) * distributed.total(drawn * distributed.is_first())
+        count = len(features)
+        if distributed.is_active():
+            count = int(distributed.total(torch.tensor(count)))
+        noise = torch.rand(count, features.shape[1], dtype=features.dtype, device=features.device)
+        noise = low + (high - low) * noise
+        return (
+            distributed.total(noise * distributed.is_first()) if distributed.is_active() else noise
+        )
