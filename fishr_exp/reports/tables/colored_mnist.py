@@ -43,6 +43,7 @@ PRESCRIBED: dict[str, Any] = {
     "optimizer._target_": "torch.optim.Adam",
     "optimizer.lr": 0.0004898536566546834,
     "optimizer.weight_decay": 0,
+    "averaging._target_": None,
     "trainer.l2": 0.00110794568,
     "trainer.gamma": 91257.18613115903,
     "trainer.convention": "colored_mnist",

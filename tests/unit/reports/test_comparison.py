@@ -338,6 +338,17 @@ def test_colored_mnist_that_departs_has_no_verdict_and_says_in_what(factory):
     assert "No verdict on IRM" not in text
 
 
+def test_an_average_of_weights_departs_from_colored_mnist(factory):
+    accuracies = (86.4, 14.0, 71.0)  # as published
+    sma = {"_target_": "fishr_exp.training.averaging.sma.Sma", "start": 100}
+    colored_mnist(factory, "erm", accuracies, averaging=sma)
+    (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
+    assert {cell.verdict for cell in table.rows[0].cells.values()} == {"departs"}
+    assert 'averaging._target_ "fishr_exp.training.averaging.sma.Sma", not null.' in str(
+        table.notes
+    )
+
+
 def test_the_experiments_and_the_records_of_colored_mnist_do_not_depart():
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         found = compose("config", ["experiment=colored_mnist_table2"], return_hydra_config=True)
