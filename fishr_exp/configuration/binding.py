@@ -153,7 +153,7 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
                     and key not in (KEYS[group].builds or ())
                 ):
                     node[key] = parameter.default
-            for key in [key for key in node if key not in (TARGET, *parameters)]:
+            for key in [key for key in node if key not in (TARGET, NEUTRAL, *parameters)]:
                 if f"{group}.{key}" not in words:
                     del node[key]
     return config
