@@ -138,5 +138,5 @@ class Mldg(Trainer):
 
     def _inner_step(self, weights: Tensor, gradient: Tensor) -> Tensor:
         """Return what the first step of a new Adam adds to the weights."""
-        g = gradient + self.inner_weight_decay * weights
-        return -self.inner_lr * g / (g.abs() + _EPSILON)
+        g = gradient.add(weights, alpha=self.inner_weight_decay)
+        return g.div_(g.abs().add_(_EPSILON)).mul_(-self.inner_lr)
