@@ -72,6 +72,8 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         "freeze_bn": True,
         "tracking_uri": "sqlite:///x.db",
         "experiment": "some",
+        "inner_lr": 0.001,
+        "inner_weight_decay": 0.0,
     }  # mandatory or interpolated
     known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known = {key: value for key, value in known.items() if key in keys}
