@@ -134,11 +134,12 @@ def _run(prepared: Prepared, folder: Path, steps: int) -> tuple[float, float, li
     """Make the steps, one evaluation and its checkpoints.
 
     Returns:
-        Seconds of an evaluation of all parts, seconds of the checkpoints, and the sizes of what a
-        run writes, that of a record first.
+        Seconds of an evaluation of all parts, seconds of what comes with it whatever its size
+        (statistics of averaged weights, checkpoints), and the sizes of what a run writes, that of
+        a record first.
     """
     training, signals = prepared.training, Signals()
-    seconds = {"evaluation": 0.0, "saving": 0.0}
+    seconds = {"averaging": 0.0, "evaluation": 0.0, "saving": 0.0}
     with RunFolder(folder) as run_folder:
         run_folder.open(prepared.arguments.config)
         run_folder.write_environment(environment("cpu", torch.get_num_threads()))
@@ -147,8 +148,11 @@ def _run(prepared: Prepared, folder: Path, steps: int) -> tuple[float, float, li
 
         def evaluate() -> tuple[Scores, None]:
             began = time.perf_counter()
-            scores = prepared.scores(prepared.count(training.model, PARTS, signals))
-            seconds["evaluation"] = time.perf_counter() - began
+            model = prepared.averaged(signals)
+            averaged = time.perf_counter()
+            scores = prepared.scores(prepared.count(model, PARTS, signals))
+            seconds["evaluation"] = time.perf_counter() - averaged
+            seconds["averaging"] = averaged - began
             return scores, None
 
         def record(evaluation: Evaluation, verdict: Verdict) -> None:
@@ -176,4 +180,5 @@ def _run(prepared: Prepared, folder: Path, steps: int) -> tuple[float, float, li
         written = [path for path in folder.rglob("*") if path.is_file()]
         sizes = {path.name: path.stat().st_size for path in written}
     first = sizes.pop("records.jsonl")
-    return seconds["evaluation"], seconds["saving"], [first, *sizes.values()]
+    fixed = seconds["averaging"] + seconds["saving"]
+    return seconds["evaluation"], fixed, [first, *sizes.values()]
