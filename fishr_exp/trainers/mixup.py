@@ -38,6 +38,7 @@ class Mixup(OnePass):
     """
 
     printed_name = "Mixup"
+    min_domains = 2
     refuses_processes = "draws which domains it mixes, and how, in each process"
 
     def __init__(self, alpha: float = 0.2, l2: float = 0.0, loss: Loss = per_sample_losses) -> None:
