@@ -55,6 +55,34 @@ def test_a_run_that_was_stopped_comes_to_the_same_bits(
         assert same(one, other)
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_stop_in_the_last_evaluation(
+    name: str, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are made, and the weights of the result may be written."""
+    from fishr_exp.runs.records import PARTS
+    from fishr_exp.training.prepared import Prepared
+
+    words = (*SCHEMES[name], "evaluate_train=false")
+    whole = fishr_exp(*words, f"output_dir={tmp_path / 'whole'}", tiny=SMALL)
+    assert whole.status == 0, whole.err
+    real = Prepared.count
+
+    def count(self, model, parts, signals):  # type: ignore[no-untyped-def]
+        if parts == PARTS:
+            raise KeyboardInterrupt
+        return real(self, model, parts, signals)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prepared, "count", count)
+        assert fishr_exp(*words, tiny=SMALL).status == 130
+    done = fishr_exp(*words, tiny=SMALL)
+    assert done.status == 0, done.err
+    (expected,) = (tmp_path / "whole").glob("*")
+    path = "checkpoints/best.pt"
+    assert same(*(torch.load(f / path, weights_only=True) for f in (expected, done.folder)))
+
+
 def test_swad_gives_its_mean_and_early_stopping_does_nothing(fishr_exp: Command) -> None:
     """The losses fall: no evaluation improves the objective, and yet all steps are made."""
     done = fishr_exp(
