@@ -8,11 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from fishr_exp.cli.output import Parser, as_folder, command
-from fishr_exp.cli.tables import SELECTIONS, make_comparison, make_table, published_list
+from fishr_exp.cli.tables import (
+    SELECTIONS,
+    make_comparison,
+    make_single_source,
+    make_table,
+    published_list,
+)
 from fishr_exp.core.errors import ConfigError
 
 FORMATS = ("text", "markdown", "latex", "csv")
-PROTOCOLS = ("domainbed", "colored_mnist")
+PROTOCOLS = ("domainbed", "colored_mnist", "single_source")
+TRACED = ("domainbed", "colored_mnist")  # whose cells `--cells` traces to runs
 DEFAULT_SOURCES = ("domainbed", "fishr")  # of a bare --published beside others
 
 
@@ -34,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(options)
         if options.protocol is None:
             make_table(options)
+        elif options.protocol == "single_source":
+            make_single_source(options)
         else:
             make_comparison(options)
     except ConfigError as error:
@@ -70,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
         "--protocol",
         choices=PROTOCOLS,
         help="domainbed: one table per dataset, and the averages; also reads results.jsonl files"
-        " of DomainBed. colored_mnist: the table of the IRM setup",
+        " of DomainBed. colored_mnist: the table of the IRM setup. single_source: runs trained on"
+        " one domain and tested on all others",
     )
     parser.add_argument(
         "--selection",
@@ -160,9 +170,9 @@ def _check(options: argparse.Namespace) -> None:
         reason = "only domainbed adds rows; colored_mnist shows published figures anyway"
         given = ",".join(options.published) or "given"
         raise ConfigError("--published", given, reason, "add --protocol domainbed")
-    if options.cells and options.protocol is None:
-        reason = "only a protocol's tables are traced to their runs"
-        raise ConfigError("--cells", "given", reason, f"add --protocol {' or '.join(PROTOCOLS)}")
+    if options.cells and options.protocol not in TRACED:
+        reason = "only the tables of these protocols are traced to their runs"
+        raise ConfigError("--cells", "given", reason, f"add --protocol {' or '.join(TRACED)}")
     layout = {
         "--columns": options.columns,
         "--rows": options.rows,

@@ -76,6 +76,29 @@ def make_comparison(options: argparse.Namespace) -> None:
     _say(cells if options.cells else sheets, options.format, report, files)
 
 
+def make_single_source(options: argparse.Namespace) -> None:
+    """Make the tables of runs that were trained on one domain.
+
+    Raises:
+        ConfigError: If there is none, or an option does not fit the runs.
+    """
+    from fishr_exp.reports.output import write
+    from fishr_exp.reports.sheets.layout import lay_out
+    from fishr_exp.reports.sheets.single_source_sheet import single_source_sheets
+    from fishr_exp.reports.tables.single_source import PROTOCOL, build_single_source_tables
+
+    runs = _read(options)
+    tables = build_single_source_tables(runs.done)
+    others = sum(len(run.training_domains) != 1 for run in runs.done)
+    report = _report(runs)
+    if others:
+        report.append(f"Not counted: {others} trained on several domains.")
+    sheets = [sheet for table in tables for sheet in single_source_sheets(table)]
+    sheets = lay_out(sheets, _layout(options))
+    files = write(sheets, options.out or options.folder / "table", PROTOCOL)
+    _say(sheets, options.format, report, files)
+
+
 def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
     from fishr_exp.reports.conditions import histories_where, none_left, parse_conditions
     from fishr_exp.reports.tables.domainbed import build_domainbed_tables, why_empty

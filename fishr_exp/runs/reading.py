@@ -36,6 +36,8 @@ class Run:
     is_erm: bool  # its trainer is the ERM baseline
     option: str  # the option of `trainer` that configured it
     data: Mapping[str, str] = field(default_factory=dict)  # domain -> digest, if it was recorded
+    training_domains: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()  # all, in the order of the dataset, if they were recorded
     only_choice: bool = False  # its result is of no record: see `Selected`
 
 
@@ -122,6 +124,8 @@ def _read_run(folder: Path) -> Run:
         is_erm=is_erm(config),
         option=outline.labels["trainer"],
         data=result.data,
+        training_domains=tuple(outline.training_domains),
+        domains=tuple(scores.by_domain.get("accuracy", ())),
         only_choice=selected.only_choice,
     )
 

@@ -56,6 +56,7 @@ class Factory:
         train: float | None = 0.8,
         labels: dict[str, str] | None = None,
         step: int = 10,
+        training: tuple[str, ...] = ("plus90", "plus80"),
         **settings: Any,
     ) -> RunFolder:
         """A run with the given accuracies; `test` in minus90, or by domain."""
@@ -68,7 +69,7 @@ class Factory:
             | (labels or {}),
             "gamma": gamma,
             "seed": seed,
-            "training_domains": ["plus90", "plus80"],
+            "training_domains": list(training),
             "test_domains": list(by_domain),
             "selected": {
                 "step": step,

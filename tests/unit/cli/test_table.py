@@ -263,7 +263,7 @@ def test_colored_mnist(factory, capsys):
         (["--selection", "oracle"], "--selection=oracle: only domainbed has a selection"),
         (["--protocol", "colored_mnist", "--selection", "oracle"], "only domainbed has a select"),
         (["--published"], "--published=given: only domainbed adds rows"),
-        (["--cells"], "--cells=given: only a protocol's tables"),
+        (["--cells"], "--cells=given: only the tables of these protocols"),
         (["--protocol", "domainbed", "--cells", "--rows", "ERM"], "--rows=ERM: --cells prints"),
         (["--rows", "IRM"], "--rows=IRM: there is no such row; there are ERM"),
         (["--columns", "metod"], "--columns=metod: there is no such column; there are method"),
@@ -271,6 +271,12 @@ def test_colored_mnist(factory, capsys):
         (["--rename", "Irm=IRM"], "--rename=Irm: there is no such name; there are method"),
         (["--where", "seed"], "--where=seed: must be KEY=VALUE"),
         (["--where", "seed=3"], "--where=seed=3: no run has this value; there are 0"),
+        (["--protocol", "single_source"], "=single_source: no run was trained on a single domain"),
+        (["--protocol", "single_source", "--cells"], "--cells=given: only the tables of these"),
+        (
+            ["--protocol", "single_source", "--published", "miro"],
+            "--published=miro: only domainbed",
+        ),
         (["--protocol", "colored_mnist"], "it contains no completed run on dataset=colored_mnist"),
         (["--protocol", "domainbed"], "it contains no run with records of evaluations (1 run"),
     ],
@@ -391,3 +397,20 @@ def test_the_tables_of_a_protocol_import_no_torch(factory):
         "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(factory.root)], check=True, capture_output=True)
+
+
+def test_single_source(factory, capsys):
+    domains = {"cartoon", "photo", "sketch"}
+    for source in sorted(domains):
+        for method, accuracy in (("erm", 0.4), ("sd", 0.6)):
+            test = dict.fromkeys(sorted(domains - {source}), accuracy)
+            gamma = 0.1 if method == "sd" else None
+            factory.done(method, gamma, 0, test, training=(source,))
+    factory.done("erm", None, 0, 0.1)
+    command = [str(factory.root), "--protocol", "single_source", "--rename", "Sd=SD"]
+    assert main([*command, "--columns", "method,mean,delta"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^SD +60.0 +\+20.0$", out, re.M)
+    assert "Not counted: 1 trained on several domains." in out
+    for name in ("single_source.md", "single_source.tex", "single_source.csv"):
+        assert (factory.root / "table" / name).stat().st_size > 0
