@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_HEIGHT = 2.3  # inches, without title and legend
+MOST_LEVELS = 3  # horizontal lines, as many as can be distinguished
 
 
 def varies_gamma(table: Table) -> bool:
@@ -82,7 +83,9 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
     draw_grid(axes)
     place = _set_gamma_axis(axes, [gamma for curve in curves for gamma in curve.rows])
     for number, curve in enumerate(curves):
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        again, place_of_color = divmod(number, len(COLORS))  # a color again has another marker
+        color = COLORS[place_of_color]
+        marker = MARKERS[(place_of_color + again) % len(MARKERS)]
         bold = {**TEST_LINE, "color": color, "marker": marker, "markersize": 3.5}
         thin = {**VALIDATION_LINE, "color": color}
         label = _label(curve)
@@ -98,8 +101,13 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
 
 
 def _levels(table: Table, curves: Sequence[Curve]) -> dict[str, Row]:
-    """Return the rows drawn as horizontal lines: those without gamma, or else ERM as gamma 0."""
+    """Return the rows drawn as horizontal lines: those without gamma, or else ERM as gamma 0.
+
+    Of more than `MOST_LEVELS` rows without gamma, ERM alone is drawn.
+    """
     rows = {f"{_label(row)}, test": row for row in table.rows if row.gamma is None}
+    if len(rows) > MOST_LEVELS:
+        rows = {label: row for label, row in rows.items() if row.is_baseline}
     if rows:
         return rows
     # Of equal ones, one: the gamma 0 of several methods is the same run.
@@ -243,6 +251,9 @@ def _draw_points(axes: Axes, table: Table, domain: str, rename: Callable[[str], 
     axes.set_ylim(len(labels) - 0.5, -0.5)  # the first row on top, as in the table
     axes.set_xlabel("accuracy (%)")
     draw_grid(axes, "x")
+    baselines = [row.test[domain] for row in table.rows if row.is_baseline]
+    if len(table.rows) > 2 and len(baselines) == 1 and baselines[0]:
+        axes.axvline(baselines[0].mean, color="black", linewidth=0.8, linestyle=":", zorder=1)
 
 
 def _point_labels(table: Table, rename: Callable[[str], str]) -> list[str]:

@@ -228,3 +228,32 @@ def test_settings_are_named_by_their_last_word_and_not_broken(factory, drawn):
         factory.done("mine", None, 0, 0.5, trainer=trainer)
     labels = [text.get_text() for text in drawn().axes[0].get_yticklabels()]
     assert labels == ["Mine, scope=all", "Mine,\nscope=classifier_and_a_long_name"]
+
+
+def test_of_many_methods_without_gamma_the_line_is_erm_alone(factory, drawn):
+    factory.sweep([1.0, 100.0], seeds=1)
+    for number in range(4):
+        factory.done(f"method{number}", None, 0, 0.3 + number / 10)
+    assert "ERM, test" in legend(drawn())
+    assert not any("method" in label.lower() for label in legend(drawn()))
+
+
+def test_every_curve_has_its_own_color_and_marker(factory, drawn):
+    for number in range(9):
+        for gamma in (1.0, 10.0):
+            factory.done(f"method{number}", gamma, 0, 0.3 + number / 100)
+    (axes,) = drawn().axes
+    styles = [
+        (of.get_color(), of.get_marker())
+        for of in axes.lines
+        if str(of.get_label()).endswith(", test")
+    ]
+    assert len(styles) == len(set(styles)) == 9
+
+
+def test_points_of_many_methods_have_a_line_for_erm(factory, drawn):
+    for method, accuracy in (("erm", 0.2), ("mldg", 0.3), ("rsc", 0.4)):
+        factory.done(method, None, 0, accuracy)
+    (axes,) = drawn().axes
+    (level,) = [of for of in axes.lines if of.get_linestyle() == ":"]
+    assert list(level.get_xdata()) == [pytest.approx(20)] * 2
