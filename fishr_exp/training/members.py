@@ -49,14 +49,26 @@ class Member:
         # The best weights are the result's, but in runs of earlier versions that keep the last.
         files = [path for name in (BEST, f"step-{run.step}.pt") if (path := folder / name).exists()]
         for path in files:
-            if load(path).get("step") == run.step:
+            state = load(path)
+            if isinstance(state, dict) and state.get("step") == run.step:
                 return cls(run, arguments, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
         reason = f"has no weights of step {run.step}, which its result is of, in {folder.name}"
         raise ConfigError("RUN", run.path, reason, "make the run again with resume=false")
 
-    def read(self) -> dict[str, Tensor]:
-        """Return the weights by name."""
-        state: dict[str, Tensor] = load(self.weights)["model"]
+    def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights by name.
+
+        Args:
+            like: Weights of the network that they are for.
+
+        Raises:
+            ConfigError: If they are of another network, such as that of a method with its own.
+        """
+        state = load(self.weights).get("model")
+        if not isinstance(state, dict) or _shapes(state) != _shapes(like):
+            reason = f"{self.weights.name} does not hold the weights of this network"
+            hint = "pass runs of methods with one network"
+            raise ConfigError("RUN", self.run.path, reason, hint)
         return state
 
     @property
@@ -97,6 +109,10 @@ class Mean:
         """Return it, of the types of the first."""
         means = {n: (s / self.count).to(self._first[n].dtype) for n, s in self._sums.items()}
         return {name: means.get(name, value) for name, value in self._first.items()}
+
+
+def _shapes(state: Mapping[str, object]) -> dict[str, object]:
+    return {n: v.shape if isinstance(v, Tensor) else type(v) for n, v in state.items()}
 
 
 def check_alike(members: Sequence[Member]) -> None:

@@ -6,12 +6,11 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
@@ -160,9 +159,7 @@ def _choose(
     kept: list[Member] = []
     mean, best = Mean(), float("-inf")
     for member in members if how == "uniform" else _by_validation(members):
-        state = member.read()
-        _check_names(prepared, member, state)
-        candidate = mean.with_another(state)
+        candidate = mean.with_another(member.read(prepared.training.model.state_dict()))
         if how == "restricted":
             _set(prepared, candidate, signals)
             counted = prepared.count(prepared.training.model, PARTS[1:], signals)
@@ -184,14 +181,6 @@ def _by_validation(members: Sequence[Member]) -> list[Member]:
             reason = "has no validation accuracy on its training domains"
             raise ConfigError("RUN", member.run.path, reason, "pass --how uniform")
     return sorted(members, key=lambda member: -(member.run.validation_accuracy or 0.0))
-
-
-def _check_names(prepared: Prepared, member: Member, state: Mapping[str, Tensor]) -> None:
-    """Refuse weights of another network, such as that of a method with its own."""
-    own = prepared.training.model.state_dict()
-    if {n: v.shape for n, v in state.items()} != {n: v.shape for n, v in own.items()}:
-        reason = f"{member.weights.name} does not hold the weights of this network"
-        raise ConfigError("RUN", member.run.path, reason, "pass runs of methods with one network")
 
 
 def _set(prepared: Prepared, mean: Mean, signals: Signals) -> None:

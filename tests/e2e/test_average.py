@@ -198,6 +198,34 @@ def test_what_is_no_run_or_not_done(
     assert "has no weights of step" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (b"not a file of tensors", 1, "is not a readable checkpoint"),
+        ([1, 2], 2, "has no weights of step"),
+        ({"step": 10**6}, 2, "has no weights of step"),
+        ({"step": None}, 2, "does not hold the weights of this network"),
+        ({"step": None, "model": [1]}, 2, "does not hold the weights of this network"),
+        ({"step": None, "model": {"a": 1}}, 2, "does not hold the weights of this network"),
+    ],
+    ids=str,
+)
+def test_damaged_weights(content, status, said, three, capsys) -> None:  # type: ignore[no-untyped-def]
+    if isinstance(content, dict) and content["step"] is None:
+        content = {**content, "step": result(three[1])["selected"]["step"]}
+    path = three[1] / "checkpoints/best.pt"
+    newest_state(three[1]).unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    assert average.main([*map(str, three)]) == status
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("fishr-average: ")
+    assert err.count("\n") == 1
+
+
 def test_a_configuration_from_somebody_else_builds_nothing(
     three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
