@@ -82,12 +82,14 @@ def moved(model: Model, parameters: Sequence[Tensor], steps: Sequence[Tensor]) -
     with torch.no_grad():
         for parameter, step in zip(parameters, steps, strict=True):
             parameter.add_(step)
+    torch.clear_autocast_cache()  # of the weights in half precision, which are still the old ones
     try:
         yield
     finally:
         with torch.no_grad():
             for tensor, old in zip(restored, before, strict=True):
                 tensor.copy_(old)
+        torch.clear_autocast_cache()
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,33 @@ def test_gradients_under_autocast_have_the_types_of_the_weights() -> None:
         )
         assert torch.is_autocast_enabled("cpu")
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+def test_under_autocast_a_pass_at_moved_weights_reads_them() -> None:
+    """Autocast keeps the weights that it has cast, and does not see that they change in place."""
+    network, whole = model().float(), batch(6, 7)
+    whole = Batch(whole.x.float(), whole.y, whole.sizes)
+    elsewhere = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in elsewhere.parameters():
+            parameter.add_(0.5)
+
+    def found(network: Model) -> torch.Tensor:
+        parameters = [*network.parameters()]
+        risk, gradients = risk_and_gradients(network, whole, per_sample_losses, parameters)
+        return torch.cat([risk.view(1), *(gradient.flatten() for gradient in gradients)])
+
+    results = []
+    for one in (network, elsewhere):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(found(one))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = found(network)
+        parameters = [*network.parameters()]
+        with moved(network, parameters, [torch.full_like(p, 0.5) for p in parameters]):
+            within = found(network)
+        after = found(network)
+    assert not torch.equal(results[0], results[1])
+    assert torch.equal(before, results[0])
+    assert torch.equal(within, results[1])
+    assert torch.equal(after, results[0])
