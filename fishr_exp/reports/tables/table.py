@@ -137,7 +137,7 @@ def _build_row(
         validation=_percent(run.validation_accuracy for run in runs),
         test={d: _percent(run.test_accuracy.get(d) for run in runs) for d in test_domains},
         difference=estimate(differences),
-        paired=compare(differences) if group.first.gamma else None,
+        paired=compare(differences),
         p=None,
         unpaired=tuple(sorted(own ^ there)) if baseline else (),
         selected_by_test_domain=any(run.selected_by_test_domain for run in runs),

@@ -355,3 +355,14 @@ def test_a_method_without_l2_is_compared_with_an_erm_without_it(factory):
     table = table_of(factory)
     assert [row.settings["trainer.l2"] for row in table.rows] == ["0", "0.1", "0"]
     assert table.rows[2].difference.mean == pytest.approx(30.0)
+
+
+def test_a_method_without_gamma_has_an_interval_too(factory):
+    for seed in range(3):
+        factory.done("erm", None, seed, 0.2)
+        factory.done("mldg", None, seed, 0.3 + seed / 100)
+    (table,) = build_tables(read_runs(factory.root).done)
+    erm, mldg = table.rows
+    assert erm.paired is None
+    assert (mldg.paired.low, mldg.paired.high) == (pytest.approx(10), pytest.approx(12))
+    assert mldg.p == 0.25
