@@ -65,10 +65,12 @@ class Composed(OnePass):
         for reason in ("refuses_compile", "refuses_autocast", "refuses_processes"):
             setattr(self, reason, next((r for t in terms if (r := getattr(t, reason))), ""))
         self.matched = next((term.matched for term in terms if term.matched), {})
-        self.resets = {
-            step: {key: value for term in terms for key, value in term.resets.get(step, {}).items()}
-            for step in sorted({step for term in terms for step in term.resets})
-        }
+        self.resets = {}
+        overrides: dict[str, Any] = {}
+        for step in sorted({step for term in terms for step in term.resets}):
+            for term in terms:
+                overrides |= term.resets.get(step, {})
+            self.resets[step] = dict(overrides)  # with the rate that one before has set
         named = [printed_name(term) for term in terms]
         self.printed_name = " + ".join(named) or "ERM"
 
@@ -86,6 +88,8 @@ class Composed(OnePass):
         """Let the methods make the forward pass their own way; the first one's is taken."""
         for term in self._terms():
             term.begin(forward)
+        if self.penalties:  # under autocast, in which the penalties themselves are not computed
+            forward.logits  # noqa: B018
 
     def risk(self, forward: ForwardPass) -> Tensor:
         """The risk of the method that has one; of a single penalty its own, else the mean risk."""

@@ -20,6 +20,7 @@ from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.trainers.group_dro import GroupDro
 from fishr_exp.trainers.ib_erm import IbErm
+from fishr_exp.trainers.ib_irm import IbIrm
 from fishr_exp.trainers.idm import Idm
 from fishr_exp.trainers.iga import Iga
 from fishr_exp.trainers.irm import Irm
@@ -161,6 +162,24 @@ def test_schedules_and_resets_are_each_methods_own() -> None:
     assert method.min_domains == 2
 
 
+def test_a_later_reset_keeps_the_learning_rate_of_an_earlier_one() -> None:
+    method = Composed(
+        {"eqrm": {"anneal_steps": 2, "lr_after": 1e-5}},
+        {"vrex": {"gamma": 3.0, "anneal_steps": 4}, "rdm": {"gamma": 1.0, "anneal_steps": 6}},
+    )
+    assert method.resets == {2: {"lr": 1e-5}, 4: {"lr": 1e-5}, 6: {"lr": 1.5e-5}}
+
+
+def test_the_penalties_beside_mixup_see_the_samples_in_half_precision_too() -> None:
+    """Under autocast: Mixup's forward pass is another, so that a penalty's is its own."""
+    network, of = model().eval(), batch(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = Coral(1.0).objective(network, of, 0).logs["penalty"]
+        found = Composed({"mixup": {}}, {"coral": {"gamma": 1.0}}).objective(network, of, 0)
+    assert torch.equal(found.logs["penalty_coral"], expected)
+    assert not torch.equal(Coral(1.0).objective(network, of, 0).logs["penalty"], expected)
+
+
 def test_the_objective_is_divided_once() -> None:
     network, of = model().eval(), batch(0)
     penalties = {
@@ -212,3 +231,20 @@ def test_refuses(given: dict[str, Any], message: str) -> None:
         Composed(**given)
     pattern = message.replace("???", r"\?\?\?").replace("../x", r"\.\./x")
     assert re.match(pattern, str(caught.value)), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"irm_gamma": -1.0}, "trainer.irm_gamma=-1.0: must be finite and not negative"),
+        ({"ib_gamma": float("nan")}, "trainer.ib_gamma=nan: must be finite and not negative"),
+        ({"irm_anneal_steps": -1}, "trainer.irm_anneal_steps=-1: must be 0 or more"),
+        ({"ib_anneal_steps": -1}, "trainer.ib_anneal_steps=-1: must be 0 or more"),
+        ({"l2": -1.0}, "trainer.l2=-1.0: must be 0 or more"),
+    ],
+    ids=str,
+)
+def test_ib_irm_refuses_by_its_own_keys(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        IbIrm(**given)
+    assert str(caught.value).startswith(message)
