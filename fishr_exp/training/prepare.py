@@ -83,11 +83,12 @@ def prepare(arguments: Arguments) -> Prepared:
     steps_per_epoch = arguments.steps_per_epoch or min(stream.per_pass for stream in streams)
     total_steps = arguments.total_steps or (arguments.epochs or 0) * steps_per_epoch
     prepare_observer(observer, arguments, trainer, parts, training_domains)
-    if trainer.anneal_steps >= total_steps:
+    late = _too_late("trainer", arguments.config["trainer"], total_steps)
+    if late or trainer.anneal_steps >= total_steps:  # where it is a default, it is not there
         log.warning(
-            "trainer.anneal_steps=%d: trainer.gamma never acts in the %d steps of this run; lower "
-            "trainer.anneal_steps, or raise epochs or total_steps",
-            trainer.anneal_steps,
+            "%s: what begins there never acts in the %d steps of this run; lower it, or raise "
+            "epochs or total_steps",
+            ", ".join(late) or f"trainer.anneal_steps={trainer.anneal_steps}",
             total_steps,
         )
     training = _training(
@@ -109,6 +110,14 @@ def prepare(arguments: Arguments) -> Prepared:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def _too_late(key: str, value: Any, total_steps: int) -> list[str]:
+    """Return the keys of a trainer, also within others, at whose step the run has ended."""
+    if isinstance(value, Mapping):
+        return [w for k, v in value.items() for w in _too_late(f"{key}.{k}", v, total_steps)]
+    late = key.endswith("anneal_steps") and isinstance(value, int) and value >= total_steps
+    return [f"{key}={value}"] if late else []
 
 
 def _training(

@@ -437,7 +437,11 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
         (["trainer=erm"], False, None),
         (["trainer.gamma=0"], False, None),
         (["observer=last_step", "trainer.anneal_steps=3"], True, None),
-        (["trainer.anneal_steps=9"], False, "trainer.gamma never acts in the 4 steps of this run"),
+        (
+            ["trainer.anneal_steps=9"],
+            False,
+            "trainer.anneal_steps=9: what begins there never acts in the 4 steps of this run",
+        ),
         (
             [
                 "trainer.anneal_steps=3",
@@ -457,3 +461,11 @@ def test_a_result_says_whether_the_penalty_had_acted(
     assert outcome.result()["selected"]["penalty_had_acted"] is acted
     assert ("trainer.anneal_steps=" in outcome.err) == (warning is not None)
     assert warning is None or warning in outcome.err
+
+
+def test_steps_that_a_run_does_not_reach_are_named_by_their_keys(fishr_exp: Command) -> None:
+    outcome = fishr_exp("trainer=ib_irm", "trainer.ib_anneal_steps=2")
+    assert "trainer.irm_anneal_steps=500: what begins there never acts in the 4" in outcome.err
+    penalties = "trainer.penalties={vrex:{gamma:1,anneal_steps:4},idm:{anneal_steps:3}}"
+    outcome = fishr_exp("trainer=composed", penalties)
+    assert "trainer.penalties.vrex.anneal_steps=4: what begins there never acts" in outcome.err
