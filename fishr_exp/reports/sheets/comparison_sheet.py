@@ -31,7 +31,7 @@ def comparison_sheet(table: Comparison) -> Sheet:
             else:
                 cells.append(_show_own(cell, row.repeats))
                 cells += [_show_published(cell.published)] if table.separate_columns else []
-        method = f"{row.method} ({row.origin})" if row.published_only else row.method
+        method = f"{row.method} ({row.origin})" if row.origin else row.method
         rows.append([method, ABSENT if row.published_only else str(row.repeats), *cells])
     columns = [  # key and header
         pair

@@ -66,7 +66,7 @@ class ComparisonRow:
     cells: Mapping[str, Cell]  # column -> cell
     repeats: int  # trials or seeds
     published_only: bool = False
-    origin: str = ""  # of a published row: the name of its source, or only `published`
+    origin: str = ""  # of a published row beside ours: the name of its source, or `published`
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,6 @@ def _apart(source: Source, tables: Sequence[PublishedTable]) -> Comparison:
             },
             0,
             published_only=True,
-            origin=source.name,
         )
         for table in tables
         for method, figures in table.rows.items()
