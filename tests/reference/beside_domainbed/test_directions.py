@@ -28,7 +28,7 @@ def test_sand_mask(domainbed: DomainBed, tau: float, k: float) -> None:
     found = domainbed.difference(
         "SANDMask", lambda: SandMask(tau, k), tau=tau, k=k, weight_decay=1e-2
     )
-    assert found < 1e-8
+    assert found < 1e-12
 
 
 @pytest.mark.parametrize(
