@@ -95,7 +95,7 @@ def test_mistakes_of_all_runs_are_named_before_anything_is_paid_for(plan: Plan) 
     for words, said in {
         ("trainer.gama=1",): "did you mean trainer.gamma?",
         ("test_domains=[minus90],[foo]",): "has no domain foo",
-        ("trainer=erm,fish",): "did you mean trainer=fishr?",
+        ("trainer=erm,fishrr",): "did you mean trainer=fishr?",
         ("batch_size=64,many",): "batch_size=many",
     }.items():
         status, out, err = plan(*words)
