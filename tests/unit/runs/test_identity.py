@@ -38,6 +38,21 @@ def test_a_command_line_names_the_run_that_it_named_in_the_version_before(known)
     config, trainer, standing = composed(*known["words"])
     assert run_name(config, trainer) == known["name"]
     assert config.seed == known["seed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["averaging=ema"], "fishr-gamma1-seed0-4ac4d258"),
+        (["trainer=erm", "averaging=ema", "averaging.decay=0.9", "averaging.start=5"],
+         "erm-seed0-48025000"),
+    ],
+)  # fmt: skip
+def test_an_average_without_recomputed_statistics_has_the_name_that_it_had(words, name) -> None:
+    config, trainer, _ = composed(*words, "averaging.batch_norm_steps=0")
+    assert run_name(config, trainer) == name
+    config, trainer, _ = composed(*words)
+    assert run_name(config, trainer) != name
     assert standing.get("digest") == known.get("digest")
 
 
