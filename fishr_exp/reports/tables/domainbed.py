@@ -324,6 +324,14 @@ def _about(runs: Sequence[History], repeats: Sequence[History]) -> Iterable[str]
 def _in_order(
     found: Iterable[str], order: Sequence[str], key: Callable[[str], str] = str
 ) -> list[str]:
-    """Sort known names in the published order, followed by the others by name."""
+    """Sort known names in the published order, followed by the others by name.
+
+    A method with an averaging scheme, `ERM + SWAD`, is next to the method.
+    """
     known = {key(name): number for number, name in enumerate(order)}
-    return sorted(set(found), key=lambda name: (known.get(key(name), len(known)), name))
+
+    def place(name: str) -> tuple[int, str, str]:
+        base = name.partition(" + ")[0]
+        return known.get(key(base), len(known)), base.casefold(), name.casefold()
+
+    return sorted(set(found), key=place)

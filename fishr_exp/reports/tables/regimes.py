@@ -143,7 +143,8 @@ def about(parts: Mapping[str, Sequence[History]]) -> Iterable[str]:
         here = [run for run in runs if run.protocol]
         for protocol in dict.fromkeys(run.protocol for run in here):
             yield f"{dataset}: protocol {protocol}."
-        if departures := sorted({key for run in here for key in run.departures}):
+        # Averaging stands beside the methods' names.
+        if departures := sorted({k for run in here for k in run.departures} - {"averaging"}):
             yield f"{dataset}: runs depart from that preset in {', '.join(departures)}."
 
 

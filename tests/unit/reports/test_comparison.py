@@ -121,6 +121,20 @@ def test_a_table_names_its_protocol_and_what_departs_from_it():
     assert [departs in table.notes for table in tables] == [False, True]
 
 
+def test_methods_are_in_the_published_order_and_averaging_is_beside_them():
+    names = ["Fishr", "mylab", "ERM + SWAD", "erm", "CORAL", "Another", "CORAL + EMA"]
+    departures = ("averaging", "model")
+    runs = [
+        run for name in names for run in pacs(method=name, protocol="p a", departures=departures)
+    ]
+    (table, _) = build_domainbed_tables(runs, "training")
+    assert [row.method for row in table.rows] == [
+        *("erm", "ERM + SWAD", "CORAL", "CORAL + EMA", "Fishr"),
+        *("Another", "mylab"),
+    ]
+    assert "PACS: runs depart from that preset in model." in table.notes
+
+
 def test_a_dataset_s_table_and_the_averages():
     table, averages = build_domainbed_tables(pacs(), "training")
     assert (table.name, table.columns) == ("PACS", ("A", "C", "P", "S", "Avg"))
