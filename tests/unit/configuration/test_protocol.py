@@ -174,6 +174,8 @@ def test_rdm_has_ranges_for_each_dataset(
 def test_mixup_of_2020_did_not_search() -> None:
     config = composed(f"dataset={IMAGES}", "trainer=mixup_2020", "test_domains=[a]")
     assert [at(config, 0, hparams).trainer.alpha for hparams in range(3)] == [0.2, 0.1, 0.1]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):  # without a search
+        assert compose("config", ["trainer=mixup_2020"]).trainer.alpha == 0.1
 
 
 def test_domain_net_has_smaller_batches() -> None:
