@@ -23,9 +23,10 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_choice, mean_risk
+from fishr_exp.trainers._terms import check_choice, check_rate, mean_risk
 
 CONVENTIONS = ("domainbed", "paper_2022")
+_WIDEST, _DEEPEST = 10**6, 1000  # what is more is a slip, which would fill the memory
 
 
 class DomainAdversary(Trainer):
@@ -79,13 +80,16 @@ class DomainAdversary(Trainer):
             ("adversarial_weight", adversarial_weight, 0),
             ("gradient_penalty", gradient_penalty, 0),
             ("discriminator_weight_decay", discriminator_weight_decay, 0),
-            ("discriminator_lr", 0 if discriminator_lr is None else discriminator_lr, 0),
             ("discriminator_steps", discriminator_steps, 1),
             ("width", width, 1),
             ("depth", depth, 2),
         ):
             if not (math.isfinite(value) and value >= least):
                 raise ConfigError(f"trainer.{key}", value, f"must be finite and {least} or more")
+        check_rate("trainer.discriminator_lr", discriminator_lr)
+        for key, value, most in (("width", width, _WIDEST), ("depth", depth, _DEEPEST)):
+            if value > most:
+                raise ConfigError(f"trainer.{key}", value, "is too large", f"choose at most {most}")
         for key, value in (("beta1", beta1), ("dropout", dropout)):
             if not 0 <= value < 1:
                 raise ConfigError(f"trainer.{key}", value, "must be in [0, 1)")

@@ -57,6 +57,20 @@ def check_anneal_steps(key: str, anneal_steps: int) -> None:
         raise ConfigError(key, anneal_steps, "must be 0 or more")
 
 
+def check_rate(key: str, lr: float | None) -> None:
+    """Refuse a learning rate of a method's own with which nothing would be trained.
+
+    Args:
+        key: Its key.
+        lr: The rate; None is the optimizer's.
+
+    Raises:
+        ConfigError: If it is not positive and finite.
+    """
+    if lr is not None and not 0 < lr < math.inf:
+        raise ConfigError(key, lr, "must be positive and finite, or null for the optimizer's")
+
+
 def check_l2(l2: float) -> None:
     """Refuse a negative weight of the squared norm.
 

@@ -12,7 +12,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._distances import gaussian_kernel
 from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty
-from fishr_exp.trainers._terms import of_all_ranks
+from fishr_exp.trainers._terms import check_rate, of_all_ranks
 
 _SCALES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -62,8 +62,7 @@ class Rdm(Penalty):
         if not 0 <= variance_weight < math.inf:
             reason = "must be finite and not negative"
             raise ConfigError("trainer.variance_weight", variance_weight, reason)
-        if lr_after is not None and not 0 <= lr_after < math.inf:
-            raise ConfigError("trainer.lr_after", lr_after, "must be finite and not negative")
+        check_rate("trainer.lr_after", lr_after)
         self.variance_weight = variance_weight
         if gamma > 0:
             self.resets = {anneal_steps: {} if lr_after is None else {"lr": lr_after}}

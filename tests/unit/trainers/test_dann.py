@@ -135,8 +135,9 @@ def test_dropout_is_before_the_relu() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"adversarial_weight": -1.0}, {"discriminator_steps": 0}, {"gradient_penalty": float("nan")},
-     {"discriminator_lr": -1.0}, {"discriminator_weight_decay": -1.0}, {"beta1": 1.0},
-     {"width": 0}, {"depth": 1}, {"dropout": 1.0}, {"convention": "mine"}],
+     {"discriminator_lr": -1.0}, {"discriminator_lr": 0.0}, {"discriminator_weight_decay": -1.0},
+     {"beta1": 1.0}, {"width": 0}, {"depth": 1},
+     {"width": 10**20}, {"depth": 10**20}, {"dropout": 1.0}, {"convention": "mine"}],
 )  # fmt: skip
 def test_refuses(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}="):

@@ -228,6 +228,7 @@ def test_idm_interpolates_where_a_domain_has_more_samples() -> None:
         (lambda: Cad(1.0, temperature=0.0), "temperature"),
         (lambda: Rdm(1.0, variance_weight=-1.0), "variance_weight"),
         (lambda: Rdm(1.0, lr_after=-1.0), "lr_after"),
+        (lambda: Rdm(1.0, lr_after=0.0), "lr_after"),
         (lambda: Idm(feature_gamma=-1.0), "feature_gamma"),
         (lambda: Idm(gradient_gamma=float("nan")), "gradient_gamma"),
         (lambda: Idm(ema_decay=1.0), "ema_decay"),

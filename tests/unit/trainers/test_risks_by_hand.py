@@ -161,6 +161,7 @@ def test_rsc_mutes_what_the_true_class_depends_on(outputs: int) -> None:
         (lambda: Eqrm(float("nan")), "quantile"),
         (lambda: Eqrm(anneal_steps=-1), "anneal_steps"),
         (lambda: Eqrm(lr_after=-1.0), "lr_after"),
+        (lambda: Eqrm(lr_after=0.0), "lr_after"),
         (lambda: Mixup(0.0), "alpha"),
         (lambda: Rsc(drop_features=1.0), "drop_features"),
         (lambda: Rsc(drop_samples=-0.1), "drop_samples"),
