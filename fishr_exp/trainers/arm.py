@@ -110,7 +110,7 @@ class Arm(Trainer):
 def _convolution(channels: int) -> tuple[nn.Module, ...]:
     """A convolution with BatchNorm, which would take away its bias, and ReLU."""
     layer = nn.Conv2d(channels, _FILTERS, _WINDOW, padding=_WINDOW // 2, bias=False)
-    return layer, nn.BatchNorm2d(_FILTERS), nn.ReLU()
+    return layer, nn.BatchNorm2d(_FILTERS), nn.ReLU(inplace=True)
 
 
 def widen(featurizer: nn.Module, shape: Sequence[int]) -> None:

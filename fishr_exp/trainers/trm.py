@@ -1,0 +1,147 @@
+"""TRM: features on which the best classifier of one domain serves the others, too."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fishr_exp.core.contracts import Batch, Facts, Loss, Model, Objective, Trainer
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.gradient_variance import per_sample_losses
+from fishr_exp.trainers._terms import check_choice, check_penalty, mean_risk, of_all_ranks
+
+CONVENTIONS = ("intended", "published")
+_HEAD_STEPS, _HEAD_LR = 30, 0.1  # of gradient descent of each head on its domain, at every step
+_TERMS, _LARGEST = 10, 10.0  # of the series of the inverse Hessian, and where it is cut off
+
+
+class Trm(Trainer):
+    """The mean risk plus the risk of each domain's own head on the other domains.
+
+    Each domain Q has a linear head w_Q. At every step it makes 30 steps of gradient descent with
+    rate 0.1 on its domain's features, which stay as they are. With R_i(w) the risk of domain i
+    under a head w, and weights a_Qi ≥ 0 with Σ_i a_Qi = 1 and a_QQ = 0,
+
+        P_Q = Σ_i a_Qi R_i(w_Q)
+        T_Q = P_Q − cosine_weight · ⟨u_Q, ∇_w R_Q(w_Q)⟩,    u_Q ≈ H_Q⁻¹ ∇_w P_Q, a constant
+        objective = R + gamma · (1/D) Σ_Q T_Q,    a_Qi ← a_Qi exp(eta · a_Qi R_i(w_Q))
+
+    where H_Q is the Hessian of R_Q(w_Q), ∇_w leaves the biases out, and
+
+        u_Q = v_0 + v_1 + … + v_10,    v_0 = ∇_w P_Q,    v_k = v_{k−1} − H_Q v_{k−1}
+
+    is cut off once an entry exceeds 10. Heads and weights are in the checkpoint.
+
+    Args:
+        gamma: Weight of the transfer risk, finite and >= 0; 0 is ERM.
+        cosine_weight: Of the term with the inverse Hessian, finite and >= 0.
+        eta: Step size of the weights a, finite and >= 0.
+        anneal_steps: Optimizer updates before gamma acts; until then ERM.
+        convention: `intended` (as above) or `published`: DomainBed's code, where operations in
+            place make the series 2 v_1 + v_2 + … + v_10, and the gradient of P_Q that of the next
+            step's weights before they are normalized.
+        loss: Of each sample.
+
+    Raises:
+        ConfigError: If an argument is outside its range.
+
+    Source: Xu and Jaakkola (arXiv:2110.09940), in DomainBed's form.
+    """
+
+    printed_name = "TRM"
+    min_domains = 2
+    refuses_autocast = "the products with a Hessian need fp32; pass precision=fp32"
+
+    def __init__(
+        self,
+        gamma: float = 1.0,
+        cosine_weight: float = 1e-4,
+        eta: float = 0.01,
+        anneal_steps: int = 200,
+        convention: str = "intended",
+        loss: Loss = per_sample_losses,
+    ) -> None:
+        super().__init__(loss)
+        check_penalty(gamma, anneal_steps, 0.0)
+        for key, value in (("cosine_weight", cosine_weight), ("eta", eta)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"trainer.{key}", value, "must be finite and 0 or more")
+        check_choice("trainer.convention", convention, CONVENTIONS)
+        self.gamma: float = gamma
+        self.cosine_weight = cosine_weight
+        self.eta = eta
+        self.anneal_steps = anneal_steps
+        self.convention = convention
+        self.weights: Tensor  # a: [D, D]
+
+    def prepare(self, model: Model, facts: Facts) -> Model:
+        """Make the heads, which the method trains itself, and the weights."""
+        count = len(facts.domains)
+        outputs = model.classifier.out_features
+        heads = [nn.Linear(facts.features, outputs) for _ in range(count)]
+        self.heads = nn.ModuleList(heads).requires_grad_(False)
+        self.register_buffer("weights", torch.ones(count, count) - torch.eye(count))
+        return model
+
+    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
+        """Return the objective of one batch; it moves the heads and the weights."""
+        features = model.featurizer(batch.x)
+        risk = mean_risk(batch, self.loss(model.classifier(features), batch.y))
+        if step < self.anneal_steps or self.gamma == 0:
+            return Objective(risk, {"risk": risk, "objective": risk})
+        by_domain = of_all_ranks(batch, features)  # D x [n, F]
+        labels = of_all_ranks(batch, batch.y)
+        weights = self.weights / self.weights.sum(1, keepdim=True)
+        transfers, grown = [], []
+        for number, (own, y) in enumerate(zip(by_domain, labels, strict=True)):
+            head = self._fitted(number, own.detach(), y)
+            of_others = [
+                self.loss(F.linear(f, *head), of).mean() if i != number else f.new_zeros(())
+                for i, (f, of) in enumerate(zip(by_domain, labels, strict=True))
+            ]
+            risks = torch.stack(of_others)  # [D], with 0 for the own one, whose weight is 0, too
+            transfer = weights[number] @ risks
+            (slope,) = torch.autograd.grad(transfer, head[0], retain_graph=True)
+            grown.append(weights[number] * (self.eta * weights[number] * risks.detach()).exp())
+            if self.convention == "published":
+                transfer = grown[-1] @ risks
+            direction = self._over_hessian(slope, own.detach(), y, head)
+            own_risk = self.loss(F.linear(own, *head), y).mean()
+            (own_slope,) = torch.autograd.grad(own_risk, head[0], create_graph=True)
+            transfers.append(transfer - self.cosine_weight * (direction * own_slope).sum())
+        self.weights = torch.stack(grown)
+        penalty = torch.stack(transfers).mean()
+        total = risk + self.gamma * penalty
+        return Objective(total, {"risk": risk, "penalty": penalty, "objective": total})
+
+    def _fitted(self, number: int, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Train a domain's head on features [n, F]; return its weight, a new leaf, and bias."""
+        weight, bias = self.heads[number].parameters()
+        for _ in range(_HEAD_STEPS):
+            w, b = (p.detach().requires_grad_() for p in (weight, bias))
+            risk = self.loss(F.linear(features, w, b), y).mean()
+            for p, slope in zip((weight, bias), torch.autograd.grad(risk, (w, b)), strict=True):
+                p.sub_(_HEAD_LR * slope)
+        return weight.detach().clone().requires_grad_(), bias.detach().clone()
+
+    def _over_hessian(
+        self, vector: Tensor, features: Tensor, y: Tensor, head: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Return an approximation of the inverse Hessian of the risk on features times a vector.
+
+        Both are by the head's weight, [C, F].
+        """
+        risk = self.loss(F.linear(features, *head), y).mean()
+        (slope,) = torch.autograd.grad(risk, head[0], create_graph=True)
+        term, total = vector, vector
+        for number in range(_TERMS):
+            (product,) = torch.autograd.grad(slope, head[0], term, retain_graph=True)
+            term = term - product
+            first = number == 0 and self.convention == "published"
+            total = 2 * term if first else total + term
+            if total.abs().max() > _LARGEST:
+                break
+        return total
