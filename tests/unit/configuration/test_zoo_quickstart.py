@@ -46,7 +46,7 @@ def test_every_schedule_acts_before_the_end(trainer: str) -> None:
     """No penalty begins after the last step, and no learning rate of a protocol comes with it."""
     config = composed(trainer)
     for key, value in config.trainer.items():
-        if str(key).endswith("anneal_steps"):
+        if str(key).endswith(("anneal_steps", "classifier_steps")):
             assert value < config.total_steps, key
         if key == "lr_after":
             assert value is None
