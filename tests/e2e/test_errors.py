@@ -24,11 +24,11 @@ BLOW_UP = ("optimizer=sgd", "optimizer.weight_decay=1e10", "steps_per_epoch=1")
 MISTAKES = {
     "option": (["dataset=colored_digit"], ["dataset=colored_digit: no such option", "choose from",
         "rotated_digits", "did you mean dataset=colored_digits?"]),
-    "option of a sweep": (["-m", "trainer=erm,fish"], ["trainer=fish: no such option", "erm"]),
+    "option of a sweep": (["-m", "trainer=erm,fishrr"], ["trainer=fishrr: no such option", "erm"]),
     "experiment": (["experiment=table9"], ["experiment=table9: no such option", "quickstart"]),
     "folder of an option": (["experiment=a/b"], ["experiment=a/b: no such option", "quickstart"]),
     "a paragraph": (["hydra.searchpath=3"], ["hydra.searchpath must be a list of strings. Got: 3"]),
-    "no option": (["trainer=null"], ["trainer=null: no such option", "choose from erm, fishr"]),
+    "no option": (["trainer=null"], ["trainer=null: no such option", "choose from ", " erm, ", " vrex"]),
     "option as number": (["model=3"], ["model=3: no such option", "choose from domainbed", "mlp"]),
     "group": (["traner=fishr"], ["traner=fishr: no such key", "known are", "mean trainer?"]),
     "key": (["trainer.gama=3"], ["trainer.gama=3: no such key", "known are gamma, convention",
