@@ -168,7 +168,7 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         )
         evaluations.append(Evaluation(record["step"], train, validation))
     trial_seed, hparams_seed, in_protocol = place(run.config, run.seed)
-    left_out = ("test_domains", "protocol.", "seed")
+    left_out, settings = ("test_domains", "protocol.", "seed"), compared(run.config)
     protocol = run.config.get("protocol") or {}
     method = ERM if run.gamma == 0 and AVERAGE_OF not in run.config else run.method
     return History(
@@ -180,13 +180,13 @@ def _own(run: Run, records: list[dict[str, Any]]) -> History:
         test_domains=frozenset(names.index(name) for name in run.test_domains),
         domains=tuple(names),
         evaluations=_by_step(evaluations),
-        settings={k: v for k, v in compared(run.config).items() if not k.startswith(left_out)},
+        settings={k: v for k, v in settings.items() if not k.startswith(left_out)},
         in_protocol=in_protocol,
         protocol=f"{protocol['name']} {protocol.get('digest', '')}".strip() if in_protocol else "",
         departures=tuple(protocol.get("departures", ())),
         source=run.option,
         only_choice=run.only_choice,
-        steps=take(run.config, "total_steps", optional(count), None),
+        steps=take(settings, "total_steps", optional(count), None),
     )
 
 

@@ -171,3 +171,37 @@ def test_an_averaging_scheme_is_part_of_a_methods_name(target, name, factory):
     (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
     (run,) = read_histories(factory.root, read_runs(factory.root).done).runs
     assert run.method == name
+
+
+@pytest.mark.parametrize(("total", "steps"), [(5001, 5001), (5e3, 5000), (None, None), ("", None)])
+def test_the_number_of_steps_of_an_own_run(factory, total, steps):
+    settings = {} if total == "" else {"total_steps": total}
+    folder = factory.done("erm", None, 0, 0.5, **settings)
+    line = {"step": 3, "accuracy": {"minus90": {"train": 0.1, "validation": 0.2}}}
+    (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    found = read_histories(factory.root, read_runs(factory.root).done)
+    assert not found.broken
+    assert [run.steps for run in found.runs] == [steps]
+
+
+@pytest.mark.parametrize(
+    ("given", "done", "steps"),
+    [(None, True, 5001), (15001, True, 15001), (15001, False, 15001), (None, False, None)],
+)
+def test_the_number_of_steps_of_an_imported_run(tmp_path, given, done, steps):
+    """DomainBed counts steps from 0; a run that is not complete may have more to come."""
+    write(tmp_path / "a", *(domainbed_line(s, steps=given) for s in (0, 300, 5000)), done=done)
+    (run,) = read_histories(tmp_path, []).runs
+    assert run.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("sviro", "SVIRO"), ("camelyon17", "WILDSCamelyon"), ("fmow", "WILDSFMoW"), ("x", "x")],
+)
+def test_datasets_have_domainbeds_names(factory, label, name):
+    folder = factory.done("erm", None, 0, 0.5, labels={"dataset": label})
+    line = {"step": 3, "accuracy": {"minus90": {"train": 0.1, "validation": 0.2}}}
+    (folder.path / "records.jsonl").write_text(json.dumps(line) + "\n")
+    (run,) = read_histories(factory.root, read_runs(factory.root).done).runs
+    assert run.dataset == name
