@@ -151,8 +151,12 @@ class Reference:
 
 
 def method_key(label: str) -> str:
-    """Return the same key for all spellings of a name: `V-REx`, `VREx`, `V-REx (DomainBed)`."""
-    return "".join(c for c in label.partition(" (")[0].lower() if c.isalnum())
+    """Return the same key for all spellings of a name: `V-REx`, `VREx`, `V-REx (DomainBed)`.
+
+    An average of runs, `ERM (uniform average of 20)`, is not the method of its runs.
+    """
+    name = label if " average of " in label else label.partition(" (")[0]
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def same_steps(published: int | None, ours: int | None) -> bool:

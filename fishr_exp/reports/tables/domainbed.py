@@ -326,12 +326,13 @@ def _in_order(
 ) -> list[str]:
     """Sort known names in the published order, followed by the others by name.
 
-    A method with an averaging scheme, `ERM + SWAD`, is next to the method.
+    A method with an averaging scheme, `ERM + SWAD`, and an average of runs, `ERM (uniform average
+    of 20)`, are next to the method.
     """
     known = {key(name): number for number, name in enumerate(order)}
 
     def place(name: str) -> tuple[int, str, str]:
-        base = name.partition(" + ")[0]
+        base = name.partition(" + ")[0].partition(" (")[0]
         return known.get(key(base), len(known)), base.casefold(), name.casefold()
 
     return sorted(set(found), key=place)

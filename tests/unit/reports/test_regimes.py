@@ -214,3 +214,15 @@ def test_a_source_s_rows_are_beside_runs_of_its_backbone_only(settings, row):
     assert ("miro" in beside) == (row is not None)
     apart = [t.title for t in tables if "published only" in t.title]
     assert len(apart) == (1 if row else 2)  # the RegNetY, and the ResNet-50
+
+
+def test_an_average_of_runs_is_not_compared_with_the_method_of_its_runs():
+    names = ["ERM", "ERM (uniform average of 20)", "ERM (restricted average of 3) + SWAD"]
+    found = [run for name in names for run in runs("PACS", method=name)]
+    found += runs("PACS", method="IRM")
+    for table in build_domainbed_tables(found, "training", ["diwa"]):
+        own = [row for row in table.rows if not row.published_only]
+        assert [row.method for row in own] == [names[0], names[2], names[1], "IRM"]
+        verdicts = [{cell.verdict for cell in row.cells.values()} - {None} for row in own]
+        assert "lower" in verdicts[0]  # than the published ERM
+        assert verdicts[1] == verdicts[2] == {"not published"}
