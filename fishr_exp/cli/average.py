@@ -18,6 +18,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.keys import KEYS
 from fishr_exp.runs.methods import AVERAGE_OF
 from fishr_exp.runs.reading import Run, read_runs
+from fishr_exp.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def _runs(folders: Sequence[Path]) -> list[Run]:
         for path, problem in runs.broken.items():
             raise ConfigError("RUN", path, problem)
         for path in (*runs.failed, *runs.unfinished):
+            if AVERAGE_OF in RunFolder(path).config():  # stopped while it was written
+                continue
             reason = "failed" if path in runs.failed else "is not done"
             hint = "go on with it by its command first, or pass the others"
             raise ConfigError("RUN", path, reason, hint)

@@ -198,6 +198,27 @@ def test_what_is_no_run_or_not_done(
     assert "has no weights of step" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("written", ["save_best", "finish"])
+def test_an_average_that_was_stopped_while_it_was_written_is_made_again(
+    written: str, three: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from fishr_exp.training import soup
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        owner = soup.Checkpoints if written == "save_best" else soup.RunFolder
+        patch.setattr(owner, written, stop)
+        assert average.main([str(three[0].parent)]) == 130
+    (folder,) = averages(three[0].parent)
+    assert (folder / "config.json").exists()
+    assert not (folder / "done").exists()
+    assert average.main([str(three[0].parent)]) == 0, capsys.readouterr().err
+    assert averages(three[0].parent) == [folder]
+    assert len(result(folder)["averaged"]) == 3
+
+
 @pytest.mark.parametrize(
     ("content", "status", "said"),
     [
