@@ -253,7 +253,8 @@ def _draw_points(axes: Axes, table: Table, domain: str, rename: Callable[[str], 
     draw_grid(axes, "x")
     baselines = [row.test[domain] for row in table.rows if row.is_baseline]
     if len(table.rows) > 2 and len(baselines) == 1 and baselines[0]:
-        axes.axvline(baselines[0].mean, color="black", linewidth=0.8, linestyle=":", zorder=1)
+        style: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": ":", "zorder": 1}
+        axes.axvline(baselines[0].mean, label="ERM, test", **style)
 
 
 def _point_labels(table: Table, rename: Callable[[str], str]) -> list[str]:

@@ -254,6 +254,7 @@ def test_every_curve_has_its_own_color_and_marker(factory, drawn):
 def test_points_of_many_methods_have_a_line_for_erm(factory, drawn):
     for method, accuracy in (("erm", 0.2), ("mldg", 0.3), ("rsc", 0.4)):
         factory.done(method, None, 0, accuracy)
-    (axes,) = drawn().axes
-    (level,) = [of for of in axes.lines if of.get_linestyle() == ":"]
+    figure = drawn()
+    level = line(figure, "ERM, test")
+    assert "ERM, test" in legend(figure)
     assert list(level.get_xdata()) == [pytest.approx(20)] * 2
