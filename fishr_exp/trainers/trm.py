@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fishr_exp.core.contracts import Batch, Facts, Loss, Model, Objective, Trainer
+from fishr_exp.core.contracts import Facts, Model
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_choice, check_penalty, mean_risk, of_all_ranks
+from fishr_exp.gradient_variance import Loss, per_sample_losses
+from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty
+from fishr_exp.trainers._terms import check_choice, of_all_ranks
 
 CONVENTIONS = ("intended", "published")
 _HEAD_STEPS, _HEAD_LR = 30, 0.1  # of gradient descent of each head on its domain, at every step
 _TERMS, _LARGEST = 10, 10.0  # of the series of the inverse Hessian, and where it is cut off
 
 
-class Trm(Trainer):
+class Trm(Penalty):
     """The mean risk plus the risk of each domain's own head on the other domains.
 
     Each domain Q has a linear head w_Q. At every step it makes 30 steps of gradient descent with
@@ -43,6 +46,9 @@ class Trm(Trainer):
         convention: `intended` (as above) or `published`: DomainBed's code, where operations in
             place make the series 2 v_1 + v_2 + … + v_10, and the gradient of P_Q that of the next
             step's weights before they are normalized.
+        ramp: How the weight grows from there to gamma, see `Penalty`.
+        ramp_steps: Optimizer updates that this takes.
+        l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 
     Raises:
@@ -53,7 +59,6 @@ class Trm(Trainer):
 
     printed_name = "TRM"
     min_domains = 2
-    refuses_autocast = "the products with a Hessian need fp32; pass precision=fp32"
 
     def __init__(
         self,
@@ -62,18 +67,18 @@ class Trm(Trainer):
         eta: float = 0.01,
         anneal_steps: int = 200,
         convention: str = "intended",
+        ramp: Literal["none", "linear", "exponential"] = "none",
+        ramp_steps: int = 0,
+        l2: float = 0.0,
         loss: Loss = per_sample_losses,
     ) -> None:
-        super().__init__(loss)
-        check_penalty(gamma, anneal_steps, 0.0)
+        super().__init__(gamma, anneal_steps, ramp, ramp_steps, l2, loss)
         for key, value in (("cosine_weight", cosine_weight), ("eta", eta)):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"trainer.{key}", value, "must be finite and 0 or more")
         check_choice("trainer.convention", convention, CONVENTIONS)
-        self.gamma: float = gamma
         self.cosine_weight = cosine_weight
         self.eta = eta
-        self.anneal_steps = anneal_steps
         self.convention = convention
         self.weights: Tensor  # a: [D, D]
 
@@ -86,12 +91,13 @@ class Trm(Trainer):
         self.register_buffer("weights", torch.ones(count, count) - torch.eye(count))
         return model
 
-    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the objective of one batch; it moves the heads and the weights."""
-        features = model.featurizer(batch.x)
-        risk = mean_risk(batch, self.loss(model.classifier(features), batch.y))
-        if step < self.anneal_steps or self.gamma == 0:
-            return Objective(risk, {"risk": risk, "objective": risk})
+    def parts(self, forward: ForwardPass) -> Sequence[Part]:
+        """The transfer risk; heads and weights stay as they are where it does not act."""
+        return super().parts(forward) if self.weight(forward.step) > 0 else ()
+
+    def penalty(self, forward: ForwardPass) -> Tensor:
+        """Return the mean of the T_Q; it moves the heads and the weights."""
+        batch, features = forward.batch, forward.features
         by_domain = of_all_ranks(batch, features)  # D x [n, F]
         labels = of_all_ranks(batch, batch.y)
         weights = self.weights / self.weights.sum(1, keepdim=True)
@@ -113,9 +119,7 @@ class Trm(Trainer):
             (own_slope,) = torch.autograd.grad(own_risk, head[0], create_graph=True)
             transfers.append(transfer - self.cosine_weight * (direction * own_slope).sum())
         self.weights = torch.stack(grown)
-        penalty = torch.stack(transfers).mean()
-        total = risk + self.gamma * penalty
-        return Objective(total, {"risk": risk, "penalty": penalty, "objective": total})
+        return torch.stack(transfers).mean()
 
     def _fitted(self, number: int, features: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Train a domain's head on features [n, F]; return its weight, a new leaf, and bias."""
