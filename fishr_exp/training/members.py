@@ -46,9 +46,10 @@ class Member:
             ConfigError: If they are not there.
         """
         folder = RunFolder(run.path).checkpoints
-        # The best weights are the result's, but in runs of earlier versions that keep the last.
-        files = [path for name in (BEST, f"step-{run.step}.pt") if (path := folder / name).exists()]
-        for path in files:
+        # The best weights are the result's, but in runs of earlier versions that keep the last. The
+        # state has the weights as trained, which are not those of a run with averaged ones.
+        names = [BEST] if run.config.get("averaging") else [BEST, f"step-{run.step}.pt"]
+        for path in [path for name in names if (path := folder / name).exists()]:
             state = load(path)
             if isinstance(state, dict) and state.get("step") == run.step:
                 return cls(run, arguments, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16])

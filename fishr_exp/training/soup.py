@@ -138,7 +138,7 @@ def _check_splits(first: Member, prepared: Prepared, member: Member, other: Prep
         if any(not torch.equal(parts[part], other.parts[name][part]) for part in parts):
             raise ConfigError(
                 "RUN", member.run.path,
-                f"splits {name} otherwise than {first.run.path}: what validates one may have"
+                f"splits {name} differently from {first.run.path}: what validates one may have"
                 " trained the other",
                 "pass runs of one seed, or of one protocol.trial_seed",
             )  # fmt: skip

@@ -160,7 +160,7 @@ def test_runs_of_several_methods_and_gammas(fishr_exp: Command, capsys) -> None:
         (["test_domains=[plus80]"], 'has test_domains ["plus80"], and'),
         (["dataset.label_noise=0.1"], "has dataset.label_noise 0.1, and"),
         (["model.hidden=9"], "has model.hidden 9, and"),
-        (["holdout_fraction=0.3"], "splits plus90 otherwise than"),
+        (["holdout_fraction=0.3"], "splits plus90 differently from"),
     ],
 )  # fmt: skip
 def test_runs_that_do_not_go_together(
@@ -196,6 +196,21 @@ def test_what_is_no_run_or_not_done(
     newest_state(one).unlink()
     assert average.main([str(one.parent)]) == 2
     assert "has no weights of step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["none", "sma"])
+def test_the_weights_as_trained_do_not_stand_for_averaged_ones(
+    scheme: str, fishr_exp: Command, capsys: pytest.CaptureFixture
+) -> None:
+    """Where best.pt is gone: the state has the weights of the last step, not their average."""
+    words = ("observer=last_step", f"averaging={scheme}")
+    start = () if scheme == "none" else ("averaging.start=1",)
+    runs = [made(fishr_exp, *words, *start, f"optimizer.lr={lr}") for lr in (0.01, 0.02)]
+    (runs[0] / "checkpoints/best.pt").unlink()
+    status = average.main([*map(str, runs)])
+    assert status == (0 if scheme == "none" else 2)
+    if status:
+        assert f"RUN={runs[0]}: has no weights of step 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("written", ["save_best", "finish"])
