@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed: which settings tell rows apart, and what is compared."""
+"""Runs that differ only in their seed: which settings distinguish rows, and what is compared."""
 
 from __future__ import annotations
 
