@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fishr_exp.core.contracts import Batch, Facts, Loss, Model, Objective, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_choice, domain_risks
+from fishr_exp.trainers._terms import check_choice, domain_risks, in_full
 
 CONVENTIONS = ("intended", "published")
 
@@ -28,7 +28,7 @@ class WithMarginal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to its features and their mean over x, which must be samples of one domain."""
-        features = self.body(x)
+        features = in_full(self.body(x))
         if not self.noise:
             return self.joined(features, features.mean(0))
         # Not of the global stream, so that an evaluation can be repeated.
@@ -92,7 +92,7 @@ class Mtl(Trainer):
         """Return the objective of one batch; it updates the embeddings."""
         del step
         joined = model.featurizer.joined
-        features = model.featurizer.body(batch.x)  # type: ignore[operator]
+        features = in_full(model.featurizer.body(batch.x))  # type: ignore[operator]
         means = torch.stack([of_one.mean(0) for of_one in batch.by_domain(features)])  # [D, F]
         means = self.ema * means + (1 - self.ema) * self.embeddings
         self.embeddings = means.detach()

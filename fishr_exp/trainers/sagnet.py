@@ -20,7 +20,7 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import mean_risk
+from fishr_exp.trainers._terms import in_full, mean_risk
 
 _EPSILON = 1e-5
 
@@ -123,5 +123,6 @@ def _draws(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def _content_and_style(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return û [N, F], m [N, 1] and v [N, 1]."""
+    features = in_full(features)
     mean, variance = features.mean(1, keepdim=True), features.var(1, keepdim=True)
     return (features - mean) / (variance + _EPSILON).sqrt(), mean, variance

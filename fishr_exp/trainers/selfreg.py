@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Batch, Facts, Loss, Model, Objective, Trainer
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_choice, check_penalty, mean_risk
+from fishr_exp.trainers._terms import check_choice, check_penalty, in_full, mean_risk
 
 CONVENTIONS = ("intended", "published")
 _OF_FEATURES = 0.3  # their weight beside the logits
@@ -80,12 +80,17 @@ class SelfReg(Trainer):
         share = torch.distributions.Beta(_BETA, _BETA).sample().item()
         first, second = partners(batch.y), partners(batch.y)
         projected = self.projector(features)
-        ones, mixtures = 0.0, 0.0
-        for own, other, weight in ((logits, logits, 1.0), (features, projected, _OF_FEATURES)):
-            mixed = share * other[first] + (1 - share) * other[second]
-            ones = ones + weight * (own - other[first]).square().mean()
-            mixtures = mixtures + weight * (own - mixed).square().mean()
-        penalty = risk.detach().clamp(max=1) * (share * ones + (1 - share) * mixtures)
+        distances = []
+        for values, of_others, weight in (
+            (logits, logits, 1.0),
+            (features, projected, _OF_FEATURES),
+        ):
+            own, others = in_full(values), in_full(of_others)
+            mixed = share * others[first] + (1 - share) * others[second]
+            to_one = (own - others[first]).square().mean()
+            to_mixed = (own - mixed).square().mean()
+            distances.append(weight * (share * to_one + (1 - share) * to_mixed))
+        penalty = risk.detach().clamp(max=1) * torch.stack(distances).sum()
         total = risk + self.gamma * penalty
         return Objective(total, {"risk": risk, "penalty": penalty, "objective": total})
 
