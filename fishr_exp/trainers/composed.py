@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
+import logging
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, OnePass, Part
 
+log = logging.getLogger(__name__)
 Keywords = Mapping[str, Any]
 
 
@@ -57,6 +60,11 @@ class Composed(OnePass):
         self.penalties = nn.ModuleDict(by_name)
         self.base = _make_risk(risk, loss)
         terms = self._terms()
+        if not terms:
+            log.warning(
+                "trainer=composed has neither a risk nor a penalty, and is ERM; pass, for one, "
+                "'trainer.penalties={fishr:{gamma:1}}'"
+            )
         if len(terms) > 1 and (alone := [name for name, term in by_name.items() if term.alone]):
             value, reason = {**penalties}[alone[0]], by_name[alone[0]].alone  # type: ignore[dict-item]
             raise ConfigError(f"trainer.penalties.{alone[0]}", value, reason)
@@ -132,7 +140,9 @@ def _make(key: str, name: str, given: Keywords, loss: Loss, what: str) -> OnePas
     if kind is None or not _fits(kind, what):
         known = [other for other, found in _methods() if _fits(found, what)]
         first = "mean, " if what == "risk" else ""
-        raise ConfigError(f"trainer.{group}", name, f"choose from {first}{', '.join(known)}")
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"trainer.{group}", name, f"choose from {first}{', '.join(known)}", hint)
     if not isinstance(given, Mapping):
         hint = f"pass {key.rpartition('.')[0]}={{{name}:{{KEY:VALUE}}}}"
         raise ConfigError(key, given, "must be the keywords of the method", hint)

@@ -118,8 +118,9 @@ def test_one_risk_is_its_method(name: str, kind: type, keywords: dict[str, Any])
     assert same(Composed(risk={name: keywords}), kind(**keywords))
 
 
-def test_nothing_is_erm() -> None:
+def test_nothing_is_erm(caplog: pytest.LogCaptureFixture) -> None:
     assert same(Composed(), Erm())
+    assert "has neither a risk nor a penalty, and is ERM" in caplog.text
     assert printed_name(Composed()) == "ERM"
 
 
@@ -210,6 +211,7 @@ def test_state_is_kept() -> None:
         ({"risk": "group_dr"}, "trainer.risk=group_dr: choose from mean, .*group_dro"),
         ({"risk": "coral"}, "trainer.risk=coral: choose from mean, eqrm, group_dro, mixup, rsc"),
         ({"risk": {}}, "trainer.risk="),
+        ({"penalties": {"fisher": {}}}, "trainer.penalties=fisher: .*; did you mean fishr.?"),
         ({"penalties": {"mixup": {}}}, "trainer.penalties=mixup: choose from cad, "),
         ({"penalties": {"../x": {}}}, "trainer.penalties=../x: choose from "),
         ({"penalties": {"composed": {}}}, "trainer.penalties=composed: choose from "),
