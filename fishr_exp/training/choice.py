@@ -26,8 +26,6 @@ def prepare_observer(
     training_domains: list[str],
 ) -> None:
     """Tell the observer what it may watch; refuse what no evaluation will give."""
-    if observer.watches(arguments.test_domains):
-        log.warning("observer.monitor=%s selects by a test domain", observer.monitor)
     evaluated = PARTS if arguments.evaluate_train else PARTS[1:]
     filled = {name: [p for p in evaluated if len(parts[name][p])] for name in parts}
     means = [p for p in PARTS if all(p in filled[name] for name in training_domains)]
@@ -68,6 +66,8 @@ def leave_the_choice(
         )  # fmt: skip
     if averaging.selects:
         observer.keep, observer.patience = "last", None
+    elif observer.watches(arguments.test_domains):
+        log.warning("observer.monitor=%s selects by a test domain", observer.monitor)
 
 
 def _how_to_validate(

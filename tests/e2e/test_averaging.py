@@ -102,6 +102,15 @@ def test_swad_gives_its_mean_and_early_stopping_does_nothing(fishr_exp: Command)
     )  # of the last step
 
 
+def test_swad_does_not_select_by_a_test_domain_that_is_monitored(fishr_exp: Command) -> None:
+    words = ("observer.monitor=accuracy/minus90/validation", "total_steps=2")
+    warned = [
+        "selects by a test domain" in fishr_exp(*words, *more, tiny=SMALL).err
+        for more in ((), SCHEMES["swad"])
+    ]
+    assert warned == [True, False]
+
+
 def test_swad_ends_a_training_whose_valley_is_over(fishr_exp: Command) -> None:
     words = (
         "averaging.n_converge=1", "averaging.n_tolerance=1", "averaging.tolerance_ratio=0",

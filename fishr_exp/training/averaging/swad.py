@@ -16,6 +16,7 @@ from fishr_exp.training.averaging.running import check_batch_norm_steps
 log = logging.getLogger(__name__)
 
 CONVENTIONS = ("intended", "published")
+MOST = 1000  # evaluations; the weights of each are in memory
 
 
 class Swad(Averaging):
@@ -44,8 +45,8 @@ class Swad(Averaging):
     as the result; no table can select another step of such a run. Early stopping is not used.
 
     Args:
-        n_converge: n_c, evaluations, 1 or more.
-        n_tolerance: n_t, evaluations, 1 or more.
+        n_converge: n_c, evaluations, from 1 to 1000.
+        n_tolerance: n_t, evaluations, from 1 to 1000.
         tolerance_ratio: r, at least 0. The paper's is 0.3, and 0.2 on VLCS.
         convention: `intended`: as above, each segment counts once. `published`: as their code,
             which overwrites the first of the segments of step 2, so that it does not count there;
@@ -93,8 +94,8 @@ class Swad(Averaging):
     ) -> None:
         super().__init__()
         for key, value in (("n_converge", n_converge), ("n_tolerance", n_tolerance)):
-            if value < 1:
-                raise ConfigError(f"averaging.{key}", value, "must be 1 or more")
+            if not 1 <= value <= MOST:
+                raise ConfigError(f"averaging.{key}", value, f"must be from 1 to {MOST}")
         if not 0 <= tolerance_ratio < float("inf"):
             raise ConfigError("averaging.tolerance_ratio", tolerance_ratio, "must be 0 or more")
         if convention not in CONVENTIONS:

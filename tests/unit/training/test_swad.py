@@ -204,7 +204,7 @@ def test_state_goes_through_a_checkpoint_at_any_step() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"n_converge": 0}, {"n_tolerance": 0}, {"tolerance_ratio": -0.1},
+        {"n_converge": 0}, {"n_tolerance": 0}, {"n_tolerance": 10**19}, {"tolerance_ratio": -0.1},
         {"tolerance_ratio": float("inf")}, {"tolerance_ratio": float("nan")},
         {"convention": "paper"}, {"batch_norm_steps": -1},
     ],
