@@ -72,13 +72,13 @@ def check_rate(key: str, lr: float | None) -> None:
 
 
 def check_l2(l2: float) -> None:
-    """Refuse a negative weight of the squared norm.
+    """Refuse a weight of the squared norm that is not finite and >= 0.
 
     Raises:
-        ConfigError: If it is negative or not a number.
+        ConfigError: If it is not.
     """
-    if not l2 >= 0:
-        raise ConfigError("trainer.l2", l2, "must be 0 or more")
+    if not 0 <= l2 < math.inf:
+        raise ConfigError("trainer.l2", l2, "must be 0 or more, and finite")
 
 
 def domain_means(by_domain: Sequence[Tensor]) -> Tensor:

@@ -247,13 +247,16 @@ class Fishr(Penalty):
                     reduce=distance,
                 )
         except UnsupportedError as error:  # the heart refuses a scope, or an engine its network
-            key = f"trainer.engine={self.engine} trainer.scope"
-            scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
-            raise ConfigError(key, scope, str(error)) from error
+            raise self._refusal(error) from error
         # Put in order by classes, the features are not in the batch's order.
         forward.adopt(None if self.within_classes else read.features, logits, losses)
         total = torch.stack(list(distances.values())).sum()
         return total / self._divisor(batch, sum(entries)), sum(entries)
+
+    def _refusal(self, error: UnsupportedError) -> ConfigError:
+        """Name the keys by which the network does not fit."""
+        scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
+        return ConfigError(f"trainer.engine={self.engine} trainer.scope", scope, str(error))
 
     def _divisor(self, batch: Batch, entries: int) -> int:
         c = CONVENTIONS[self.convention]

@@ -7,7 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from fishr_exp.core.contracts import Batch
-from fishr_exp.gradient_variance import Loss, per_sample_losses
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.gradient_variance import Loss, UnsupportedError, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass
 from fishr_exp.trainers.fishr import Fishr
 
@@ -54,11 +55,19 @@ class Iga(Fishr):
             batch_statistics=batch_statistics, memory_limit=memory_limit, ramp=ramp,
             ramp_steps=ramp_steps, loss=loss,
         )  # fmt: skip
+        self.refuses_compile = (
+            "trainer=iga needs second derivatives of the featurizer, which compiled code does not "
+            "have; pass compile=false"
+        )
 
     def more_logs(self, forward: ForwardPass) -> dict[str, Tensor]:
         """Nothing: Fishr's gamma is of another statistic."""
         del forward
         return {}
+
+    def _refusal(self, error: UnsupportedError) -> ConfigError:
+        reason = f"the gradients of all parameters cannot be had ({error})"
+        return ConfigError("trainer", "iga", reason, "choose another trainer or model")
 
     def _divisor(self, batch: Batch, entries: int) -> int:
         del batch, entries

@@ -224,6 +224,9 @@ def test_idm_interpolates_where_a_domain_has_more_samples() -> None:
     [
         (lambda: Coral(-1.0), "gamma"),
         (lambda: Coral(float("inf")), "gamma"),
+        (lambda: Coral(1.0, l2=-1.0), "l2"),
+        (lambda: Coral(1.0, l2=float("inf")), "l2"),
+        (lambda: Coral(1.0, l2=float("nan")), "l2"),
         (lambda: IbErm(1.0, anneal_steps=-1), "anneal_steps"),
         (lambda: Cad(1.0, temperature=0.0), "temperature"),
         (lambda: Rdm(1.0, variance_weight=-1.0), "variance_weight"),
@@ -244,3 +247,13 @@ def test_rdm_changes_its_rate_where_it_begins_to_act() -> None:
     assert Rdm(5.0, anneal_steps=9, lr_after=1e-5).resets == {9: {"lr": 1e-5}}
     assert Rdm(5.0, anneal_steps=9, lr_after=None).resets == {9: {}}
     assert Rdm(0.0, anneal_steps=9).resets == {}
+
+
+def test_iga_refuses_a_network_by_its_own_name() -> None:
+    """It has no `scope` and no `engine`, which are Fishr's keys."""
+    network = model()
+    network.featurizer.append(nn.BatchNorm1d(4).double())
+    with pytest.raises(ConfigError, match=r"^trainer=iga: .*BatchNorm in training mode"):
+        Iga(1.0).objective(network, batch(*SIZES), 0)
+    assert "scope" not in Iga(1.0).refuses_compile
+    assert Iga(1.0).refuses_compile
