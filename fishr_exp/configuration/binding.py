@@ -252,6 +252,11 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
     try:
         return TypeAdapter(annotation, config=lenient).validate_python(value)
     except ValidationError as error:
+        if typing.get_origin(annotation) is typing.Literal:
+            words = [str(word) for word in typing.get_args(annotation)]
+            near = difflib.get_close_matches(str(value), words, n=1)
+            hint = f"did you mean {near[0]}?" if near else ""
+            raise ConfigError(key, value, f"choose from {', '.join(words)}", hint) from None
         wanted = getattr(annotation, "__name__", None)
         if wanted is None or typing.get_args(annotation):
             wanted = str(annotation).replace("typing.", "").replace("collections.abc.", "")

@@ -40,6 +40,7 @@ from fishr_exp.training.step import (
 
 log = logging.getLogger(__name__)
 _MUCH_WAITING = 0.1  # of a step's time; below, more workers gain nothing to speak of
+_ENOUGH = 3  # epochs; some players begin late
 _FELT = 0.01  # seconds a step; below, workers cost more than they gain
 
 
@@ -212,7 +213,7 @@ def fit(
             on_evaluation(evaluation, verdict)
             save()
             save_every.restart()
-            if epoch == 1:
+            if epoch == _ENOUGH:
                 _warn_of_idle_players(training)
             bar.set_postfix_str("")
             best = verdict.improved and observer.keep == "best"

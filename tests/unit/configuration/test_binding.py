@@ -226,3 +226,10 @@ def test_make_run_composes_for_every_dataset_of_images(dataset: str) -> None:
     bound = arguments(config)
     assert bound.test_domains == ["a"]
     assert bound.config["dataset"]["image_size"] == 96
+
+
+def test_a_wrong_word_lists_the_words_that_there_are() -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments(composed("trainer=coral", "trainer.ramp=linea"))
+    said = "trainer.ramp=linea: choose from none, linear, exponential; did you mean linear?"
+    assert str(caught.value) == said

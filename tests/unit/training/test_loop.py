@@ -146,3 +146,40 @@ def test_a_signal_is_handled_while_a_minibatch_is_awaited(monkeypatch):
     pictures.go_on.set()
     assert stopped.value.signal == signal.SIGTERM
     assert saved == [1]
+
+
+class Late(Erm):
+    """The model moves from a step on, and a second player never."""
+
+    def __init__(self, begins):
+        super().__init__()
+        self.begins, self.own = begins, torch.nn.Linear(1, 1)
+
+    def players(self, model):
+        return {"early": [*self.own.parameters()], "model": [*model.parameters()]}
+
+    def objective(self, model, batch, step):
+        found = super().objective(model, batch, step)
+        if step >= self.begins:
+            return found
+        own = sum(parameter.square().sum() for parameter in self.own.parameters())
+        return found._replace(total=own, player="early")
+
+
+@pytest.mark.parametrize(("begins", "warned"), [(2, []), (9, ["model", "model"])])
+def test_a_player_that_is_never_updated_is_warned_of(begins, warned, caplog):
+    """After the third evaluation, and at the end: some begin late."""
+    x, y = torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+    network = mlp(
+        input_shape=(1, 2, 2), num_classes=2, hidden=3, hidden_layers=1, single_logit=False
+    )
+    observer = EarlyStopping("risk", "min", None, 0.0, "last")
+    training = Training(network, Late(begins), functools.partial(torch.optim.SGD, lr=0.1), observer)
+    with Signals() as signals:
+        fit(
+            training, [[loop.Minibatch(x.clone(), y) for _ in range(4)]],
+            lambda: (Scores({}, {}), None), lambda *_: None, lambda: None,
+            Interval(None), signals, total_steps=4, steps_per_epoch=1, title="a run",
+        )  # fmt: skip
+    found = [r.args[0] for r in caplog.records if "no objective has updated player" in r.msg]
+    assert found == warned
