@@ -274,7 +274,9 @@ class Penalty(OnePass):
         check_choice("trainer.ramp", ramp, RAMPS)
         if ramp_steps < 0 or (ramp != "none") != (ramp_steps > 0):
             reason = f"does not go with trainer.ramp={ramp}"
-            hint = "pass the number of updates that the ramp takes, or trainer.ramp=none with 0"
+            hint = "pass the number of updates that the ramp takes"
+            if ramp == "none":
+                hint = "pass trainer.ramp=linear or exponential, too, or trainer.ramp_steps=0"
             raise ConfigError("trainer.ramp_steps", ramp_steps, reason, hint)
         given = (schedule.weight_before, schedule.divides_by_weight, schedule.resets_optimizer)
         self.schedule = Schedule(*given, ramp, ramp_steps)

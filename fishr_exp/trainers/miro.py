@@ -78,7 +78,7 @@ class Miro(Trainer):
         self.channel_dims: list[int] = []
         self.scales = nn.ParameterList()
         if gamma:
-            self.refuses_compile = "it reads the outputs of inner layers; pass compile=false"
+            self.refuses_compile = "MIRO reads the outputs of inner layers; pass compile=false"
 
     def prepare(self, model: Model, facts: Facts) -> Model:
         """Copy the featurizer, and make the b_l."""

@@ -166,7 +166,12 @@ def _choose(
             accuracy = prepared.scores(counted).mean("accuracy", "validation")
             assert accuracy is not None  # of data on which all runs have one
             verdict = "kept" if accuracy >= best else "left out"
-            log.info("%s: %s, validation %.2f %%", member.run.path, verdict, 100 * accuracy)
+            log.info(
+                "%s: %s; the mean with it has validation %.2f %%",
+                member.run.path,
+                verdict,
+                100 * accuracy,
+            )
             if accuracy < best:
                 continue
             best = accuracy
