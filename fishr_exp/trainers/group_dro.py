@@ -60,7 +60,8 @@ class GroupDro(OnePass):
     def risk(self, forward: ForwardPass) -> Tensor:
         """The weighted risk; it updates the weights."""
         risks = forward.risks
-        grown = self.weights * torch.exp(self.eta * risks.detach())
+        given = risks.detach()
+        grown = self.weights * torch.exp(self.eta * (given - given.max()))  # no overflow
         self.weights = grown / grown.sum()
         weighted = (self.weights * risks).sum()
         return weighted / len(risks) if self.convention == "domainbed_2020" else weighted

@@ -12,6 +12,8 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, OnePass
 
+_SMALLEST = 0.01  # below, PyTorch's draws from the Beta distribution underflow: many are 1/2
+
 
 class Mixup(OnePass):
     """Minimize the risk of samples that are mixed from two domains.
@@ -23,7 +25,7 @@ class Mixup(OnePass):
     with different numbers of samples, the first ones of the larger are mixed.
 
     Args:
-        alpha: Of the Beta distribution, positive and finite; small values mix little.
+        alpha: Of the Beta distribution, >= 0.01 and finite; small values mix little.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 
@@ -43,8 +45,9 @@ class Mixup(OnePass):
 
     def __init__(self, alpha: float = 0.2, l2: float = 0.0, loss: Loss = per_sample_losses) -> None:
         super().__init__(l2, loss)
-        if not 0 < alpha < math.inf:
-            raise ConfigError("trainer.alpha", alpha, "must be positive and finite")
+        if not _SMALLEST <= alpha < math.inf:
+            reason = f"must be {_SMALLEST} or more, and finite"
+            raise ConfigError("trainer.alpha", alpha, reason, "trainer=erm mixes nothing")
         self.alpha = alpha
 
     def risk(self, forward: ForwardPass) -> Tensor:

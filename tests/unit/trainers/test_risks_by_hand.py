@@ -57,6 +57,22 @@ def test_group_dro_weighs_domains_by_the_risks_so_far(convention: str, share: fl
     assert method.state_dict()["weights"].tolist() == pytest.approx(q)
 
 
+def test_group_dro_gives_the_worst_domain_all_weight_if_eta_is_large() -> None:
+    """In float32, where exp(eta · R) would be infinite."""
+    network, of = model().float(), batch(*SIZES)
+    of = Batch(of.x.float(), of.y, of.sizes)
+    method = GroupDro(1e4)
+    method.prepare(network, FACTS)
+    found = method.objective(network, of, 0).total
+    torch.testing.assert_close(found, risks(network, of).max())
+
+
+def test_the_smallest_alpha_mixes_little() -> None:
+    torch.manual_seed(0)
+    drawn = torch.distributions.Beta(0.01, 0.01).sample((10_000,))
+    assert ((drawn > 0.05) & (drawn < 0.95)).float().mean().item() == pytest.approx(0.029, abs=0.01)
+
+
 @pytest.mark.parametrize("quantile", [0.6, 0.75, 0.99])
 def test_eqrm_is_the_quantile_of_the_density(quantile: float) -> None:
     network, of = model(), batch(*SIZES)
@@ -163,6 +179,8 @@ def test_rsc_mutes_what_the_true_class_depends_on(outputs: int) -> None:
         (lambda: Eqrm(lr_after=-1.0), "lr_after"),
         (lambda: Eqrm(lr_after=0.0), "lr_after"),
         (lambda: Mixup(0.0), "alpha"),
+        (lambda: Mixup(0.009), "alpha"),
+        (lambda: Mixup(float("nan")), "alpha"),
         (lambda: Rsc(drop_features=1.0), "drop_features"),
         (lambda: Rsc(drop_samples=-0.1), "drop_samples"),
     ],
