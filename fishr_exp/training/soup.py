@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import logging
 import time
 from collections.abc import Sequence
@@ -126,8 +127,10 @@ def _prepared(member: Member, domains: Domains) -> tuple[Prepared, str]:
         of_the_start = error.key in ("model.weights_file", "model.pretrained")
         if not of_the_start or not isinstance(build, functools.partial):
             raise
-        own = {**build.keywords, "weights_file": str(member.weights), "pretrained": False}
-        model = functools.partial(build.func, **own)
+        known = inspect.signature(build.func).parameters
+        own = {"weights_file": str(member.weights), "pretrained": False}
+        own = {key: value for key, value in own.items() if key in known}
+        model = functools.partial(build.func, **{**build.keywords, **own})
         return prepare(replace(arguments, model=model)), f"{member.run.path}: {error}"
     finally:
         logging.disable(logging.NOTSET)

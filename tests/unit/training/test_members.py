@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 
-from fishr_exp.training.members import Mean
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.training.members import Mean, Member, check_alike
 
 
 def state(value: float, count: int) -> dict[str, torch.Tensor]:
@@ -41,3 +47,19 @@ def test_the_mean_of_equal_weights_is_these_weights() -> None:
     for _ in range(60):
         mean = mean.with_another({"weight": value})
     assert torch.equal(mean.state_dict()["weight"], value)
+
+
+def member(**model: Any) -> Member:
+    config = {"model": {"_target_": "fishr_exp.models.backbone.resnet18", **model}, "seed": 0}
+    run: Any = SimpleNamespace(
+        path=Path("run"), config=config, dataset="pacs", test_domains=("sketch",)
+    )
+    return Member(run, arguments=SimpleNamespace(), weights=Path("best.pt"), digest="")  # type: ignore[arg-type]
+
+
+def test_runs_of_one_network_may_differ_in_dropout_and_in_where_its_start_lies() -> None:
+    one = member(dropout=0.0, pretrained=True, weights_file=None, freeze_bn=True)
+    other = member(dropout=0.5, pretrained=False, weights_file="start.pt", freeze_bn=True)
+    check_alike([one, other])
+    with pytest.raises(ConfigError, match=r"has model\.freeze_bn False, and run True"):
+        check_alike([one, member(dropout=0.0, freeze_bn=False)])
