@@ -58,6 +58,8 @@ class Eqrm(OnePass):
         if not (0 < quantile < 1 or -math.inf < quantile < 0):
             reason = "must be in (0, 1), or log(1 - quantile), which is below 0"
             raise ConfigError("trainer.quantile", quantile, reason)
+        if quantile > 0 and math.isinf(_of_normal(quantile)):
+            raise ConfigError("trainer.quantile", quantile, "is too close to 0 to be computed with")
         if anneal_steps < 0:
             raise ConfigError("trainer.anneal_steps", anneal_steps, "must be 0 or more")
         check_rate("trainer.lr_after", lr_after)
@@ -72,10 +74,16 @@ class Eqrm(OnePass):
         bandwidth = 1.06 * risks.std() * len(risks) ** -0.2
         if self.quantile < 0:
             return (risks + bandwidth * math.sqrt(-2 * self.quantile)).mean()
-        z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(self.quantile).double()).item()
+        z = _of_normal(self.quantile)
         low, high = risks.min() + bandwidth * z, risks.max() + bandwidth * z
         t = _bisected(self.quantile, risks.tolist(), bandwidth.item(), (low.item(), high.item()))
         return (1 - t) * low + t * high
+
+
+def _of_normal(quantile: float) -> float:
+    """Return the quantile of the standard normal distribution."""
+    given = torch.tensor(quantile, dtype=torch.float64)
+    return torch.distributions.Normal(0.0, 1.0).icdf(given).item()
 
 
 def _bisected(
