@@ -109,7 +109,7 @@ class Masked(Trainer):
     min_domains = 2
 
     def mask(self, gradients: Tensor) -> Tensor:
-        """Return m, [*shape], from the gradients of one parameter, [D, *shape]."""
+        """Return m, [*shape], a new tensor, from the gradients of one parameter, [D, *shape]."""
         raise NotImplementedError
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
@@ -124,8 +124,9 @@ class Masked(Trainer):
         for of_one in zip(*(gradients for _, gradients in found), strict=True):
             gradients = torch.stack(of_one)
             mask = self.mask(gradients)
-            directions.append(mask * gradients.mean(0) * (1 / (1e-10 + mask.mean())))
             kept.append(mask.sum())
+            scale = 1 / (1e-10 + kept[-1] / mask.numel())
+            directions.append(mask.mul_(gradients.mean(0)).mul_(scale))
         mean = torch.stack(kept).sum() / sum(parameter.numel() for parameter in parameters)
         logs = {"risk": risk, "kept": mean, "objective": risk}
         return Objective(risk, logs, gradients=directions)
