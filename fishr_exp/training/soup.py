@@ -30,7 +30,6 @@ from fishr_exp.training.signals import Signals
 
 log = logging.getLogger(__name__)
 
-HOW = ("uniform", "restricted")
 BATCH_NORM_STEPS = 100  # minibatches for the statistics of an average
 
 
