@@ -31,7 +31,7 @@ def is_erm(config: Mapping[str, Any]) -> bool:
 
 def averaging_of(config: Mapping[str, Any]) -> str:
     """Return what tables call a run's averaging scheme, by its class; empty without one."""
-    target = str((config.get("averaging") or {}).get(TARGET, ""))
+    target = str(_part(config, "averaging").get(TARGET, ""))
     name = target.rpartition(".")[2]
     return name.upper() if target.startswith("fishr_exp.") else name  # SWAD
 
@@ -59,7 +59,7 @@ def misfit(config: Mapping[str, Any], outline: Outline) -> str:
     if isinstance(asked.get("test_domains"), str):
         asked["test_domains"] = [asked["test_domains"]]
     found: dict[str, Any] = {"seed": outline.seed, "test_domains": outline.test_domains}
-    target, trainer = _target(config), config.get("trainer") or {}
+    target, trainer = _target(config), _part(config, "trainer")
     if target in _EARLIER and AVERAGE_OF not in config:
         asked |= {"method": _EARLIER[target]}
         found |= {"method": outline.method or _EARLIER[target]}
@@ -69,4 +69,10 @@ def misfit(config: Mapping[str, Any], outline: Outline) -> str:
 
 
 def _target(config: Mapping[str, Any]) -> str:
-    return id_of(str((config.get("trainer") or {}).get(TARGET)))
+    return id_of(str(_part(config, "trainer").get(TARGET)))
+
+
+def _part(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    """Return a part of a configuration; empty where there is none, or it is damaged."""
+    part = config.get(group)
+    return part if isinstance(part, Mapping) else {}

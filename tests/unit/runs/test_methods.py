@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fishr_exp.runs.methods import is_erm, method_of
+from fishr_exp.runs.methods import averaging_of, is_erm, method_of
 
 
 def config(target: str | None):
@@ -38,3 +38,10 @@ def test_an_average_of_runs_of_erm_is_no_baseline():
     average = {**config("fishr_exp.trainers.erm.Erm"), "average_of": {"how": "uniform", "runs": 2}}
     assert not is_erm(average)
     assert method_of(average, "ERM (uniform average of 2)") == "ERM (uniform average of 2)"
+
+
+@pytest.mark.parametrize("damaged", [[1], 5, "ema", None])
+def test_a_damaged_part_names_nothing(damaged):
+    assert averaging_of({"averaging": damaged}) == ""
+    assert not is_erm({"trainer": damaged})
+    assert method_of({"trainer": damaged}, "Fishr") == "Fishr"
