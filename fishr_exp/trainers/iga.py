@@ -2,73 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from fishr_exp.core.contracts import Batch
-from fishr_exp.core.errors import ConfigError
-from fishr_exp.gradient_variance import Loss, UnsupportedError, per_sample_losses
-from fishr_exp.trainers._one_pass import ForwardPass
-from fishr_exp.trainers.fishr import Fishr
+from fishr_exp.core import distributed
+from fishr_exp.core.contracts import trainable
+from fishr_exp.gradient_variance.terms.distributed import sum_over_ranks
+from fishr_exp.trainers._directions import each_domain
+from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty
+from fishr_exp.trainers._terms import mean_risk
 
 
-class Iga(Fishr):
+class Iga(Penalty):
     """Penalize the spread of the domains' gradients.
 
         objective = R + gamma · Σ_e ‖g_e − g‖²,    g = (1/D) Σ_e g_e
 
-    where g_e is the gradient of R_e with respect to all parameters. It is Fishr with the mean in
-    place of the variance.
+    where g_e is the gradient of R_e with respect to all parameters. Each domain has a forward and a
+    backward pass of its own; a joint forward pass would be differentiated D times as a whole. So
+    BatchNorm in training mode normalizes each domain by itself. While the weight is 0, the penalty
+    is not computed.
 
-    Args:
-        gamma: Weight of the penalty, finite and >= 0.
-        anneal_steps: Optimizer updates before gamma acts.
-        ramp: How the weight grows from there to gamma, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
-        batch_statistics: Where BatchNorm in training mode couples the samples, see `Fishr`.
-        memory_limit: Most of a temporary tensor of per-sample gradients, in MiB.
-        l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
-        loss: Of each sample.
-
-    Raises:
-        ConfigError: If an argument is outside its range.
+    For the arguments, see `Penalty`.
 
     Source: Koyama and Yamaguchi (2020, arXiv:2008.01883), version 2; as a sum, DomainBed.
     """
 
     printed_name = "IGA"
+    refuses_compile = (
+        "IGA needs second derivatives of the featurizer, which compiled code does not have; pass "
+        "compile=false"
+    )
 
-    def __init__(
-        self,
-        gamma: float,
-        anneal_steps: int = 0,
-        ramp: Literal["none", "linear", "exponential"] = "none",
-        ramp_steps: int = 0,
-        batch_statistics: str = "refuse",
-        memory_limit: float = 128.0,
-        l2: float = 0.0,
-        loss: Loss = per_sample_losses,
-    ) -> None:
-        super().__init__(
-            gamma, scope="all", anneal_steps=anneal_steps, l2=l2, statistic="mean",
-            batch_statistics=batch_statistics, memory_limit=memory_limit, ramp=ramp,
-            ramp_steps=ramp_steps, loss=loss,
-        )  # fmt: skip
-        self.refuses_compile = (
-            "trainer=iga needs second derivatives of the featurizer, which compiled code does not "
-            "have; pass compile=false"
-        )
+    def begin(self, forward: ForwardPass) -> None:
+        """Make the forward pass domain by domain, and differentiate each risk."""
+        if self.weight(forward.step) == 0:
+            return
+        parameters = trainable(forward.model)
+        features, logits, losses, gradients = [], [], [], []
+        for part in each_domain(forward.batch):
+            with FeaturesRead(forward.model) as read:
+                logits.append(forward.model(part.x))
+            features.append(read.features)
+            losses.append(self.loss(logits[-1], part.y))
+            with torch.autocast(part.x.device.type, enabled=False):
+                gradients.append(_gradients(mean_risk(part, losses[-1]), parameters))
+        known = [each for each in features if each is not None]
+        joined = torch.cat(known) if len(known) == len(features) else None
+        forward.adopt(joined, torch.cat(logits), torch.cat(losses))
+        forward.kept[self] = _spread(gradients)
 
-    def more_logs(self, forward: ForwardPass) -> dict[str, Tensor]:
-        """Nothing: Fishr's gamma is of another statistic."""
-        del forward
-        return {}
+    def parts(self, forward: ForwardPass) -> Sequence[Part]:
+        """The spread, with its weight at this step."""
+        return [Part(forward.kept.get(self), self.weight(forward.step))]
 
-    def _refusal(self, error: UnsupportedError) -> ConfigError:
-        reason = f"the gradients of all parameters cannot be had ({error})"
-        return ConfigError("trainer", "iga", reason, "choose another trainer or model")
 
-    def _divisor(self, batch: Batch, entries: int) -> int:
-        del batch, entries
-        return 1  # a sum over domains and coordinates
+def _gradients(risk: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the risk over the samples of all ranks, with graph."""
+    found = torch.autograd.grad(
+        risk, parameters, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    if not distributed.is_active():
+        return list(found)
+    return [sum_over_ranks(each) / distributed.world_size() for each in found]
+
+
+def _spread(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Sum over domains and coordinates of the squared distance from the domains' mean."""
+    by_parameter = [torch.stack(each) for each in zip(*gradients, strict=True)]  # [D, *shape]
+    return torch.stack([(each - each.mean(0)).square().sum() for each in by_parameter]).sum()

@@ -249,11 +249,20 @@ def test_rdm_changes_its_rate_where_it_begins_to_act() -> None:
     assert Rdm(0.0, anneal_steps=9).resets == {}
 
 
-def test_iga_refuses_a_network_by_its_own_name() -> None:
-    """It has no `scope` and no `engine`, which are Fishr's keys."""
-    network = model()
+def test_iga_normalizes_each_domain_by_itself() -> None:
+    network, of = model(), batch(*SIZES)
     network.featurizer.append(nn.BatchNorm1d(4).double())
-    with pytest.raises(ConfigError, match=r"^trainer=iga: .*BatchNorm in training mode"):
-        Iga(1.0).objective(network, batch(*SIZES), 0)
-    assert "scope" not in Iga(1.0).refuses_compile
-    assert Iga(1.0).refuses_compile
+    weights = list(network.parameters())
+    found = Iga(7.0).objective(network, of, 0).total
+    passed = Passed(network, of)
+    expected = passed.risks.mean() + 7 * iga(passed)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
+    ours, theirs = (torch.autograd.grad(total, weights) for total in (found, expected))
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-11)
+
+
+def test_iga_costs_erm_while_it_does_not_act() -> None:
+    logs = Iga(7.0, anneal_steps=3).objective(model(), batch(*SIZES), 2).logs
+    assert "penalty" not in logs
+    assert logs["objective"] == logs["risk"]
