@@ -212,7 +212,8 @@ class Checkout:
         with self._with(workload):
             algorithm = getattr(self.algorithms, name)(
                 workload.input_shape, workload.classes, 3, hparams | more
-            ).train()
+            )
+        algorithm.train()  # TRM's returns nothing
         minibatches = list(zip(batch.by_domain(batch.x), batch.by_domain(batch.y), strict=True))
         features = Latest()
         if name == "Fishr":
