@@ -252,14 +252,14 @@ def measure(
     steps = {"erm": 1, "ours": STEPS.get(option, 1), "theirs": STEPS.get(option, 1)}
     times: dict[str, list[float]] = {side: [] for side in sides}
     order, shuffle = [*sides], random.Random(0).shuffle
-    for number in range(rounds + 2):  # the first two warm up
+    for number in range(rounds + 1):  # the first one warms up
         shuffle(order)
         for side in order:
             gc.collect()
             started = time.perf_counter()
             for _ in range(steps[side]):
                 sides[side]()
-            if number >= 2:
+            if number >= 1:
                 times[side].append((time.perf_counter() - started) * 1e3 / steps[side])
     values = {side: np.array(own) for side, own in times.items()}
     theirs = values.get("theirs")
