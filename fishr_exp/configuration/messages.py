@@ -57,7 +57,8 @@ def one_line(error: Exception) -> str | None:
         unknown = re.match(r"Could not override '(.+)'", str(error))
         if ambiguous := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
             key, _, values = ambiguous.group(1).partition("=")
-            hint = f"pass -m to run each, or write {key}=[{values}] for one list"
+            hint = "pass -m to run each"
+            hint += "" if _is_group(key) else f", or write {key}=[{values}] for one list"
             return str(ConfigError(key, values, "several values are a sweep", hint))
         if "INTERVAL_SWEEP" in str(error):
             reason = "does not draw from an interval"
@@ -191,7 +192,14 @@ def _unknown(key: str) -> ConfigError:
         error.hint = f"did you mean {of[0]}.{key}?" if of else ""
     elif group in PARTS and chosen and group not in overrides and not error.hint:
         error.hint = f"these are the keys of {group}={chosen}; for others, pass {group}=NAME"
-    return ConfigError(key, overrides.get(key, ""), error.allowed, error.hint)
+    return ConfigError(key, *_given(key, overrides, error.allowed, error.hint))
+
+
+def _given(key: str, overrides: Mapping[str, str], reason: str, hint: str) -> tuple[str, str, str]:
+    """Return a key's value, what is wrong with it, and the fix; it may not have been typed."""
+    if key in overrides:
+        return overrides[key], reason, hint
+    return "...", reason, "the experiment sets or sweeps this key; choose one that fits the method"
 
 
 def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> ConfigError:
@@ -205,9 +213,10 @@ def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> Conf
     if without and len(without) < len(keys):
         reason = f"{group}={without[0]} has no such key"
         hint = f"sweep over the options of {group} that have it, and run {without[0]} separately"
-        return ConfigError(key, overrides[key], reason, hint)
+        return ConfigError(key, *_given(key, overrides, reason, hint))
     known = dict.fromkeys(own for all_own in keys.values() for own in all_own)
-    return unknown_key(key, overrides[key], known)
+    error = unknown_key(key, "", known)
+    return ConfigError(key, *_given(key, overrides, error.allowed, error.hint))
 
 
 def _composing() -> contextlib.AbstractContextManager[Any]:

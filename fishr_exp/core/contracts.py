@@ -228,6 +228,7 @@ class Averaging(nn.Module):
             neither chooses the result nor ends the training.
         monitor: What it needs of every evaluation, such as `validation_loss`; a run that does not
             measure it is refused before the first step.
+        first_step: The first step whose weights are in the average.
         batch_norm_steps: Minibatches over which the BatchNorm statistics of an averaged model are
             recomputed before it is evaluated, where BatchNorm is not frozen; 0: they stay as the
             scheme leaves them.
@@ -236,6 +237,7 @@ class Averaging(nn.Module):
     printed_name: str = ""
     selects: bool = False
     monitor: str = ""
+    first_step: int = 1
     batch_norm_steps: int = 0
 
     @property

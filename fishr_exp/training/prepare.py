@@ -95,6 +95,12 @@ def prepare(arguments: Arguments) -> Prepared:
         arguments, domains, trainer, observer, context, device,
         (tuple(training_domains), total_steps),
     )  # fmt: skip
+    if training.averaging.first_step > total_steps:
+        log.warning(
+            "averaging.start=%d: no weights are averaged in the %d steps of this run; lower it",
+            training.averaging.first_step,
+            total_steps,
+        )
     leave_the_choice(training.averaging, observer, arguments, parts, training_domains)
     _check_loss(loss, training.model, arguments.config)
     return Prepared(

@@ -180,3 +180,10 @@ def test_batch_norm_statistics_of_the_mean(
     means = {k: v for k, v in done.checkpoint("best")["model"].items() if "running_mean" in k}
     moved = [not torch.equal(means[k], trained[k]) for k in means]
     assert all(moved) if not frozen else not any(moved)
+
+
+def test_an_average_that_never_begins_is_warned_of(fishr_exp: Command) -> None:
+    outcome = fishr_exp("averaging=sma", "averaging.start=5")
+    assert outcome.status == 0
+    assert "averaging.start=5: no weights are averaged in the 4 steps of this run" in outcome.err
+    assert "no weights" not in fishr_exp("averaging=sma", "averaging.start=4").err

@@ -34,7 +34,8 @@ class Running(Averaging):
         if start < 1:
             raise ConfigError("averaging.start", start, "must be 1 or more")
         check_batch_norm_steps(batch_norm_steps)
-        self.start, self.batch_norm_steps = start, batch_norm_steps
+        self.start = self.first_step = start
+        self.batch_norm_steps = batch_norm_steps
         self.register_buffer("count", torch.tensor(0))  # steps in the mean
 
     def share(self, count: int) -> float:
