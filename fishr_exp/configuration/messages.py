@@ -199,7 +199,8 @@ def _given(key: str, overrides: Mapping[str, str], reason: str, hint: str) -> tu
     """Return a key's value, what is wrong with it, and the fix; it may not have been typed."""
     if key in overrides:
         return overrides[key], reason, hint
-    return "...", reason, "the experiment sets or sweeps this key; choose one that fits the method"
+    by_experiment = "the experiment sets or sweeps this key; choose one that fits the method"
+    return "...", reason, hint or by_experiment
 
 
 def _unknown_to_some(group: str, key: str, overrides: Mapping[str, str]) -> ConfigError:
