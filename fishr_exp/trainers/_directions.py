@@ -77,18 +77,19 @@ def moved(model: Model, parameters: Sequence[Tensor], steps: Sequence[Tensor]) -
     Forward passes in the block leave the model's buffers as they were, such as BatchNorm's
     statistics, which belong to the old weights. No graph may be alive over the block.
     """
-    restored = [*parameters, *model.buffers()]
-    before = [tensor.detach().clone() for tensor in restored]
-    with torch.no_grad():
-        for parameter, step in zip(parameters, steps, strict=True):
-            parameter.add_(step)
+    weights = [parameter.data for parameter in parameters]  # put aside, not copied
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for parameter, step in zip(parameters, steps, strict=True):
+        parameter.data = parameter.data + step
     torch.clear_autocast_cache()  # of the weights in half precision, which are still the old ones
     try:
         yield
     finally:
+        for parameter, own in zip(parameters, weights, strict=True):
+            parameter.data = own
         with torch.no_grad():
-            for tensor, old in zip(restored, before, strict=True):
-                tensor.copy_(old)
+            for buffer, before in buffers:
+                buffer.copy_(before)
         torch.clear_autocast_cache()
 
 

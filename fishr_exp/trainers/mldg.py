@@ -15,10 +15,8 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._directions import (
     each_domain,
-    flat,
     moved,
     risk_and_gradients,
-    shaped,
 )
 from fishr_exp.trainers._terms import check_choice
 
@@ -110,14 +108,17 @@ class Mldg(Trainer):
         """Return the direction for one batch; `step` counts optimizer updates made so far."""
         del step
         parameters, parts = trainable(model, self), each_domain(batch)
-        weights = flat([parameter.detach() for parameter in parameters])
-        direction, risks, later_risks = torch.zeros_like(weights), [], []
+        direction = [torch.zeros_like(parameter) for parameter in parameters]
+        risks, later_risks = [], []
         for i, j in self._pairs(len(parts)):
             risk, first = risk_and_gradients(model, parts[i], self.loss, parameters)
-            g_i = flat(first)
-            with moved(model, parameters, shaped(self._inner_step(weights, g_i), parameters)):
+            steps = [
+                self._inner_step(w.detach(), g) for w, g in zip(parameters, first, strict=True)
+            ]
+            with moved(model, parameters, steps):
                 later, second = risk_and_gradients(model, parts[j], self.loss, parameters)
-            direction += (g_i + self.beta * flat(second)) / len(parts)
+            for each, g_i, g_j in zip(direction, first, second, strict=True):
+                each.add_(g_i, alpha=1 / len(parts)).add_(g_j, alpha=self.beta / len(parts))
             risks.append(risk)
             later_risks.append(later)
         total = torch.stack(risks).sum() + self.beta * torch.stack(later_risks).sum()
@@ -126,7 +127,7 @@ class Mldg(Trainer):
             "meta_test_risk": torch.stack(later_risks).mean(),
             "objective": total / len(parts),
         }
-        return Objective(logs["objective"], logs, gradients=shaped(direction, parameters))
+        return Objective(logs["objective"], logs, gradients=direction)
 
     def _pairs(self, domains: int) -> Iterator[tuple[int, int]]:
         """Draw the pairs of one step; the same in all processes."""
