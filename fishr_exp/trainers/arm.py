@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fishr_exp.core.contracts import Batch, Facts, Loss, Model, Objective, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_choice, domain_risks
+from fishr_exp.trainers._terms import check_choice, mean_risk
 
 CONVENTIONS = ("intended", "published")
 _FILTERS, _WINDOW = 64, 5
@@ -103,7 +103,7 @@ class Arm(Trainer):
         if self.convention == "published":
             model.featurizer.group.fill_(batch.sizes[0])  # type: ignore[operator, union-attr]
         logits = model.classifier(model.featurizer(batch.x, batch.sizes))
-        risk = domain_risks(batch, self.loss(logits, batch.y)).mean()
+        risk = mean_risk(batch, self.loss(logits, batch.y))
         return Objective(risk, {"risk": risk, "objective": risk})
 
 
