@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from fishr_exp.trainers._information_bottleneck import bottleneck
 from fishr_exp.trainers._one_pass import ForwardPass, Penalty, Schedule
+from fishr_exp.trainers._terms import of_all_ranks
 
 
 class IbErm(Penalty):
@@ -26,4 +27,5 @@ class IbErm(Penalty):
 
     def penalty(self, forward: ForwardPass) -> Tensor:
         """Mean over domains and features of the variance."""
-        return bottleneck(forward)
+        by_domain = of_all_ranks(forward.batch, forward.features)
+        return torch.stack([features.var(0).mean() for features in by_domain]).mean()
