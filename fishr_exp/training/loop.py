@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fishr_exp.core import distributed
+from fishr_exp.core.compiler import compiler_not_imported
 from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Trainer
 from fishr_exp.data.minibatches import awaited
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
@@ -92,6 +93,8 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on; every rank calls it."""
+        with compiler_not_imported():
+            optimizers = {name: p.optimizer.state_dict() for name, p in self.players.items()}
         return {
             "step": self.step,
             "logged": {name: torch.stack(values) for name, values in self.logged.items()},
@@ -99,7 +102,7 @@ class Training:
             "waited": self.waited,
             "model": self.model.state_dict(),
             "trainer": self.trainer.state_dict(),
-            "optimizers": {name: p.optimizer.state_dict() for name, p in self.players.items()},
+            "optimizers": optimizers,
             "moved": [name for name, player in self.players.items() if player.has_moved],
             "averaging": self.averaging.state_dict(),
             "observer": self.observer.state_dict(),
@@ -118,7 +121,8 @@ class Training:
         self.trainer.load_state_dict(state["method" if before_players else "trainer"])
         optimizers = {"model": state["optimizer"]} if before_players else state["optimizers"]
         for name, player in self.players.items():
-            player.optimizer.load_state_dict(optimizers[name])
+            with compiler_not_imported():
+                player.optimizer.load_state_dict(optimizers[name])
             player.has_moved = before_players or name in state["moved"]
         if not before_players:
             self.averaging.load_state_dict(state["averaging"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fishr_exp.core import distributed
+from fishr_exp.core.compiler import compiler_not_imported
 from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
 from fishr_exp.core.errors import ConfigError, TrainingError
 
@@ -47,7 +48,8 @@ class Player:
         groups = [{**group, "params": list(group["params"])} for group in groups]
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         self.has_moved = False
-        self.optimizer = make_optimizer(groups, **overrides)
+        with compiler_not_imported():
+            self.optimizer = make_optimizer(groups, **overrides)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] * group.get("lr_factor", 1)
 
@@ -103,8 +105,9 @@ def optimizer_step(
         moving = _moving(trainer, players, objective)
         parameters = [parameter for player in moving for parameter in player.parameters]
         _check_finite(objective, step)
-        for player in moving:
-            player.optimizer.zero_grad(set_to_none=True)
+        with compiler_not_imported():
+            for player in moving:
+                player.optimizer.zero_grad(set_to_none=True)
         if objective.gradients is None:
             objective.total.backward()
         else:
@@ -113,7 +116,8 @@ def optimizer_step(
         distributed.average_gradients(parameters)
         for player in moving:
             _check_reached(trainer, player)
-            player.optimizer.step()
+            with compiler_not_imported():
+                player.optimizer.step()
         for name, value in objective.logs.items():
             logs.setdefault(name, []).append(torch.as_tensor(value).detach())
         if "objective" not in objective.logs:

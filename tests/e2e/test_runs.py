@@ -363,7 +363,8 @@ sys.argv = ["fishr-exp", *sys.argv[1:]]
 try:
     main()
 finally:
-    print(sorted({"torch", "torchvision", "mlflow", "sklearn", "matplotlib"} & set(sys.modules)))
+    slow = {"torch", "torch._dynamo", "torchvision", "mlflow", "sklearn", "scipy", "matplotlib"}
+    print(sorted(slow & set(sys.modules)))
 """
 
 
@@ -392,10 +393,14 @@ def test_a_question_imports_nothing_slow(words: list[str], shown: str) -> None:
     assert modules == "[]"
 
 
-def test_a_run_without_tracker_imports_no_mlflow(tmp_path: Path) -> None:
-    _, modules = loaded_by(*TINY, f"output_dir={tmp_path}")
-    assert "torch" in modules
-    assert "mlflow" not in modules
+@pytest.mark.parametrize("words", [(), ("dataset=rotated_digits", "trainer=erm")])
+def test_a_run_imports_torch_and_nothing_else_slow(tmp_path: Path, words: tuple[str, ...]) -> None:
+    _, modules = loaded_by("tracker=none", *words, "epochs=2", f"output_dir={tmp_path}")
+    assert modules == "['torch']"
+    _, modules = loaded_by(
+        "tracker=none", *words, "epochs=2", f"output_dir={tmp_path}", "-m", "seed=1,2"
+    )
+    assert modules == "['torch']"
 
 
 def test_no_bar_where_there_is_no_terminal(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fishr_exp.core.contracts import Domains
@@ -14,6 +15,7 @@ from fishr_exp.core.seeding import generator
 from fishr_exp.data.datasets import coloring, rotation
 
 _COLOR_FLIPS = {"plus90": 0.1, "plus80": 0.2, "minus90": 0.9}
+_FILE = Path("datasets", "data", "digits.csv.gz")  # in scikit-learn's folder
 
 
 def colored_digits(*, seed: int, label_noise: float = 0.25) -> Domains:
@@ -65,8 +67,24 @@ def rotated_digits(*, seed: int, angles: Sequence[float]) -> Domains:
 
 def _originals(seed: int) -> tuple[Tensor, Tensor]:
     """Return the images [1797, 8, 8] in [0, 1] and their digits [1797], in the seed's order."""
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images.astype(np.float32) / 16)  # 17 levels, 0 to 16
-    digits = torch.from_numpy(bunch.target.astype(np.int64))
+    rows = _rows()
+    images = torch.from_numpy(rows[:, :-1].reshape(-1, 8, 8).astype(np.float32) / 16)
+    digits = torch.from_numpy(rows[:, -1].astype(np.int64))
     order = torch.randperm(len(digits), generator=generator(seed, "dataset", "originals"))
     return images[order], digits[order]
+
+
+def _rows() -> np.ndarray:
+    """Return scikit-learn's table [1797, 65]: 64 pixels of 17 levels, 0 to 16, and the digit.
+
+    It is read without importing scikit-learn, which takes as long as training on it; by
+    scikit-learn itself where a version of it keeps the file elsewhere.
+    """
+    found = importlib.util.find_spec("sklearn")  # imports nothing
+    for folder in (found and found.submodule_search_locations) or ():
+        if (file := Path(folder, _FILE)).is_file():
+            return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
 
+import fishr_exp.data.datasets.digits as module
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.datasets.coloring import colored_domain
 from fishr_exp.data.datasets.digits import colored_digits, rotated_digits
@@ -20,6 +24,21 @@ def whole(domain):
 def originals(x):
     """The set of the originals that images [n, C, 8, 8] show, whatever their color."""
     return {tuple(image) for image in x.sum(1).flatten(1).mul(16).round().int().tolist()}
+
+
+@pytest.mark.parametrize("file", [module._FILE, Path("elsewhere.csv.gz")])
+def test_the_table_is_the_one_of_scikit_learn(file, monkeypatch):
+    monkeypatch.setattr(module, "_FILE", file)
+    bunch, rows = load_digits(), module._rows()
+    assert rows.dtype == bunch.data.dtype
+    assert np.array_equal(rows[:, :-1], bunch.data)
+    assert np.array_equal(rows[:, -1], bunch.target)
+    assert np.array_equal(rows[:, :-1].reshape(-1, 8, 8), bunch.images)
+
+
+def test_the_file_of_scikit_learn_is_found(monkeypatch):
+    monkeypatch.setattr("sklearn.datasets.load_digits", None)  # importing it again would fail
+    assert module._rows().shape == (1797, 65)
 
 
 def test_colored_digits_are_what_they_say():
