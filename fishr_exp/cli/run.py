@@ -37,9 +37,16 @@ from fishr_exp.configuration.console import name_lines
 from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
+from fishr_exp.configuration.planning import MistakesError
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.configuration.secrecy import with_variables
-from fishr_exp.core.errors import ConfigError, TrainingError, UnfinishedError
+from fishr_exp.core.errors import (
+    ConfigError,
+    SharedStepsMade,
+    TakenError,
+    TrainingError,
+    UnfinishedError,
+)
 from fishr_exp.core.stopping import stop_with, stopping_jobs
 from fishr_exp.runs.run_folder import CONFIG, LOCK, RunFolder
 
@@ -92,6 +99,10 @@ def _main() -> int:
             return _say(message, 128 + (stopped_by() or getattr(error, "signal", signal.SIGINT)))
         if FULL_ERROR:
             raise
+        if isinstance(error, MistakesError):
+            for line in error.lines():
+                _say(line, _MISTAKE)
+            return _MISTAKE
         if hasattr(error, "status"):  # from a job of a sweep, which has logged it
             return _end_of_sweep(error.status)
         if type(error).__name__ in ("TerminatedWorkerError", "BrokenProcessPool"):
@@ -151,6 +162,9 @@ def job(config: DictConfig) -> float | None:
             if config.get("protocol"):
                 checked.config["protocol"].update(_standing(config, choices))
             result = run(checked, folder)
+    except SharedStepsMade:
+        log.info("the steps that it shares with other runs are made")
+        return None
     except KeyboardInterrupt as stop:
         if is_command():
             raise
@@ -158,6 +172,10 @@ def job(config: DictConfig) -> float | None:
         why = f"{STOPPED} ({stop.__cause__})" if stop.__cause__ else STOPPED
         raise UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT)) from stop
     except Exception as error:
+        if isinstance(error, TakenError) and context.mode is RunMode.MULTIRUN:
+            error.status = _MISTAKE  # type: ignore[attr-defined]
+            if "SharingSweeper" in context.sweeper._target_:  # which looks again later
+                raise
         # Logged here: Hydra reports only a sweep's first failure, and not in the run's own log.
         message = one_line(error)
         if message is None:

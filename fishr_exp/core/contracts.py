@@ -153,6 +153,9 @@ class Trainer(nn.Module):
         gamma: Weight of its penalty, where 0 is ERM; None if it has none.
         anneal_steps: Updates before the penalty acts. Early stopping counts from there.
         penalty_interval: Number of steps from one step with the penalty to the next.
+        acts_from: Keyword of its own -> updates before its value has any effect. Runs of a sweep
+            that differ in such keywords only share the steps before (`training/trunk.py`). Of a
+            keyword in a mapping the path, as in `penalties.fishr.gamma`.
         resets: Step -> overrides with which the optimizers are recreated before that step.
         matched: Keywords of `gradient_variance` (`scope`, ...) for the gradient variances in the
             diagnostics; by default those of the classifier.
@@ -166,6 +169,7 @@ class Trainer(nn.Module):
     gamma: float | None = None
     anneal_steps: int = 0
     penalty_interval: int = 1
+    acts_from: Mapping[str, int] = {}
     resets: Mapping[int, Overrides] = {}
     matched: Mapping[str, Any] = {}
     refuses_compile: str = ""

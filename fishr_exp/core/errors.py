@@ -41,6 +41,10 @@ class ConfigError(ValueError):
         return masked(printable(f"{given}; {self.hint}" if self.hint else given))
 
 
+class TakenError(ConfigError):
+    """Another process has the run folder; when it has ended, the run can be made, or is made."""
+
+
 class TrainingError(RuntimeError):
     """A run that cannot continue; its records are kept, and the message says where they are."""
 
@@ -55,6 +59,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+
+
+class SharedStepsMade(Exception):  # noqa: N818 - it is no error
+    """The run has made the steps that others share, and was asked to stop then."""
 
 
 class UnfinishedError(RuntimeError):

@@ -29,6 +29,7 @@ from fishr_exp.runs.content import (
     take,
     text,
 )
+from fishr_exp.runs.shared import Shared
 
 PARTS = ("train", "validation")
 Diagnostics = Mapping[str, float | None]
@@ -231,7 +232,8 @@ class Result:
     skipped: Mapping[str, int]  # samples left out as broken, by domain
     data: Mapping[str, str]  # domain -> number of samples and digest of names and labels
     last: Mapping[str, Any]  # step and accuracies of the last step
-    seconds: float
+    seconds: float  # of this run itself, its pauses left out
+    shared: Shared | None = None  # the first steps, if it took them over
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as it is written."""
@@ -246,6 +248,7 @@ class Result:
             "last": dict(self.last),
             **{f"test_{metric}": dict(by_domain) for metric, by_domain in self.test.items()},
             "seconds": self.seconds,
+            **({} if self.shared is None else {"shared": vars(self.shared)}),
         }
 
     @classmethod
@@ -282,6 +285,9 @@ class Result:
             data=take(written, "data", mapping(text), {}),
             last=take(written, "last", mapping(anything), {}),
             seconds=take(written, "seconds", finite, 0.0),
+            shared=Shared.from_json(take(written, "shared", mapping(anything)))
+            if "shared" in written
+            else None,
         )
 
     def numbers(self) -> dict[str, float]:

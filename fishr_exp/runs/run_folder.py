@@ -4,6 +4,7 @@
     data.json          of each domain the number of samples, and a digest of names and labels
     environment.json   versions, git commit, device, command line
     records.jsonl      one line an evaluation
+    shared.json        of a run that took over its first steps: from which run, see `shared.py`
     result.json        what came out, or the error
     tracking.json      written by the tracking room
     checkpoints/       written by the training room
@@ -19,13 +20,13 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.core.errors import ConfigError, TakenError, TrainingError
 from fishr_exp.runs.content import UnreadableError, mapping, read_bytes, read_object, text
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
@@ -206,7 +207,7 @@ class RunFolder:
 
     def keep_until(self, step: int) -> None:
         """Drop the records of later steps, which a continued run writes again."""
-        self._write_records([record for record in self.records() if record["step"] <= step])
+        self.write_records([record for record in self.records() if record["step"] <= step])
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the result, and then the marker that the run is done."""
@@ -282,12 +283,10 @@ class RunFolder:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise ConfigError(
-                    "output_dir",
-                    self.path,
-                    "another process is running in this folder",
+                raise TakenError(
+                    "output_dir", self.path, "another process is running in this folder",
                     "wait until it ends, or choose another output_dir",
-                ) from None
+                ) from None  # fmt: skip
             self._lock = lock
 
     def _start_or_go_on(self, config: Record) -> None:
@@ -321,9 +320,10 @@ class RunFolder:
         if not path.exists():
             path.touch()
         elif (content := read_bytes(path)) and not content.endswith(b"\n"):
-            self._write_records(self.records())  # else the next record would join the cut-off one
+            self.write_records(self.records())  # else the next record would join the cut-off one
 
-    def _write_records(self, records: list[Record]) -> None:
+    def write_records(self, records: Sequence[Record]) -> None:
+        """Write all records."""
         lines = "".join(to_json(record) + "\n" for record in records)
         write_atomically(self.path / RECORDS, lines)
 

@@ -30,4 +30,6 @@ def ended_at(records: Sequence[Record], result: Record, started: float) -> float
     if not records or "time" not in records[-1]:
         return max(started, time.time())
     seconds = float(records[-1].get("seconds", 0.0))
-    return float(records[-1]["time"]) + max(0.0, float(result.get("seconds", seconds)) - seconds)
+    shared = float((result.get("shared") or {}).get("seconds", 0.0))
+    took = float(result.get("seconds", seconds)) + shared
+    return float(records[-1]["time"]) + max(0.0, took - seconds)

@@ -66,6 +66,10 @@ class Schedule:
         """The steps before which the optimizer is made from scratch."""
         return {anneal_steps: {}} if self.resets_optimizer and anneal_steps > 0 < gamma else {}
 
+    def is_the_same_before(self, gamma: float) -> bool:
+        """Whether the weight before `anneal_steps` is that of every other gamma above 0."""
+        return gamma > 0 or self.weight_before == 0
+
 
 class ForwardPass:
     """What one forward pass over a batch gives; computed when it is first asked for.
@@ -281,6 +285,8 @@ class Penalty(OnePass):
         given = (schedule.weight_before, schedule.divides_by_weight, schedule.resets_optimizer)
         self.schedule = Schedule(*given, ramp, ramp_steps)
         self.resets = self.schedule.resets(self.gamma, self.anneal_steps)
+        if schedule.is_the_same_before(self.gamma):
+            self.acts_from = dict.fromkeys(("gamma", "ramp", "ramp_steps"), self.anneal_steps)
 
     def weight(self, step: int) -> float:
         """The weight of the penalty after `step` updates."""

@@ -79,6 +79,14 @@ class Composed(OnePass):
             for term in terms:
                 overrides |= term.resets.get(step, {})
             self.resets[step] = dict(overrides)  # with the rate that one before has set
+        self.acts_from = {
+            f"penalties.{name}.{key}": step
+            for name, term in by_name.items()
+            for key, step in term.acts_from.items()
+        }
+        if self.base and isinstance(risk, Mapping):
+            of_risk = {f"risk.{n}.{k}": s for n in risk for k, s in self.base.acts_from.items()}
+            self.acts_from = {**self.acts_from, **of_risk}
         named = [printed_name(term) for term in terms]
         self.printed_name = " + ".join(named) or "ERM"
 

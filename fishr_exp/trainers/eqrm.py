@@ -65,6 +65,7 @@ class Eqrm(OnePass):
         check_rate("trainer.lr_after", lr_after)
         self.quantile, self.anneal_steps = quantile, anneal_steps
         self.resets = {anneal_steps: {} if lr_after is None else {"lr": lr_after}}
+        self.acts_from = {"quantile": anneal_steps, "lr_after": anneal_steps}
 
     def risk(self, forward: ForwardPass) -> Tensor:
         """The quantile of the domains' risks, after `anneal_steps`."""

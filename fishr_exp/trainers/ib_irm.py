@@ -51,3 +51,8 @@ class IbIrm(Composed):
             "ib_erm": {"gamma": ib_gamma, "anneal_steps": ib_anneal_steps},
         }
         super().__init__("mean", penalties, l2, loss)
+        self.acts_from = {
+            f"{name}_gamma": self.acts_from[f"penalties.{of}.gamma"]
+            for name, of in (("irm", "irm"), ("ib", "ib_erm"))
+            if f"penalties.{of}.gamma" in self.acts_from
+        }

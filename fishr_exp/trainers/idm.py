@@ -70,6 +70,7 @@ class Idm(OnePass):
         self.anneal_steps, self.ema_decay = anneal_steps, ema_decay
         self.schedule = Schedule(resets_optimizer=True)
         self.resets = self.schedule.resets(gradient_gamma, anneal_steps)
+        self.acts_from = {"gradient_gamma": anneal_steps}
         self.average: Tensor | None = None  # of the sorted gradients, [D, n, P]
 
     def parts(self, forward: ForwardPass) -> Sequence[Part]:

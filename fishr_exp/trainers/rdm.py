@@ -64,6 +64,8 @@ class Rdm(Penalty):
             raise ConfigError("trainer.variance_weight", variance_weight, reason)
         check_rate("trainer.lr_after", lr_after)
         self.variance_weight = variance_weight
+        own = dict.fromkeys(("variance_weight", "lr_after"), anneal_steps)
+        self.acts_from = {**self.acts_from, **own}
         if gamma > 0:
             self.resets = {anneal_steps: {} if lr_after is None else {"lr": lr_after}}
 

@@ -77,6 +77,8 @@ class Trm(Penalty):
             if not 0 <= value < math.inf:
                 raise ConfigError(f"trainer.{key}", value, "must be finite and 0 or more")
         check_choice("trainer.convention", convention, CONVENTIONS)
+        own = dict.fromkeys(("cosine_weight", "eta", "convention"), anneal_steps)
+        self.acts_from = {**self.acts_from, **own}
         self.cosine_weight = cosine_weight
         self.eta = eta
         self.convention = convention

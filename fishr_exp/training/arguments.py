@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fishr_exp.core.contracts import Averaging, Domains, Loss, Model, Trainer
 from fishr_exp.runs.run_folder import RunFolder
@@ -58,6 +58,7 @@ class Arguments:
     resume: bool
     retry_failed: bool
     checkpoint_every: int | str | None
+    share_steps: bool | Literal["only"] = True
     data_seed: int | None = None  # of the splits; None: `seed`. A protocol sets it
     labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
     config: Mapping[str, Any]  # the resolved configuration, to be recorded

@@ -181,12 +181,13 @@ class Interval:
 
     Args:
         every: Steps, as a number, or seconds, as `"300s"`; None: never.
+        also: A step at which one is due besides.
 
     Raises:
         ConfigError: If it is neither, or not positive.
     """
 
-    def __init__(self, every: int | str | None) -> None:
+    def __init__(self, every: int | str | None, also: int | None = None) -> None:
         match = re.fullmatch(r"(\d+(?:\.\d*)?)s|(\d+)", str(every))
         seconds, steps = match.groups() if match else (None, None)
         if every is not None and not float(seconds or steps or 0) > 0:
@@ -196,6 +197,7 @@ class Interval:
             )  # fmt: skip
         self._seconds = float(seconds) if seconds else None
         self._steps = int(steps) if steps else None
+        self._also = also
         self.restart()
 
     def restart(self) -> None:
@@ -204,6 +206,8 @@ class Interval:
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""
+        if step == self._also:
+            return True
         if self._steps is not None:
             return step % self._steps == 0
         return self._seconds is not None and time.monotonic() - self._since >= self._seconds

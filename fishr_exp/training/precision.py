@@ -16,7 +16,19 @@ _log = logging.getLogger(__name__)
 PRECISIONS = ("fp32", "bf16")
 
 
-def autocast(precision: str, device: torch.device, trainer: Trainer) -> Autocast:
+def check_precision(precision: str, trainer: Trainer) -> None:
+    """Refuse a precision that there is not, or that a trainer has not.
+
+    Raises:
+        ConfigError: If it is refused.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError("precision", precision, f"choose from {', '.join(PRECISIONS)}")
+    if precision != "fp32" and trainer.refuses_autocast:
+        raise ConfigError("precision", precision, trainer.refuses_autocast)
+
+
+def autocast(precision: str, device: torch.device) -> Autocast:
     """Return what makes the context of forward passes.
 
     Weights, losses, gradient variances and the optimizer's state stay in float32. There is no
@@ -26,16 +38,8 @@ def autocast(precision: str, device: torch.device, trainer: Trainer) -> Autocast
     Args:
         precision: fp32, or bf16 for matrix products and convolutions in bfloat16.
         device: Where they are computed.
-        trainer: That will train.
-
-    Raises:
-        ConfigError: If the precision is another one, or the trainer has no other than fp32.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError("precision", precision, f"choose from {', '.join(PRECISIONS)}")
     enabled = precision == "bf16"
-    if enabled and trainer.refuses_autocast:
-        raise ConfigError("precision", precision, trainer.refuses_autocast)
     return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
 
 

@@ -10,7 +10,7 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.choice import leave_the_choice, prepare_observer
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.loop import Training
-from fishr_exp.training.precision import autocast, compile_featurizer
+from fishr_exp.training.precision import autocast, check_precision, compile_featurizer
 from fishr_exp.training.prepared import Prepared
 from fishr_exp.training.step import Autocast
 
@@ -46,23 +46,44 @@ T = TypeVar("T")
 _LARGEST = 10**12  # of a count; PyTorch's own have 64 bits
 
 
-def prepare(arguments: Arguments) -> Prepared:
-    """Check what was asked for, and build all parts of a run, up to its first step.
+class Checked(NamedTuple):
+    """The parts of a run that need neither data nor device nor network."""
+
+    loss: Loss
+    trainer: Trainer
+    observer: EarlyStopping
+
+
+def check(arguments: Arguments) -> Checked:
+    """Check what can be checked without data, device and network; return what was built.
 
     Raises:
-        ConfigError: If what was asked for cannot be; nothing was written.
+        ConfigError: If what was asked for cannot be.
     """
     _check_counts(arguments)
-    device = find_device(arguments.device)
     loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
     trainer = as_trainer(arguments.trainer(loss=loss))
     if distributed.is_active() and trainer.refuses_processes:
         label, why = arguments.labels["trainer"], trainer.refuses_processes
         raise ConfigError("trainer", label, why, "start one process")
-    context = autocast(arguments.precision, device, trainer)
+    check_precision(arguments.precision, trainer)
     observer = as_kind(arguments.observer(), EarlyStopping, "observer")
+    if arguments.averaging:
+        as_kind(arguments.averaging(), Averaging, "averaging")
     _check_named_domains(arguments)
+    return Checked(loss, trainer, observer)
+
+
+def prepare(arguments: Arguments) -> Prepared:
+    """Check what was asked for, and build all parts of a run, up to its first step.
+
+    Raises:
+        ConfigError: If what was asked for cannot be; nothing was written.
+    """
+    loss, trainer, observer = check(arguments)
+    device = find_device(arguments.device)
+    context = autocast(arguments.precision, device)
     domains = as_domains(arguments.dataset())
     training_domains = _training_domains(arguments, domains, trainer)
     split_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed

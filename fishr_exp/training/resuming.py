@@ -6,8 +6,9 @@ best weights. So a run with a damaged file is refused, and does not train to its
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.data.digests import changes
 from fishr_exp.runs.content import UnreadableError
 from fishr_exp.runs.environment import environment
+from fishr_exp.runs.names import SHARED
 from fishr_exp.runs.run_folder import RECORDS, Record, RunFolder
+from fishr_exp.runs.shared import Shared
 from fishr_exp.training.checkpoint import Checkpoints, OtherBestError, check_state
 from fishr_exp.training.loop import Training
 from fishr_exp.training.prepared import Prepared
+from fishr_exp.training.trunk import Trunk, damage, state_of_training
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +36,32 @@ _ELEMENTWISE = {
 }  # fmt: skip
 
 
-def start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints) -> None:
+def start_or_continue(
+    prepared: Prepared,
+    run_folder: RunFolder,
+    checkpoints: Checkpoints,
+    trunk: Callable[[], Trunk | None] = lambda: None,
+) -> Trunk | None:
     """Take the folder, and go back to the checkpoint of a run that was stopped.
+
+    Args:
+        prepared: The run.
+        run_folder: Its folder.
+        checkpoints: Its checkpoints.
+        trunk: Finds the steps that it shares with others, in the folder that is taken.
+
+    Returns:
+        What `trunk` found, where the run has not got further.
 
     Raises:
         ConfigError: If the folder, the data or the records are not this run's, or damaged.
         TrainingError: If the checkpoints or the best weights cannot be used.
     """
     training = prepared.training
-    reached = distributed.from_first(lambda: _open(prepared, run_folder, checkpoints))
+    shared: list[Trunk] = []
+    reached = distributed.from_first(
+        lambda: _open(prepared, run_folder, checkpoints, trunk, shared)
+    )
     if reached:
         training.load_state_dict(reached)
         distributed.from_first(lambda: _check_best(prepared, checkpoints))
@@ -51,12 +72,20 @@ def start_or_continue(prepared: Prepared, run_folder: RunFolder, checkpoints: Ch
         # From here on, let each process draw its own dropout.
         seed = prepared.arguments.seed
         seeding.seed_global_streams(seed, "training", distributed.rank(), training.step)
+    return next((each for each in shared if training.step < each.step), None)
 
 
 def _open(
-    prepared: Prepared, run_folder: RunFolder, checkpoints: Checkpoints
+    prepared: Prepared,
+    run_folder: RunFolder,
+    checkpoints: Checkpoints,
+    find_trunk: Callable[[], Trunk | None],
+    shared: list[Trunk],
 ) -> dict[str, Any] | None:
-    """Take the folder; return the checkpoint to continue from, of a run that was stopped."""
+    """Take the folder; return the checkpoint to continue from, of a run that was stopped.
+
+    The trunk that the run shares is put into `shared`.
+    """
     if not prepared.arguments.resume:
         run_folder.clear()
     run_folder.open(prepared.arguments.config)
@@ -68,6 +97,11 @@ def _open(
             f"restore them, or pass resume=false to start {run_folder.path.name} from scratch",
         )  # fmt: skip
     reached = checkpoints.newest(lambda state: _try(prepared, state))
+    if trunk := find_trunk():
+        shared.append(trunk)
+        reached = _from_trunk(prepared, run_folder, checkpoints, trunk, reached)
+    if not reached:
+        (run_folder.path / SHARED).unlink(missing_ok=True)
     _check_records(prepared, run_folder, reached)
     name = device_name(prepared.device)
     try:
@@ -80,6 +114,56 @@ def _open(
     except OSError as error:
         raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error
     return reached
+
+
+def _from_trunk(
+    prepared: Prepared,
+    run_folder: RunFolder,
+    checkpoints: Checkpoints,
+    trunk: Trunk,
+    reached: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """Take over shared steps that are there, if the run has not got so far; else `reached`."""
+    if reached and reached["step"] >= trunk.step:
+        trunk.release(run_folder.path.name)
+        return reached
+    if not trunk.is_there:
+        return reached
+    before = copy.deepcopy(prepared.training.state_dict())
+    try:
+        found = trunk.read(prepared.data, prepared.total_steps)
+        state = state_of_training(found)
+        _try(prepared, state)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever is in the file
+        log.warning("the shared steps are made again; %s: %s", trunk.folder, damage(error))
+        trunk.forget_state()
+        prepared.training.load_state_dict(before)
+        return reached
+    made_by, paid = found["run"], _seconds(run_folder.records(), reached)
+    took = _seconds(found["records"], found) - paid
+    try:
+        run_folder.checkpoints.mkdir(exist_ok=True)
+        if found["best"]:
+            checkpoints.save_best(found["best"])
+        if made_by != run_folder.path.name:
+            Shared(made_by, trunk.step, max(0.0, took)).write(run_folder.path)
+        run_folder.write_records(found["records"])
+        checkpoints.save(state)
+    except OSError as error:
+        raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error
+    log.info("the first %d steps are taken over from %s", trunk.step, made_by)
+    trunk.release(run_folder.path.name)
+    return state
+
+
+def _seconds(records: Sequence[Record], state: Mapping[str, Any] | None) -> float:
+    """Return how long the steps up to a state took."""
+    if state is None:
+        return 0.0
+    ended = [r for r in records if r["step"] <= state["step"]]
+    return float((ended[-1].get("seconds", 0.0) if ended else 0.0) + state["seconds"])
 
 
 def device_name(device: torch.device) -> str:

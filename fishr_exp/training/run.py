@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import printed_name
-from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.core.errors import ConfigError, SharedStepsMade, TrainingError
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.records import PARTS, Evaluation, Outline, Result, Scores, Selected
 from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.runs.shared import Shared
 from fishr_exp.training.arguments import Arguments, Mirror
 from fishr_exp.training.built import as_mirror
 from fishr_exp.training.changes import changes_since
@@ -27,6 +28,7 @@ from fishr_exp.training.prepare import prepare
 from fishr_exp.training.prepared import Prepared
 from fishr_exp.training.resuming import device_name, start_or_continue
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
+from fishr_exp.training.trunk import Trunk, find_trunk, trunks
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         ConfigError: If what was asked for cannot be; nothing was trained.
         TrainingError: If the run could not go on, or failed before; what it had written stays.
         Stopped: If a signal asked for it, after a checkpoint.
+        SharedStepsMade: If `arguments.share_steps` is `only`, and there is nothing left to share.
     """
     run_folder = RunFolder(folder)
     earlier = _result_of_earlier(run_folder, arguments)
@@ -66,8 +69,13 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         if arguments.tracker and distributed.is_first():
             mirror = as_mirror(arguments.tracker(run_folder))
         checkpoints = Checkpoints(run_folder.checkpoints, settings(arguments.config))
-        start_or_continue(prepared, run_folder, checkpoints)
-        journal = _Journal(prepared, run_folder, checkpoints, mirror)
+        trunk = start_or_continue(
+            prepared, run_folder, checkpoints, lambda: _trunk(prepared, run_folder)
+        )
+        only_shared = arguments.share_steps == "only"
+        if only_shared and (trunk is None or trunk.is_there):
+            raise SharedStepsMade
+        journal = _Journal(prepared, run_folder, checkpoints, mirror, trunk)
         with (
             _failure_recorded(run_folder, journal, prepared.outline),
             distributed.failing_together(),
@@ -86,7 +94,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
                 evaluate,
                 journal.record,
                 journal.save,
-                Interval(arguments.checkpoint_every),
+                Interval(arguments.checkpoint_every, trunk.step if trunk else None),
                 signals,
                 total_steps=prepared.total_steps,
                 steps_per_epoch=prepared.steps_per_epoch,
@@ -131,14 +139,17 @@ class _Journal:
         run_folder: RunFolder,
         checkpoints: Checkpoints,
         mirror: Mirror | None,
+        trunk: Trunk | None,
     ) -> None:
         self._prepared = prepared
+        self._trunk = trunk
         self.training = prepared.training
         self.run_folder = run_folder
         self.checkpoints = checkpoints
         self._mirror = mirror
         self._mirrored = False
         earlier = run_folder.records()
+        self.shared = Shared.read(run_folder.path) if distributed.is_first() else None
         self._started = time.perf_counter()
         self._seconds_before = (
             earlier[-1].get("seconds", 0.0) if earlier else 0.0
@@ -147,7 +158,7 @@ class _Journal:
 
     @property
     def seconds(self) -> float:
-        """What the run took so far, its pauses left out."""
+        """What the run took so far, with steps that it took over, its pauses left out."""
         return self._seconds_before + time.perf_counter() - self._started
 
     def record(self, evaluation: Evaluation, verdict: Verdict) -> None:
@@ -168,11 +179,20 @@ class _Journal:
 
     def save(self) -> None:
         """Write a checkpoint; every process calls it."""
-        state = self.training.state_dict()
+        state, trunk = self.training.state_dict(), self._trunk
+        # The evaluation at that step is each run's own.
+        shares = trunk is not None and state["step"] == trunk.step and state["logged"]
+        if trunk and shares and not trunk.is_there:
+            trunk.write(state, self._prepared.data, self.run_folder)
         if distributed.is_first():
             self.checkpoints.save(state)
+        if trunk and state["step"] >= trunk.step:
+            trunk.release(self.run_folder.path.name)
+            self._trunk = None
         if mirror := self._begun():
             mirror.sync()
+        if shares and self._prepared.arguments.share_steps == "only":
+            raise SharedStepsMade
 
     def end(self, status: str) -> None:
         """Let the mirror end; status is of MLflow's words."""
@@ -185,6 +205,22 @@ class _Journal:
             self._mirrored = True
             self._mirror.start(self._prepared.arguments.config, self._prepared.arguments.labels)
         return self._mirror
+
+
+def _trunk(prepared: Prepared, run_folder: RunFolder) -> Trunk | None:
+    """Return the steps that a sweep wants the run to share."""
+    arguments = prepared.arguments
+    if not (arguments.share_steps and arguments.resume) or distributed.is_active():
+        return None
+    return find_trunk(
+        lambda: trunks(
+            run_folder.path.parent,
+            prepared.training.trainer,
+            settings(arguments.config),
+            diagnostics=arguments.diagnostics,
+        ),
+        run_folder.path,
+    )
 
 
 def _result_of_earlier(run_folder: RunFolder, arguments: Arguments) -> dict[str, Any] | None:
@@ -263,7 +299,8 @@ def _result(
         skipped=prepared.domains.skipped,
         data=prepared.data,
         last={"step": prepared.training.step, "accuracy": last},
-        seconds=journal.seconds,
+        seconds=journal.seconds - (journal.shared.seconds if journal.shared else 0.0),
+        shared=journal.shared,
     )
 
 
@@ -273,7 +310,8 @@ def _failure_recorded(run_folder: RunFolder, journal: _Journal, outline: Outline
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # see training/signals.py
+        # See training/signals.py.
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | SharedStepsMade)
         refused = isinstance(error, ConfigError) and not (
             any(run_folder.checkpoints.glob("*.pt")) or run_folder.records()
         )

@@ -15,7 +15,7 @@ from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.trainers.irm import Irm
-from fishr_exp.training.precision import autocast, compile_featurizer
+from fishr_exp.training.precision import autocast, check_precision, compile_featurizer
 from fishr_exp.training.step import make_players, optimizer_step
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def batch():
 def step(method, network, batch, precision="fp32"):
     """Make a step; return its logs, and the gradient that it left."""
     players = make_players(method, network, functools.partial(torch.optim.SGD, lr=1e-3))
-    logs = optimizer_step(method, network, players, batch, 0, autocast(precision, CPU, method))
+    logs = optimizer_step(method, network, players, batch, 0, autocast(precision, CPU))
     gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
     return {name: float(value) for name, value in logs.items()}, gradient
 
@@ -80,20 +80,20 @@ def test_bf16_leaves_weights_and_gradients_in_float32(network, batch):
 
 
 def test_bf16_reaches_the_forward_pass_only(network):
-    with autocast("bf16", CPU, Erm())():
+    with autocast("bf16", CPU)():
         assert network(torch.zeros(2, 1, 28, 28)).dtype == torch.bfloat16
-    with autocast("fp32", CPU, Erm())():
+    with autocast("fp32", CPU)():
         assert network(torch.zeros(2, 1, 28, 28)).dtype == torch.float32
 
 
 def test_no_other_precision():
     with pytest.raises(ConfigError, match=r"precision=fp16: choose from fp32, bf16"):
-        autocast("fp16", CPU, Erm())
+        check_precision("fp16", Erm())
 
 
 def test_no_half_precision_for_backpack():
     with pytest.raises(ConfigError, match=r"precision=bf16: BackPACK .*engine=native"):
-        autocast("bf16", CPU, Fishr(1.0, engine="backpack"))
+        check_precision("bf16", Fishr(1.0, engine="backpack"))
 
 
 @pytest.mark.parametrize(
