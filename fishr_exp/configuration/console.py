@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
+
+from tqdm import tqdm
 
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
@@ -27,6 +30,15 @@ class ConsoleFormatter(logging.Formatter):
             if sys.stderr.isatty():
                 line = f"{_YELLOW}{line}{_PLAIN}"
         return f"{_name}: {line}" if _name else line
+
+
+class ConsoleHandler(logging.StreamHandler[Any]):
+    """Writes lines above the bars of a terminal, where there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record's line."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 _report_error = logging.Handler.handleError

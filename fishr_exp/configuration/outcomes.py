@@ -17,6 +17,9 @@ from fishr_exp.runs.run_folder import CONFIG, RunFolder
 
 _FAILED = 1  # the exit status of a run that began, and could not go on
 _MOST = 10  # failures to name
+_GO_ON = ("BasicSweeper", "SharingSweeper")  # which launch all runs, whatever one comes to
+# What a sweep adds to the words of its jobs.
+ADDED = ("sweep_position=", "share_steps=only")
 
 
 class Sweep:
@@ -30,7 +33,9 @@ class Sweep:
         self.folder = Path(config.hydra.sweep.dir) if config else None
         self.fixed: list[str] = list(config.hydra.overrides.task) if config else []
         # A search looks at each failure itself.
-        self.goes_on = config is not None and "BasicSweeper" in str(config.hydra.sweeper._target_)
+        self.goes_on = config is not None and any(
+            name in str(config.hydra.sweeper._target_) for name in _GO_ON
+        )
         self.of_a_cluster = config is not None and "submitit" in str(config.hydra.launcher._target_)
         self.lost: list[str] = []  # jobs without a result, and without a record of why
         self.status = 0  # of the first job that failed
@@ -38,7 +43,8 @@ class Sweep:
     def add(self, job: JobReturn, name: str = "") -> None:
         """Note that a job failed, if its run folder does not say so."""
         if not _is_recorded(job):
-            swept = [word for word in job.overrides or () if word not in self.fixed]
+            words = [word for word in job.overrides or () if not word.startswith(ADDED)]
+            swept = [word for word in words if word not in self.fixed]
             why = one_line(job._return_value) or str(job._return_value)
             self.lost.append(f"  {' '.join([name, *swept]).strip()}: {why}")
 

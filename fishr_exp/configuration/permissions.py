@@ -54,6 +54,7 @@ _LOGGING_CLASSES = (
     "logging.Formatter",
     "colorlog.ColoredFormatter",
     "fishr_exp.configuration.console.ConsoleFormatter",
+    "fishr_exp.configuration.console.ConsoleHandler",
 )
 _STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 _LOG_FILE = re.compile(r"\$\{hydra\.runtime\.output_dir\}/(\$\{hydra\.job\.name\}|[\w-]+)\.log")
