@@ -50,10 +50,20 @@ def run_name(config: DictConfig, trainer: str, typed: Sequence[str] = ()) -> str
         trainer: The option of `trainer`.
         typed: The overrides of the command line.
     """
+    return folder_name(plain_of(config, typed), trainer)
+
+
+def plain_of(config: DictConfig, typed: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the plain, resolved configuration that a run's folder is named by.
+
+    Args:
+        config: The configuration, without Hydra's own part.
+        typed: The overrides of the command line.
+    """
     config = _without_leftovers(config, typed)
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     check_output_dir(plain.get("output_dir"))
-    return folder_name(plain, trainer)
+    return plain
 
 
 def check_output_dir(value: object, key: str = "output_dir") -> str:

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fishr_exp.core.files import expanded
@@ -117,6 +118,16 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
         config: The resolved configuration.
         trainer: What the trainer is called, the option of its group.
     """
+    return name_in(expanded(str(config.get("output_dir"))), folder_names(config, trainer))
+
+
+def folder_names(config: Mapping[str, Any], trainer: str) -> list[str]:
+    """Return the names that a run's folder may have; the last one is today's.
+
+    Args:
+        config: The resolved configuration.
+        trainer: What the trainer is called, the option of its group.
+    """
     values = settings(config)
     gamma = values.get("trainer.gamma")
     first = [trainer, _short("gamma", gamma)]
@@ -127,9 +138,18 @@ def folder_name(config: Mapping[str, Any], trainer: str) -> str:
     spelled = {key: typed[key] if key in _PATHS else value for key, value in values.items()}
     # Of earlier versions, which took paths as they were typed.
     before = [_joined([*first, seed, digest(of)]) for of in (spelled, values)]
-    runs = expanded(str(config.get("output_dir")))
-    there = (known for known in before if known != name and (runs / known / "config.json").exists())
-    return next(there, name)
+    return [*(known for known in before if known != name), name]
+
+
+def name_in(runs: Path, names: Sequence[str]) -> str:
+    """Return the first name whose folder holds a run, or the last one.
+
+    Args:
+        runs: The folder of all runs.
+        names: What `folder_names` returns.
+    """
+    there = (known for known in names[:-1] if (runs / known / "config.json").exists())
+    return next(there, names[-1])
 
 
 def _short(name: str, value: Any) -> str:
