@@ -285,8 +285,8 @@ class Penalty(OnePass):
         given = (schedule.weight_before, schedule.divides_by_weight, schedule.resets_optimizer)
         self.schedule = Schedule(*given, ramp, ramp_steps)
         self.resets = self.schedule.resets(self.gamma, self.anneal_steps)
-        if schedule.is_the_same_before(self.gamma):
-            self.acts_from = dict.fromkeys(("gamma", "ramp", "ramp_steps"), self.anneal_steps)
+        own = ("gamma", "ramp", "ramp_steps") if schedule.is_the_same_before(self.gamma) else ()
+        self.acts_from = dict.fromkeys(own, self.anneal_steps)
 
     def weight(self, step: int) -> float:
         """The weight of the penalty after `step` updates."""
