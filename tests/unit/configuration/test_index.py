@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import time
@@ -78,6 +79,20 @@ class Sweep:
     def run_of(self, job: list[str]) -> tuple[DictConfig, Path]:
         """Return the configuration and the folder that Hydra gives a job."""
         return self._composed(job), self.named
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    """The configuration of a run."""
+    register_run_name()
+    return Sweep(tmp_path_factory.mktemp("runs")).run_of(["seed=0"])[0]
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    """The configuration of a sweep."""
+    register_run_name()
+    return Sweep(tmp_path_factory.mktemp("runs"))._composed(None)
 
 
 def _make(folder: Path) -> None:
@@ -223,8 +238,8 @@ def test_each_input_is_in_the_digest(
         "++trainer._target_=mylab.Mine,mylab.Other",
     ],
 )
-def test_words_whose_runs_no_index_can_name(tmp_path: Path, word: str) -> None:
-    config = Sweep(tmp_path)._composed(None)
+def test_words_whose_runs_no_index_can_name(master: DictConfig, word: str) -> None:
+    config = copy.deepcopy(master)
     assert digest_of_inputs(config) is not None
     config.hydra.overrides.task.append(word)
     assert digest_of_inputs(config) is None
@@ -304,13 +319,19 @@ def test_without_inputs_it_knows_and_keeps_nothing(tmp_path: Path) -> None:
     "content",
     [b"", b"{", b"[]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}', b'{"a": []}', b'{"a": [1]}'],
 )
-def test_a_damaged_index_is_made_again(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_index_is_made_again(
+    tmp_path: Path, composed: DictConfig, content: bytes
+) -> None:
     (tmp_path / NAME).write_bytes(content)
-    sweep = Sweep(tmp_path)
-    assert sweep.index().find(["seed=0"]) is None
-    (folder,) = _filled(sweep, [["seed=0"]])
-    assert sweep.index().find(["seed=0"]) == folder
-    assert len(json.loads((tmp_path / NAME).read_bytes())) == 1
+    config = copy.deepcopy(composed)
+    config.output_dir = str(tmp_path)
+    index = Index(tmp_path, "inputs")
+    assert index.find(["seed=0"]) is None
+    index.add(["seed=0"], config)
+    index.write()
+    ((_, names),) = json.loads((tmp_path / NAME).read_bytes()).items()
+    _make(tmp_path / names[-1])
+    assert Index(tmp_path, "inputs").find(["seed=0"]) == tmp_path / names[-1]
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", "..", ".", "", "a\\b", "a\nb", "/etc"])
