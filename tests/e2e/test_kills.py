@@ -253,10 +253,9 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
     said = "".join(log.read_text() for log in logs)
     made = said.count("evaluating all domains")
     assert made == 4, said  # each run was made once
-    # A sweep that met a run of the other's has not seen its end, and says so.
-    assert [status != 0 for status in statuses] == [
-        "another process is running in this folder" in log.read_text() for log in logs
-    ]
+    assert statuses == [0, 0], said  # each goes on until all are made, by whichever
+    for log in logs:
+        assert "4 runs: " in log.read_text()
     assert len(list((tmp_path / "runs").glob("*/done"))) == 4
 
 

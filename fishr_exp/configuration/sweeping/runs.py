@@ -77,13 +77,12 @@ class SweptRun:
         return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
-def described(config: DictConfig, words: Sequence[str], position: int, *, shares: bool) -> SweptRun:
-    """Check the configuration of a run as far as that is cheap, and describe it.
+def describe(run: SweptRun, config: DictConfig, *, shares: bool) -> None:
+    """Check the configuration of a run as far as that is cheap, and note what it is.
 
     Args:
+        run: The run.
         config: Composed.
-        words: Its overrides.
-        position: Its place in the sweep.
         shares: Whether it may share steps with others.
 
     Raises:
@@ -95,18 +94,12 @@ def described(config: DictConfig, words: Sequence[str], position: int, *, shares
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     given = arguments(own, config.hydra.runtime.choices, typed_words(config.hydra))
     trainer = check(given).trainer
-    folder = folder_of(config)
     values = settings(given.config)
-    return SweptRun(
-        words=tuple(words),
-        folder=folder,
-        position=position,
-        is_baseline=trainer.gamma == 0 or given.labels["trainer"] == "erm",
-        kind=_kind(given, values),
-        candidates=trunks(folder.parent, trainer, values, diagnostics=given.diagnostics)
-        if shares and given.share_steps and given.resume
-        else [],
-    )
+    run.is_baseline = trainer.gamma == 0 or given.labels["trainer"] == "erm"
+    run.kind = _kind(given, values)
+    if shares and given.share_steps and given.resume:
+        parent, looks = run.folder.parent, given.diagnostics
+        run.candidates = trunks(parent, trainer, values, diagnostics=looks)
 
 
 def folder_of(config: DictConfig) -> Path:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import pickle
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from fishr_exp.configuration import outcomes
-from fishr_exp.configuration.binding import part
+from fishr_exp.configuration.binding import part, typed_words
 from fishr_exp.configuration.composing import composing_once
+from fishr_exp.configuration.index import Index, digest_of_inputs
 from fishr_exp.configuration.permissions import allowed_targets
 from fishr_exp.configuration.planning import without_warnings
 from fishr_exp.configuration.sweeping.launching import forget_trunks, in_waves, one_by_one
 from fishr_exp.configuration.sweeping.progress import Progress
 from fishr_exp.configuration.sweeping.runs import (
     SweptRun,
-    described,
+    describe,
     folder_of,
     in_order,
     raise_mistakes,
@@ -64,8 +68,12 @@ class Sweep:
         # Where a job's number is part of its folder's name, it stays as Hydra counts.
         raw = OmegaConf.to_container(config.hydra.sweep, resolve=False)
         self.by_number = "hydra.job." in str(raw)
+        self.typed = set(typed_words(config.hydra))
         self.done: list[Path] = []
         self.failed: list[Path] = []
+        self._kept: dict[tuple[str, ...], bytes] = {}  # the configurations of the runs, by words
+        self._node: object = None  # what the tracker was built from
+        self._tracker: Callable[..., Any] | None = None
         for name in _LAUNCHERS:
             logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -94,31 +102,46 @@ class Sweep:
                 log.info("%s", line)
 
     def _find(self) -> list[SweptRun]:
-        """Return the runs that are to be made; check all of them first."""
+        """Return the runs that are to be made; check all of them first.
+
+        What was composed before, for the same words and files, is not composed again to see that
+        it is done.
+        """
         todo: dict[Path, SweptRun] = {}
         mistakes: list[tuple[Exception, Sequence[str]]] = []
+        index = Index(self.folder, digest_of_inputs(self.config))
         seen: set[Path] = set()
         with composing_once():
-            bar = tqdm(self.words, desc="composing", unit="run", disable=None, leave=False, delay=2)
+            bar = tqdm(self.words, desc="checking", unit="run", disable=None, leave=False, delay=2)
             for position, words in enumerate(bar, start=1):
+                known = None if self._decides(words) else index.find(words)
+                if known in seen or (known and self._is_over(known, self.config)):
+                    seen.add(known)
+                    continue
+                run = SweptRun(tuple(words), self.folder / str(position), position)
                 try:
                     config = self._composed(words, position)
-                    folder = folder_of(config)
-                    if folder in seen:
-                        continue
-                    seen.add(folder)
-                    if state := self._state(folder, config):
-                        {"done": self.done, "failed": self.failed}[state].append(folder)
-                        continue
-                    with without_warnings():
-                        todo[folder] = described(config, words, position, shares=not self.by_number)
+                    run.folder = folder_of(config)
+                    index.add(words, config)
+                    if run.folder not in seen and not self._is_over(run.folder, config):
+                        with without_warnings():
+                            describe(run, config, shares=not self.by_number)
+                        todo[run.folder] = run
+                        self._keep(words, config)
                 except Exception as error:  # noqa: BLE001 - whatever a part of a user's does
                     if self.config.check_first:
                         mistakes.append((error, self._varied(words)))
                     else:
-                        todo[folder] = SweptRun(tuple(words), folder, position)
+                        todo[run.folder] = run
+                seen.add(run.folder)
+        index.write()
         raise_mistakes(mistakes)
         return list(todo.values())
+
+    def _decides(self, words: Sequence[str]) -> bool:
+        """Whether the words of a job, and not those of all, say when it counts as done."""
+        own = [word for word in words if word.startswith(("resume", "retry_failed", "tracker"))]
+        return bool(own) and not self.typed.issuperset(own)
 
     def _composed(self, words: Sequence[str], position: int) -> DictConfig:
         config = self.loader.load_sweep_config(self.config, list(words))
@@ -126,28 +149,59 @@ class Sweep:
             config.hydra.job.id = config.hydra.job.num = position - 1
         return config
 
+    def _keep(self, words: Sequence[str], config: DictConfig) -> None:
+        """Keep the configuration of a run that is to be made in this process."""
+        if "Basic" in self.kind:
+            self._kept[tuple(words)] = zlib.compress(pickle.dumps(config), 1)
+
+    @contextlib.contextmanager
+    def _composed_before(self) -> Iterator[None]:
+        """In the block, let the launcher have the configurations that were composed before."""
+        compose = self.loader.load_sweep_config
+
+        def load(config: DictConfig, words: list[str]) -> DictConfig:
+            *own, place = words
+            kept = self._kept.pop(tuple(own), None)
+            if kept is None:
+                return compose(config, words)
+            found: DictConfig = pickle.loads(zlib.decompress(kept))
+            with open_dict(found):
+                found.sweep_position = place.partition("=")[2]
+                found.hydra.overrides.task.append(place)
+            return found
+
+        self.loader.load_sweep_config = load  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            self.loader.load_sweep_config = compose  # type: ignore[method-assign]
+
     def _varied(self, words: Sequence[str]) -> list[str]:
         """Return the words that not all runs have."""
         common = set(self.words[0]).intersection(*self.words)
         return [word for word in words if word not in common] or list(words)
 
-    def _state(self, folder: Path, config: DictConfig) -> str:
-        """Say whether a run is done, or has failed and is not tried again; empty if neither."""
+    def _is_over(self, folder: Path, config: DictConfig) -> bool:
+        """Note a run that is done, or that failed and is not to be tried again."""
         if not config.resume:
-            return ""
+            return False
         state = RunFolder(folder).state
         if state == "done" and self._is_tracked(folder, config):
-            return "done"
-        return "failed" if state == "failed" and not config.retry_failed else ""
+            self.done.append(folder)
+        elif state == "failed" and not config.retry_failed:
+            self.failed.append(folder)
+        else:
+            return False
+        return True
 
     def _is_tracked(self, folder: Path, config: DictConfig) -> bool:
         """Whether the tracker has all of a run that is done."""
-        if config.tracker is None:
-            return True
-        node = OmegaConf.to_container(config.tracker, resolve=True)
-        tracker = part(node, "tracker", allowed_targets(config.get("allow_targets")))
-        assert tracker is not None
-        return not tracker(RunFolder(folder)).lacks("FINISHED")
+        node = OmegaConf.to_container(config.tracker, resolve=True) if config.tracker else None
+        if node != self._node:
+            self._node = node
+            allowed = allowed_targets(config.get("allow_targets"))
+            self._tracker = part(node, "tracker", allowed)
+        return self._tracker is None or not self._tracker(RunFolder(folder)).lacks("FINISHED")
 
     def _note_trunks(self, todo: Sequence[SweptRun]) -> None:
         members: dict[Path, list[SweptRun]] = {}
@@ -177,7 +231,8 @@ class Sweep:
             return self.launcher.launch(jobs, initial_job_idx=runs[0].position - 1)
 
         if "Basic" in self.kind:
-            one_by_one(todo, launch, progress)
+            with self._composed_before():
+                one_by_one(todo, launch, progress)
         elif "SlurmLauncher" in self.kind and self.most is None and not self.by_number:
             from fishr_exp.configuration.sweeping.cluster import through_slurm
 
