@@ -229,16 +229,20 @@ def _report(runs: Runs) -> list[str]:
 
 def _about_figures(tables: Sequence[Table]) -> list[str]:
     from fishr_exp.reports.figures.curves import MOST_ROWS
-    from fishr_exp.reports.figures.gamma import varies_gamma
+    from fishr_exp.reports.figures.gamma import MOST_CURVES, MOST_POINTS, is_drawn, varies_gamma
 
-    lines = [
-        f"Gamma does not vary in {table.title}: its figure shows one point per row."
-        for table in tables
-        if not varies_gamma(table)
-    ]
+    lines, fewer = [], "count fewer runs with --where KEY=VALUE."
+    for table in tables:
+        varies = varies_gamma(table)
+        if not is_drawn(table):
+            most = f"{MOST_CURVES} curves over gamma" if varies else f"{MOST_POINTS} rows"
+            lines.append(f"No figure of {table.title}: it has more than {most}; {fewer}")
+        elif not varies:
+            lines.append(
+                f"Gamma does not vary in {table.title}: its figure shows one point per row."
+            )
     lines += [
-        f"No curves of {table.title}: it has more than {MOST_ROWS} rows; count fewer runs with"
-        " --where KEY=VALUE."
+        f"No curves of {table.title}: it has more than {MOST_ROWS} rows; {fewer}"
         for table in tables
         if len(table.rows) > MOST_ROWS
     ]

@@ -35,6 +35,8 @@ def parse_conditions(words: Iterable[str]) -> dict[str, list[str]]:
 
 def runs_where(runs: Runs, conditions: Conditions) -> Runs:
     """Return `runs` with those of its done ones that meet all conditions."""
+    if not conditions:
+        return runs
     return replace(runs, done=[run for run in runs.done if _meets(_of_run(run), conditions)])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.reports.figures.gamma import draw
+from fishr_exp.reports.figures.gamma import draw, is_drawn
 from fishr_exp.reports.sheets.latex import to_latex_notes
 from fishr_exp.reports.sheets.sheet import FORMATS, Sheet
 from fishr_exp.reports.tables.table import Table
@@ -40,7 +40,7 @@ def write(
 
 
 def draw_all(tables: Sequence[Table], out: Path, rename: Callable[[str], str] = str) -> list[Path]:
-    """Draw the figure of each table into `out`, with names as `rename` writes them.
+    """Draw the figure of each table of a readable size into `out`, with names as `rename` has them.
 
     Returns:
         The files written.
@@ -51,7 +51,8 @@ def draw_all(tables: Sequence[Table], out: Path, rename: Callable[[str], str] = 
     files: list[Path] = []
     with _explaining_os_errors(out):
         for number, table in enumerate(tables, start=1):
-            files += draw(table, out / _figure_name(table, number, len(tables)), rename)
+            if is_drawn(table):
+                files += draw(table, out / _figure_name(table, number, len(tables)), rename)
     return files
 
 

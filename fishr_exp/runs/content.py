@@ -77,6 +77,8 @@ def parse_object(content: bytes) -> dict[str, Any]:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"it is {_shown(value)}, not an object")
+    if content.count(b"{") + content.count(b"[") <= _DEEPEST:  # whatever is within what
+        return value
     level: list[object] = [value]
     for _ in range(_DEEPEST):
         level = [inner for outer in level for inner in _inner(outer)]
@@ -149,6 +151,8 @@ def count(value: object, name: str) -> int:
 
 def number(value: object, name: str) -> float:
     """Return a number; NaN and infinities are written as text."""
+    if type(value) is float:
+        return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         try:
             return float(value)
@@ -216,7 +220,10 @@ def mapping(check: Check[T]) -> Check[dict[str, T]]:
     def found(value: object, name: str) -> dict[str, T]:
         if not isinstance(value, dict):
             raise _wrong(value, name, "an object")
-        return {key: check(item, f"{name}.{key}") for key, item in value.items()}
+        try:
+            return {key: check(item, name) for key, item in value.items()}
+        except ValueError:  # only what is wrong needs its name
+            return {key: check(item, f"{name}.{key}") for key, item in value.items()}
 
     return found
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fishr_exp.runs.alike import Alike
 from fishr_exp.runs.content import START_AGAIN, UnreadableError
 from fishr_exp.runs.identity import compared
 from fishr_exp.runs.methods import is_erm, method_of
-from fishr_exp.runs.records import Result
+from fishr_exp.runs.results import read_result
 from fishr_exp.runs.run_folder import CONFIG, DONE, RECORDS, RESULT, RunFolder
 
 
@@ -40,6 +42,11 @@ class Run:
     domains: tuple[str, ...] = ()  # all, in the order of the dataset, if they were recorded
     only_choice: bool = False  # its result is of no record: see `Selected`
 
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The flat settings that distinguish results, in normal form; see `compared`."""
+        return compared(self.config)
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -62,21 +69,32 @@ def read_runs(root: str | Path) -> Runs:
     Raises:
         OSError: If `root` itself cannot be listed.
     """
-    runs = Runs()
+    runs, alike = Runs(), Alike()
     for folder in run_folders(root):
-        try:
-            state = RunFolder(folder).state
-            if state == "failed":
-                runs.failed.append(folder)
-            elif state == "done":
-                runs.done.append(_read_run(folder))
-            else:
-                runs.unfinished.append(folder)
-        except UnreadableError as error:
-            runs.broken[folder] = f"{error.allowed}; {START_AGAIN}"
-        except OSError as error:
-            runs.broken[folder] = f"it cannot be read ({error.strerror}); {START_AGAIN}"
+        read_into(runs, folder, alike)
     return runs
+
+
+def read_into(runs: Runs, folder: Path, alike: Alike) -> None:
+    """Read the run in a folder, whatever its state, and add it to `runs`.
+
+    Args:
+        runs: What has been read so far.
+        folder: The run's folder.
+        alike: What the runs read before have in common, kept once; it is added to.
+    """
+    try:
+        state = RunFolder(folder).state
+        if state == "failed":
+            runs.failed.append(folder)
+        elif state == "done":
+            runs.done.append(_read_run(folder, alike))
+        else:
+            runs.unfinished.append(folder)
+    except UnreadableError as error:
+        runs.broken[folder] = f"{error.allowed}; {START_AGAIN}"
+    except OSError as error:
+        runs.broken[folder] = f"it cannot be read ({error.strerror}); {START_AGAIN}"
 
 
 def run_folders(root: str | Path) -> list[Path]:
@@ -98,36 +116,38 @@ def _run_folders(root: str | Path) -> Iterator[Path]:
             yield Path(path)
 
 
-def _read_run(folder: Path) -> Run:
-    config, written = RunFolder(folder).config(), RunFolder(folder).result_of_done()
+def _read_run(folder: Path, alike: Alike) -> Run:
+    config = RunFolder(folder).config()
+    result = read_result(folder, config)
     try:
-        compared(config)
+        config, settings = alike.config(config)
     except (AttributeError, TypeError, ValueError) as error:
         raise UnreadableError.of(folder / CONFIG, f"is damaged ({error})") from error
-    result = Result.from_json(written)
     outline, selected, scores = result.outline, result.selected, result.scores
-    return Run(
+    found = Run(
         path=folder,
         config=config,
-        dataset=outline.labels["dataset"],
-        model=outline.labels["model"],
-        method=method_of(config, outline.method),
+        dataset=alike.one(outline.labels["dataset"]),
+        model=alike.one(outline.labels["model"]),
+        method=alike.one(method_of(config, outline.method)),
         gamma=outline.gamma,
         seed=outline.seed,
-        test_domains=tuple(outline.test_domains),
+        test_domains=alike.one(tuple(outline.test_domains)),
         step=selected.step,
-        monitor=selected.monitor,
+        monitor=alike.one(selected.monitor),
         selected_by_test_domain=selected.uses_test_domain,
         train_accuracy=scores.mean("accuracy", "train"),
         validation_accuracy=scores.mean("accuracy", "validation"),
         test_accuracy=_known(result.test["accuracy"], folder),
         is_erm=is_erm(config),
-        option=outline.labels["trainer"],
-        data=result.data,
-        training_domains=tuple(outline.training_domains),
-        domains=tuple(scores.by_domain.get("accuracy", ())),
+        option=alike.one(outline.labels["trainer"]),
+        data=alike.mapping(result.data),
+        training_domains=alike.one(tuple(outline.training_domains)),
+        domains=alike.one(tuple(scores.by_domain.get("accuracy", ()))),
         only_choice=selected.only_choice,
     )
+    vars(found)["settings"] = settings  # as it would be found
+    return found
 
 
 def _known(accuracies: Mapping[str, float | None], folder: Path) -> dict[str, float]:

@@ -32,6 +32,8 @@ from fishr_exp.runs.content import (
 from fishr_exp.runs.shared import Shared
 
 PARTS = ("train", "validation")
+_IN_PARTS = frozenset(PARTS).issuperset
+_OF_MEANS = tuple(f"{part}_" for part in PARTS)  # how the keys of means begin
 Diagnostics = Mapping[str, float | None]
 
 
@@ -79,12 +81,12 @@ class Scores:
             key: take(written, key, mapping(mapping(optional(_of_metric(key)))))
             for key, value in written.items()
             if key == "accuracy"
-            or (key != "counts" and isinstance(value, Mapping) and _is_by_domain(value))
+            or (key != "counts" and isinstance(value, dict) and _is_by_domain(value))
         }
         means = {
             key: take(written, key, optional(_of_metric(key.partition("_")[2])))
             for key in written
-            if key.startswith(tuple(f"{part}_" for part in PARTS))
+            if key.startswith(_OF_MEANS)
         }
         return cls(by_domain, means)
 
@@ -95,7 +97,7 @@ def _of_metric(metric: str) -> Any:
 
 def _is_by_domain(value: Mapping[str, Any]) -> bool:
     inner = list(value.values())
-    return bool(inner) and all(isinstance(of, Mapping) and set(of) <= {*PARTS} for of in inner)
+    return bool(inner) and all(isinstance(of, dict) and _IN_PARTS(of) for of in inner)
 
 
 @dataclass(frozen=True)

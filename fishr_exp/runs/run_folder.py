@@ -30,7 +30,6 @@ from fishr_exp.core.errors import ConfigError, TakenError, TrainingError
 from fishr_exp.runs.content import UnreadableError, mapping, read_bytes, read_object, text
 from fishr_exp.runs.files import to_json, write_atomically
 from fishr_exp.runs.identity import differences, settings
-from fishr_exp.runs.methods import misfit
 from fishr_exp.runs.names import (
     CHECKPOINTS,
     CONFIG,
@@ -48,7 +47,8 @@ from fishr_exp.runs.names import (
     is_of_a_run,
     named,
 )
-from fishr_exp.runs.records import Result, parse_evaluations
+from fishr_exp.runs.records import parse_evaluations
+from fishr_exp.runs.results import checked_result
 
 __all__ = [
     "CHECKPOINTS", "CONFIG", "DATA", "DONE", "ENVIRONMENT", "LOCK", "RECORDS", "RESULT", "TRACKING",
@@ -175,13 +175,7 @@ class RunFolder:
             return None
         written = read_object(path)
         if written.get("status") != "failed":
-            try:
-                self._check_result(Result.from_json(written))
-            except UnreadableError:
-                raise
-            except ValueError as error:
-                hint = "remove it to evaluate its last checkpoint again, or pass resume=false"
-                raise UnreadableError.of(path, f"is damaged: {error}", hint) from error
+            checked_result(self.path, written, self.config())
         return written
 
     def result_of_done(self) -> Record:
@@ -194,16 +188,6 @@ class RunFolder:
         if result is None:
             raise UnreadableError.of(self.path / RESULT, "is missing")
         return result
-
-    def _check_result(self, result: Result) -> None:
-        if unlike := misfit(self.config(), result.outline):
-            unlike = unlike.replace(" here)", f" in {CONFIG})")
-            raise ValueError(f"it is of a run with other settings: {unlike}")
-        records, last = self.records(), result.last.get("step")
-        ended = records[-1]["step"] if records else 0
-        if last is not None and last != ended:
-            reason = f"ends at step {ended}, and the run at step {last}"
-            raise UnreadableError.of(self.path / RECORDS, reason)
 
     def keep_until(self, step: int) -> None:
         """Drop the records of later steps, which a continued run writes again."""

@@ -35,11 +35,18 @@ if TYPE_CHECKING:
 
 PANEL_HEIGHT = 2.3  # inches, without title and legend
 MOST_LEVELS = 3  # horizontal lines, as many as can be distinguished
+MOST_CURVES, MOST_POINTS = 12, 100  # of a figure; one with more is unreadable, and takes minutes
 
 
 def varies_gamma(table: Table) -> bool:
     """Whether `table` has a curve over gamma: a method and setting with two or more gammas."""
     return bool(_sweeps(table))
+
+
+def is_drawn(table: Table) -> bool:
+    """Whether the figure of `table` would be readable."""
+    curves = len(_sweeps(table))
+    return curves <= MOST_CURVES if curves else len(table.rows) <= MOST_POINTS
 
 
 def _sweeps(table: Table) -> list[Curve]:

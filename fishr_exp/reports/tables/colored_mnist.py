@@ -17,7 +17,6 @@ from fishr_exp.reports.tables.comparison import (
 from fishr_exp.reports.tables.grouping import L2
 from fishr_exp.reports.tables.table import Row, build_tables
 from fishr_exp.runs.files import to_json
-from fishr_exp.runs.identity import compared
 from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.reading import Run
 
@@ -84,7 +83,7 @@ def is_in_protocol(run: Run) -> bool:
 def departures(run: Run) -> list[str]:
     """Return the settings in which a run differs from the published figures."""
     own = {
-        **compared(run.config),
+        **run.settings,
         "steps": run.step,
         "test_domains": sorted(run.test_domains),
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fishr_exp.reports.tables.table import Row
-from fishr_exp.runs.identity import flatten
+from fishr_exp.runs.reading import Run
 
 MARK = "†"
 MISSING_CLASSES, ALLOWED = "dataset.missing_classes", "allow"
@@ -21,7 +22,7 @@ def on_other_data(rows: Sequence[Row]) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for place, row in enumerate(rows):
         for run in row.runs:
-            seed = flatten(run.config).get("dataset.seed")
+            seed = _of_dataset(run, "seed")
             for domain, digest in run.data.items():
                 if first.setdefault((run.dataset, domain, seed), digest) != digest:
                     found.setdefault(place, []).append(domain)
@@ -37,10 +38,17 @@ def about_data(rows: Sequence[Row]) -> list[str]:
             f"{MARK}: some runs were on other images or labels of {', '.join(domains)} than the"
             " rows before, so the difference may come from the data."
         )
-    values = [flatten(run.config).get(MISSING_CLASSES) for row in rows for run in row.runs]
-    if ALLOWED in values:
+    name = MISSING_CLASSES.partition(".")[2]
+    if any(_of_dataset(run, name) == ALLOWED for row in rows for run in row.runs):
         notes.append(
             f"With {MISSING_CLASSES}={ALLOWED} a domain may lack classes; its accuracy is over the"
             " classes that it has."
         )
     return notes
+
+
+def _of_dataset(run: Run, name: str) -> Any:
+    """Return a setting of a run's dataset, a plain value; None if it has no such setting."""
+    part = run.config.get("dataset")
+    value = part.get(name) if isinstance(part, Mapping) else None
+    return None if isinstance(value, Mapping) else value

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fishr_exp.runs.files import to_json
-from fishr_exp.runs.identity import compared
 from fishr_exp.runs.methods import AVERAGE_OF, ERM
 from fishr_exp.runs.reading import Run
 
@@ -68,7 +68,7 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Run]]:
         if all(seed == run.seed for run in matching for seed in _inner_seeds(run).values()):
             parts = [(matching, _without_seeds(matching[0]))]
         else:
-            pinned = partition(matching, lambda run: to_json(_inner_seeds(run)))
+            pinned = partition(matching, lambda run: json.dumps(_inner_seeds(run)))
             parts = [(p, {**_without_seeds(p[0]), **_inner_seeds(p[0])}) for p in pinned.values()]
         for part, values in parts:
             by_seed = partition(part, lambda run: run.seed)
@@ -78,31 +78,38 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Group], list[Run]]:
 
 
 def _identity(run: Run, values: Mapping[str, Any]) -> str:
-    return to_json([run.method, run.model, sorted((k, to_json(v)) for k, v in values.items())])
+    return _key([run.method, run.model], values)
+
+
+def _key(names: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Return a text that is the same for equal names and settings only."""
+    return json.dumps([*names, sorted(values.items())])  # no two keys are equal, nor compared
 
 
 def _without_seeds(run: Run) -> dict[str, Any]:
-    values = compared(run.config)
-    excluded = {"seed", "test_domains", *_inner_seeds(run)}  # a table has one set of test domains
-    return {key: value for key, value in values.items() if key not in excluded}
+    excluded = {"seed", "test_domains"}  # a table has one set of test domains
+    return {
+        key: value
+        for key, value in run.settings.items()
+        if key not in excluded and not key.endswith(".seed")
+    }
 
 
 def _inner_seeds(run: Run) -> dict[str, Any]:
-    return {key: v for key, v in compared(run.config).items() if key.endswith(".seed")}
+    return {key: value for key, value in run.settings.items() if key.endswith(".seed")}
 
 
 def _base(group: Group) -> str:
     """Return a key of what a method and ERM share: all settings except the method's own."""
     values = {k: v for k, v in group.settings.items() if not k.startswith("trainer.")}
     values[L2] = _value(group, L2)
-    return to_json([group.first.model, sorted((k, to_json(v)) for k, v in values.items())])
+    return _key([group.first.model], values)
 
 
 def family(group: Group) -> str:
     """Return a key of what the groups of one method that differ only in gamma share."""
     values = {k: v for k, v in group.settings.items() if k != "trainer.gamma"}
-    names = [group.first.model, group.first.method]
-    return to_json([*names, sorted((k, to_json(v)) for k, v in values.items())])
+    return _key([group.first.model, group.first.method], values)
 
 
 def varying(groups: Sequence[Group]) -> list[str]:
@@ -118,8 +125,12 @@ def varying(groups: Sequence[Group]) -> list[str]:
     else:
         excluded = set()
     for key in dict.fromkeys(key for group in groups for key in group.settings):
+        if len(_values(groups, key)) == 1:
+            continue
         by_label = partition(groups, lambda group, key=key: _label(group, key))  # type: ignore[misc]
-        varies = any(len({to_json(_value(g, key)) for g in part}) > 1 for part in by_label.values())
+        varies = any(
+            len({json.dumps(_value(g, key)) for g in part}) > 1 for part in by_label.values()
+        )
         if varies and key not in excluded:
             names.append(key)
     return names
@@ -144,6 +155,10 @@ def _value(group: Group, name: str) -> Any:
     if name == "model":
         return group.first.model
     return group.settings.get(name, 0 if name == L2 else _ABSENT)
+
+
+def _values(groups: Iterable[Group], key: str) -> set[str]:
+    return {json.dumps(_value(group, key)) for group in groups}
 
 
 def shown(group: Group, names: Sequence[str]) -> dict[str, str]:

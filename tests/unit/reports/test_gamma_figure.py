@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 
 from fishr_exp.reports.figures import gamma as module
-from fishr_exp.reports.figures.gamma import draw, varies_gamma
+from fishr_exp.reports.figures.gamma import draw, is_drawn, varies_gamma
 from fishr_exp.reports.tables.table import build_tables
 from fishr_exp.runs.reading import read_runs
 
@@ -258,3 +258,25 @@ def test_points_of_many_methods_have_a_line_for_erm(factory, drawn):
     level = line(figure, "ERM, test")
     assert "ERM, test" in legend(figure)
     assert list(level.get_xdata()) == [pytest.approx(20)] * 2
+
+
+@pytest.mark.parametrize(
+    ("gammas", "batch_sizes", "limit"), [((1.0, 2.0), 13, "12 curves"), ((1.0,), 101, "100 rows")]
+)
+def test_a_figure_that_nobody_could_read_is_left_out(factory, capsys, gammas, batch_sizes, limit):
+    from fishr_exp.cli.table import main
+
+    for size in range(batch_sizes):
+        for gamma in gammas:
+            factory.done("fishr", gamma, 0, 0.5, batch_size=size)
+        if size == batch_sizes - 2:
+            (table,) = build_tables(read_runs(factory.root).done)
+            assert is_drawn(table)
+    (table,) = build_tables(read_runs(factory.root).done)
+    assert not is_drawn(table)
+    assert main([str(factory.root)]) == 0
+    out = capsys.readouterr().out
+    assert f"No figure of {table.title}: it has more than {limit}" in out
+    assert "figure.pdf" not in out
+    assert main([str(factory.root), "--where", "batch_size=0,1"]) == 0
+    assert "figure.pdf" in capsys.readouterr().out

@@ -94,3 +94,24 @@ def test_seeds_that_a_corrected_p_needs():
     assert seeds_needed(204) == 13
     assert seeds_needed(250) == 14
     assert seeds_needed(251) is None  # 2 of 10000, 251 times, is above 0.05
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 13, 14, 20])
+def test_the_same_as_scipy_s(n):
+    """SciPy's functions, whose import and checks take longer than all else of a table."""
+    from scipy.stats import bootstrap, permutation_test
+
+    draw = np.random.default_rng(n)
+    for values in (draw.normal(0.5, 2.0, n), draw.integers(-3, 4, n) / 10, np.full(n, 0.1)):
+        interval = bootstrap(
+            (values,), np.mean, confidence_level=0.95, n_resamples=9999, method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+        p = permutation_test(
+            (values, np.zeros(n)), lambda a, b, axis: np.mean(a - b, axis=axis),
+            permutation_type="samples", vectorized=True, n_resamples=9999,
+            rng=np.random.default_rng(0),
+        ).pvalue  # fmt: skip
+        found = compare(list(values))
+        assert (found.low, found.high) == pytest.approx(tuple(interval), rel=1e-12)
+        assert found.p == pytest.approx(p, rel=1e-12)
