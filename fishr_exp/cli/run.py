@@ -33,6 +33,7 @@ from fishr_exp.configuration.callbacks import (
     stopped_by,
 )
 from fishr_exp.configuration.command_line import arranged
+from fishr_exp.configuration.composing import composing_once
 from fishr_exp.configuration.console import name_lines
 from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
 from fishr_exp.configuration.options import conf_dir
@@ -89,7 +90,8 @@ def _main() -> int:
         register_run_name()
         claim_optuna()
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-        start(job)()
+        with composing_once():  # Hydra does it twice for a run, and 150 times for --help
+            start(job)()
         return _end_of_sweep(outcomes.sweep.status)
     except (Exception, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and closed_streams():

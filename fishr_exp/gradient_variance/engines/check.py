@@ -106,10 +106,11 @@ def _wrong(
     if not names:
         return frozenset()
     weights = torch.randn(len(losses), generator=torch.Generator().manual_seed(0)).to(losses)
+    with torch.enable_grad():
+        total = (losses * weights).sum()  # for weights as `grad_outputs`, PyTorch imports SymPy
     expected = torch.autograd.grad(
-        losses,
+        total,
         [parameters[name] for name in names],
-        weights,
         retain_graph=True,
         materialize_grads=True,
     )

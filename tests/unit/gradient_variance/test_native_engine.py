@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fishr_exp.gradient_variance import gradient_variance, penalty, per_sample_losses
+from fishr_exp.gradient_variance.engines.recorder import _broadcast
 
 SIZES = (5, 4)
 
@@ -169,3 +172,17 @@ def test_float32_convolutions_are_sound_where_the_mean_dwarfs_the_deviation() ->
         )
         v, w = rounded.variances["0.weight"], exact.variances["0.weight"]
         assert ((v - w).abs() / w).max() < 1e-4
+
+
+def test_shapes_are_broadcast_as_torch_does() -> None:
+    sizes = [shape for n in range(4) for shape in itertools.product((0, 1, 2, 3), repeat=n)]
+    for one, other in itertools.product(sizes, repeat=2):
+        try:
+            expected = tuple(torch.broadcast_shapes(one, other))
+        except RuntimeError:
+            expected = ()
+        assert _broadcast([one, other]) == expected, (one, other)
+    assert _broadcast([(3, 1, 1), (2, 1), (5,)]) == tuple(
+        torch.broadcast_shapes((3, 1, 1), (2, 1), 5)
+    )
+    assert _broadcast([]) == ()
