@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from .errors import UnsupportedError
 from .losses import CrossEntropy, Loss, per_sample_losses
-from .penalty import divisor, penalty, squared_distance
+from .penalty import divisor, penalty, squared_distance, squared_distance_with_gradient
 from .variance import BATCH_STATISTICS, STATISTICS, GradientVariance, gradient_variance
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "penalty",
     "per_sample_losses",
     "squared_distance",
+    "squared_distance_with_gradient",
 ]

@@ -92,7 +92,7 @@ class CrossEntropy:
         if logits.shape[1] == 1 and self._is_plain:
             return logits.sigmoid() - targets.to(logits.dtype).unsqueeze(1)
         two = _two_logits(logits)
-        onehot = F.one_hot(targets, two.shape[1]).to(two.dtype)
+        onehot = torch.zeros_like(two).scatter_(1, targets.unsqueeze(1), 1)
         if self._is_plain:
             return two.softmax(1) - onehot
         t = (1 - self.label_smoothing) * onehot + self.label_smoothing / two.shape[1]

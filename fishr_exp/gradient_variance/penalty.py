@@ -72,6 +72,16 @@ def squared_distance(v: Tensor) -> Tensor:
     return _SquaredDistance.apply(v)
 
 
+def squared_distance_with_gradient(v: Tensor) -> tuple[Tensor, Tensor]:
+    """The squared distance and its gradient at v, without a graph.
+
+    Args:
+        v: [D, ...].
+    """
+    difference = v - v.mean(0)
+    return difference.square().sum(), 2 * difference
+
+
 class _SquaredDistance(torch.autograd.Function):
     """sum_e ||v_e - mean_e v_e||^2; saves only v, since its gradient is 2 (v_e - mean_e v_e)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -29,7 +30,8 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
         UnsupportedError: If a pattern selects no trainable parameter.
     """
     patterns = [scope] if isinstance(scope, str) else list(scope)
-    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
+    every = list(model.named_parameters(remove_duplicate=False))
+    names = [name for name, parameter in every if parameter.requires_grad]
     selected_names = set(names) if patterns == ["all"] else set()
     for pattern in patterns if not selected_names else []:
         found = {name for name in names if _matches(name, pattern)}
@@ -42,13 +44,14 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
         raise UnsupportedError(f"scope={scope!r}: the model has no trainable parameter")
     selected: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in every:
         if name in selected_names and id(parameter) not in seen:
             seen.add(id(parameter))
             selected[name] = parameter
     return selected
 
 
+@functools.cache
 def _matches(name: str, pattern: str) -> bool:
     parts = name.split(".")
     prefixes = (".".join(parts[:i]) for i in range(1, len(parts) + 1))

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .engines.native import native_statistics
+from .engines.native import WithGradient, native_statistics
 from .errors import UnsupportedError
 from .losses import Loss, per_sample_losses
 from .scope import select_parameters
@@ -79,7 +79,9 @@ def gradient_variance(
             of this process only.
         reduce: Maps a parameter's name and its statistic [D, ...] to a scalar, as soon as they are
             known; the result then has the scalar instead of the statistic. Its gradient is computed
-            immediately, so that no [D, ...] stays in memory, which matters for large models.
+            immediately, so that no [D, ...] stays in memory, which matters for large models. With a
+            method `with_gradient(name, variance)` that returns the scalar and its gradient at the
+            variance, small layers need no backward pass.
 
     Returns:
         Logits, losses and the variances by parameter name. A selected parameter that does not
@@ -171,7 +173,16 @@ def _compute(
         return torch.stack([reduce(n, v) for n, v in split(name, value).items()]).sum()
 
     parts = groups.sizes if groups else sizes
-    logits, losses, by_name = _by_engine(model, inputs, targets, parts, options, finish)
+    as_computed = (options.statistic, options.unbiased, merge, groups) == (
+        "variance",
+        False,
+        None,
+        None,
+    )
+    with_gradient = getattr(options.reduce, "with_gradient", None) if as_computed else None
+    logits, losses, by_name = _by_engine(
+        model, inputs, targets, parts, options, finish, with_gradient
+    )
     if groups:
         back = groups.order.argsort()
         logits, losses = logits[back], losses[back]
@@ -187,6 +198,7 @@ def _by_engine(
     parts: tuple[int, ...],
     options: _Options,
     finish: Callable[[str, Moments], Tensor],
+    with_gradient: WithGradient | None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return logits, losses, and the result of `finish` for the moments of each parameter."""
     parameters, covariance = options.parameters, options.statistic == "covariance"
@@ -211,6 +223,7 @@ def _by_engine(
         covariance=covariance,
         finish=finish,
         to_scalars=options.reduce is not None,
+        with_gradient=with_gradient,
     )
 
 

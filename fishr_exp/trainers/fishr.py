@@ -22,6 +22,7 @@ from fishr_exp.gradient_variance import (
     gradient_variance,
     per_sample_losses,
     squared_distance,
+    squared_distance_with_gradient,
 )
 from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty, Schedule
 from fishr_exp.trainers._terms import check_choice, leaving_no_trace, sum_of_all
@@ -206,26 +207,20 @@ class Fishr(Penalty):
 
     def more_logs(self, forward: ForwardPass) -> dict[str, Tensor]:
         """The weight in the paper's terms."""
-        if self not in forward.kept or self._divides_covariance:
+        if self not in forward.kept or self.divides_covariance:
             return {}  # divided by each parameter's own size: no weight does the same
         _, entries = forward.kept[self]
         effective = self.weight(forward.step) * self._to_paper(forward.batch, entries)
         return {"effective_gamma": torch.tensor(effective, dtype=torch.float64)}
 
     @property
-    def _divides_covariance(self) -> bool:
+    def divides_covariance(self) -> bool:
+        """Whether each covariance is divided by its number of columns."""
         return self.statistic == "covariance" and CONVENTIONS[self.convention].divides_covariance
 
     def _measured(self, forward: ForwardPass, *, create_graph: bool) -> tuple[Tensor, int]:
         """Return the penalty, and over how many entries it adds up distances."""
-        entries: list[int] = []
-
-        def distance(name: str, v: Tensor) -> Tensor:
-            if self._divides_covariance:
-                v = v / v.shape[-1]
-            entries.append(v[0].numel())
-            return squared_distance(self._smooth(name, v))
-
+        distance = _Distance(self)
         batch = forward.batch
         try:
             with FeaturesRead(forward.model) as read:
@@ -251,7 +246,7 @@ class Fishr(Penalty):
         # Put in order by classes, the features are not in the batch's order.
         forward.adopt(None if self.within_classes else read.features, logits, losses)
         total = torch.stack(list(distances.values())).sum()
-        return total / self._divisor(batch, sum(entries)), sum(entries)
+        return total / self._divisor(batch, distance.entries), distance.entries
 
     def _refusal(self, error: UnsupportedError) -> ConfigError:
         """Name the keys by which the network does not fit."""
@@ -262,11 +257,15 @@ class Fishr(Penalty):
         c = CONVENTIONS[self.convention]
         return divisor(entries, len(batch.sizes), c.over_parameters, c.over_domains)
 
-    def _smooth(self, name: str, v: Tensor) -> Tensor:
+    def smooth(self, name: str, v: Tensor) -> Tensor:
         """Average the variance over the steps; the gradient flows through the current one only.
 
         Starts from zero and is not debiased. Divided by 1 − ema_decay, the derivative with
         respect to the current variance is 1, and a constant variance v grows to v / (1 − decay).
+
+        Args:
+            name: The parameter's.
+            v: Its variance at this step, [D, ...].
         """
         if self.ema_decay == 0:
             return v
@@ -276,6 +275,14 @@ class Fishr(Penalty):
             average = decay * self.averages[name].to(v.device) + average
         self.averages[name] = average.detach()
         return average / (1 - decay) if CONVENTIONS[self.convention].divides_ema else average
+
+    def pull_back(self, grad: Tensor) -> Tensor:
+        """Take the gradient at the result of `smooth` to its argument."""
+        if self.ema_decay == 0:
+            return grad
+        if CONVENTIONS[self.convention].divides_ema:
+            grad = grad / (1 - self.ema_decay)
+        return grad * (1 - self.ema_decay)
 
     def _to_paper(self, batch: Batch, entries: int) -> float:
         """Return the factor that takes a weight of this convention into the paper's terms.
@@ -300,3 +307,27 @@ class Fishr(Penalty):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up the moving average of a checkpoint."""
         self.averages = state["averages"]
+
+
+class _Distance:
+    """Squared distance of the domains' variances of each parameter, after smoothing.
+
+    Attributes:
+        entries: Over how many entries the distances so far add up.
+    """
+
+    def __init__(self, fishr: Fishr) -> None:
+        self.fishr, self.entries = fishr, 0
+
+    def __call__(self, name: str, v: Tensor) -> Tensor:
+        """Return the distance, with its graph."""
+        if self.fishr.divides_covariance:
+            v = v / v.shape[-1]
+        self.entries += v[0].numel()
+        return squared_distance(self.fishr.smooth(name, v))
+
+    def with_gradient(self, name: str, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance, and its gradient at the variance."""
+        self.entries += v[0].numel()
+        distance, grad = squared_distance_with_gradient(self.fishr.smooth(name, v))
+        return distance, self.fishr.pull_back(grad)

@@ -26,7 +26,14 @@ def at_once(function: Callable[[Sequence[Tensor]], Tensor], tensors: Sequence[Te
     value = function(leaves)
     gradients = torch.autograd.grad(value, wanted, allow_unused=True)
     originals = [t for t in tensors if t.requires_grad]
-    return _Known.apply(value.detach(), tuple(gradients), *originals)
+    return with_gradients(value, gradients, originals)
+
+
+def with_gradients(
+    value: Tensor, gradients: Sequence[Tensor | None], tensors: Sequence[Tensor]
+) -> Tensor:
+    """Return a scalar `value` with these gradients at `tensors`; it is differentiable once."""
+    return _Known.apply(value.detach(), tuple(gradients), *tensors)
 
 
 class _Known(torch.autograd.Function):

@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..autograd.at_once import at_once
+from ..autograd.at_once import at_once, with_gradients
 from ..errors import UnsupportedError
 from ..losses import Loss, losses_of_samples
 from ..terms.moments import Moments, moments_of_terms
+from ..terms.small import Small, small
 from ..terms.uses import Direct, Term
 from .check import check, known_of
 from .fallback import gradients_one_by_one
@@ -21,6 +22,8 @@ from .planning import Planner
 from .recorder import Recorder
 
 Finish = Callable[[str, Moments], Tensor]  # of a parameter's name and moments
+WithGradient = Callable[[str, Tensor], tuple[Tensor, Tensor]]
+"""Maps a parameter's name and variance to a scalar and its gradient at the variance."""
 
 _log = logging.getLogger(__name__)
 _reported: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
@@ -41,12 +44,13 @@ def native_statistics(
     covariance: bool,
     finish: Finish,
     to_scalars: bool,
+    with_gradient: WithGradient | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Statistics of the per-sample gradients of `parameters`; see `gradient_variance`.
 
     Returns:
         Logits [N, C], losses [N], and the results of `finish` by parameter name; if these are
-        scalars, no moments are kept.
+        scalars, no moments are kept, and those of small layers come from `with_gradient`, if given.
 
     Raises:
         UnsupportedError: If samples are coupled, the loss is not per sample, or the covariance of a
@@ -71,7 +75,14 @@ def native_statistics(
             shape = parameters[name].shape
             return finish(name, moments_of_terms(terms, shape, sizes, memory_limit, covariance))
 
-        finished[name] = _scalar_of_terms(of, terms) if to_scalars else of(terms)
+        found = small(terms, sizes, memory_limit) if with_gradient else None
+        if found and with_gradient:
+            value, gradient = with_gradient(
+                name, found.variance.reshape(-1, *parameters[name].shape)
+            )
+            finished[name] = _of_small(terms[0], found, value, gradient)
+        else:
+            finished[name] = _scalar_of_terms(of, terms) if to_scalars else of(terms)
 
     with torch.autocast(inputs.device.type, enabled=False), torch.set_grad_enabled(create_graph):
         of = (logits, losses, targets, loss, create_graph)
@@ -120,6 +131,15 @@ def _scalar_of_terms(of: Callable[[Sequence[Term]], Tensor], terms: Sequence[Ter
         return of([t.of(list(islice(given, n))) for t, n in zip(terms, counts, strict=True)])
 
     return at_once(of_inputs, [tensor for term in terms for tensor in term.inputs])
+
+
+def _of_small(term: Term, found: Small, value: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar of the variances of a term, with its gradient at the term's inputs."""
+    if not torch.is_grad_enabled():
+        return value
+    gradients = found.pull_back(gradient.reshape(found.variance.shape))
+    pairs = [(g, t) for g, t in zip(gradients, term.inputs, strict=True) if g is not None]
+    return with_gradients(value, [g for g, _ in pairs], [t for _, t in pairs])
 
 
 def _report(model: nn.Module, names: set[str]) -> None:

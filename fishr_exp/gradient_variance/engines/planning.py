@@ -129,7 +129,10 @@ def _terms_by_key(
     else:
         deltas = []
     for (use, ruled), delta in zip(plans, deltas, strict=True):
+        if delta is None:
+            continue
+        if delta.shape != use.output.shape:
+            delta = delta.reshape(use.output.shape)
         for key, make in ruled:
-            if delta is not None:
-                terms.setdefault(key, []).append(make(delta.reshape(use.output.shape)))
+            terms.setdefault(key, []).append(make(delta))
     return terms

@@ -119,8 +119,10 @@ class Recorder(TorchFunctionMode):
 
     def _is_given_to_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether a parameter is expanded or repeated to as many rows as there are samples."""
+        if func not in (Tensor.expand, Tensor.repeat) or not self._uses(args[:1]):
+            return False
         shape = _shape_of_result(func, args)
-        if func not in (Tensor.expand, Tensor.repeat) or not shape or not self._uses(args[:1]):
+        if not shape:
             return False
         bare = args[0].ndim < len(shape) or len(args[0]) == 1
         return bare and shape[0] % self.count == 0
@@ -150,12 +152,11 @@ class Recorder(TorchFunctionMode):
             if self._uses(args[3:4]):
                 args = (*args[:3], self._replacement(args[3], scores), *args[4:])
             return args, kwargs
-        shape = _shape_of_result(func, args)
         if func is Tensor.repeat and self._is_given_to_samples(func, args):
-            times = _sizes(args)
+            times, shape = _sizes(args), _shape_of_result(func, args)
             given = self._replacement(args[0], (shape[0], *(1,) * (len(times) - 1)))
             return (given, 1, *times[1:]), kwargs
-        if shape and getattr(func, "__name__", "") in ELEMENTWISE:
+        if getattr(func, "__name__", "") in ELEMENTWISE and (shape := _shape_of_result(func, args)):
             args = tuple(self._replacement(a, shape) if self._uses([a]) else a for a in args)
         return args, kwargs
 

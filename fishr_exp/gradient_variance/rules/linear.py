@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..terms.outer import of_vectors
 from ..terms.uses import Direct, MakeTerm, Outer, Use
 
 
@@ -22,7 +23,7 @@ def linear(use: Use, count: int) -> list[tuple[Any, MakeTerm]] | None:
     x = laid_out.samples_first(x, count)
 
     def of_weight(delta: Tensor) -> Outer:
-        return Outer(_factors, (laid_out.samples_first(delta, count), x))
+        return Outer(of_vectors, (laid_out.samples_first(delta, count), x))
 
     return [(weight, of_weight), (bias, partial(_sum_over_positions, laid_out, count))]
 
@@ -58,18 +59,9 @@ def _right_product(use: Use, count: int, x: Any, weight: Any) -> list[tuple[Any,
     if laid_out is None:
         return None
     x = laid_out.samples_first(x, count)
-    return [(weight, lambda delta: Outer(_factors, (x, laid_out.samples_first(delta, count))))]
+    return [(weight, lambda delta: Outer(of_vectors, (x, laid_out.samples_first(delta, count))))]
 
 
 def _sum_over_positions(use: Use, count: int, delta: Tensor) -> Direct:
     delta = use.samples_first(delta, count)
     return Direct(delta.flatten(1, -2).sum(1) if delta.ndim > 2 else delta)
-
-
-def _factors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    return _positions(rows), _positions(columns)
-
-
-def _positions(x: Tensor) -> Tensor:
-    """[n, ..., K] to [n, 1, T, K]."""
-    return x.reshape(len(x), 1, -1, x.shape[-1])

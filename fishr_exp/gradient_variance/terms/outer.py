@@ -31,6 +31,11 @@ FEW_ROWS = 8
 """With T = 1 and at most this many rows, building every g_i is cheaper than matrix products."""
 
 
+def of_vectors(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors of a layer that multiplies vectors: [n, ..., R] and [n, ..., K], T positions."""
+    return _positions(rows), _positions(columns)
+
+
 def outer_moments(
     factors: Factors, sizes: Sequence[int], limit: int, *tensors: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -217,6 +222,11 @@ def _finish(
     parts = torch.autograd.grad([f for f, _ in pairs], wanted, [g for _, g in pairs])
     for whole, part in zip((o for o in out if o is not None), parts, strict=True):
         whole.copy_(part)
+
+
+def _positions(x: Tensor) -> Tensor:
+    """[n, ..., K] to [n, 1, T, K]."""
+    return x.reshape(len(x), 1, -1, x.shape[-1])
 
 
 def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -121,9 +121,9 @@ def test_moving_average_lets_the_gradient_through_the_current_step_only() -> Non
     decay = 0.9
     method = Fishr(1.0, convention="domainbed", ema_decay=decay)
     first = {"w": torch.tensor([[1.0], [2.0]], requires_grad=True)}
-    method._smooth("w", first["w"])
+    method.smooth("w", first["w"])
     second = {"w": torch.tensor([[3.0], [4.0]], requires_grad=True)}
-    method._smooth("w", second["w"]).sum().backward()
+    method.smooth("w", second["w"]).sum().backward()
     assert first["w"].grad is None
     torch.testing.assert_close(second["w"].grad, torch.ones(2, 1))
 
