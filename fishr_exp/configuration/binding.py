@@ -39,6 +39,8 @@ _PLAIN_TYPES = (bool, int, float, str, list, tuple, type(None))  # of defaults t
 SUPPLIED = ("labels", "config")
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from fishr_exp.training.arguments import Arguments
 
 
@@ -94,12 +96,16 @@ def arguments(
     from fishr_exp.training.arguments import Arguments  # imports torch
 
     config = _without_leftovers(config, typed)
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    plain, failure = _resolved(config)
+    is_whole = plain is not None and not _has_missing(plain)
+    if not is_whole and (missing := sorted(OmegaConf.missing_keys(config))):
         hint = f"add {' '.join(map(given_as, missing))}"
         if "test_domains" in missing and (known := _known_domains(config.dataset)):
             hint += f"; the domains are {', '.join(known)}"
         raise ConfigError("=??? ".join(missing), "???", "must be given", hint)
-    plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    if plain is None:
+        assert failure is not None
+        raise failure
     apart = (*PARTS, *APART, NEUTRAL)
     root = {key: value for key, value in plain.items() if key not in apart}
     also = [key for key in (*PARTS, *APART) if key not in CHOICES]
@@ -114,6 +120,21 @@ def arguments(
         for group in ("dataset", "model", "trainer")
     }
     return Arguments(**checked, **parts, labels=labels, config=plain)
+
+
+def _resolved(config: DictConfig) -> tuple[dict[str, Any] | None, Exception | None]:
+    """Return the plain configuration, or why it cannot be resolved."""
+    try:
+        return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)), None
+    except Exception as failure:  # noqa: BLE001 - of any resolver
+        return None, failure
+
+
+def _has_missing(node: object) -> bool:
+    """Whether a value may be missing; text of the environment may look like it."""
+    if isinstance(node, dict | list):
+        return any(map(_has_missing, node.values() if isinstance(node, dict) else node))
+    return node == "???"
 
 
 def _known_domains(dataset: Any) -> list[str]:
@@ -253,14 +274,13 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
 
 def _convert(key: str, value: object, annotation: Any) -> Any:
     """Return `value` as the annotation wants it; a number may be written as its text."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     kinds = (annotation, *typing.get_args(annotation))
     if isinstance(value, bool) and bool not in kinds and Any not in kinds:
         value = str(value).lower()  # else pydantic takes true for 1
-    lenient = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
     try:
-        return TypeAdapter(annotation, config=lenient).validate_python(value)
+        return _adapter(annotation).validate_python(value)
     except ValidationError as error:
         if typing.get_origin(annotation) is typing.Literal:
             words = [str(word) for word in typing.get_args(annotation)]
@@ -278,3 +298,24 @@ def _convert(key: str, value: object, annotation: Any) -> Any:
         raise ConfigError(
             key, value, f"must be {wanted.replace('None', 'null')} ({reason})", hint
         ) from None
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Return what converts to an annotation; those of equal ones are made once."""
+    try:
+        return _kept_adapter(repr(annotation), annotation)
+    except TypeError:  # it cannot be hashed
+        return _new_adapter(annotation)
+
+
+def _new_adapter(annotation: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    lenient = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+    return TypeAdapter(annotation, config=lenient)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept_adapter(spelled: str, annotation: Any) -> TypeAdapter[Any]:
+    del spelled  # `int | float` equals `float | int`, whose messages are others
+    return _new_adapter(annotation)

@@ -1,14 +1,16 @@
 """The configurations of a sweep, composed in a tenth of Hydra's time where only values differ.
 
 Hydra reads all files and builds the list of defaults again for every run. Both depend only on the
-options that are selected, so they are kept here. Everything else is done by Hydra itself, for each
-run: it applies the overrides and fills in its own section, and `permissions` checks the result.
+options that are selected, so they are kept here; so is each interpolation, parsed. Everything else
+is done by Hydra itself, for each run: it applies the overrides and fills in its own section, and
+`permissions` checks the result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,7 +27,7 @@ from hydra.core.default_element import InputDefault, ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig
+from omegaconf import DictConfig, _utils, base
 
 _active = False
 
@@ -45,6 +47,7 @@ def composing_once() -> Iterator[None]:
     kept = _Kept()
     load, merge = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
     select = config_loader_impl.create_defaults_list
+    parse = base.parse
 
     def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
         return kept.file(self, config_path, load)
@@ -68,6 +71,7 @@ def composing_once() -> Iterator[None]:
         config_loader_impl.create_defaults_list = create_defaults_list  # type: ignore[assignment]
         config_loader_impl.OverridesParser = Parser  # type: ignore[misc]
         config_loader_impl.CachingConfigRepository = _Repository  # type: ignore[misc]
+        base.parse = _utils.parse = functools.lru_cache(maxsize=1000)(parse)
         yield
     finally:
         _active = False
@@ -76,6 +80,28 @@ def composing_once() -> Iterator[None]:
         config_loader_impl.create_defaults_list = select
         config_loader_impl.OverridesParser = OverridesParser  # type: ignore[misc]
         config_loader_impl.CachingConfigRepository = CachingConfigRepository  # type: ignore[misc]
+        base.parse = _utils.parse = parse
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a copy without Hydra's part, as `OmegaConf.masked_copy` does, in a third of its time.
+
+    Args:
+        config: A composed configuration.
+    """
+    nodes = {k: node for k, node in config.__dict__["_content"].items() if k != "hydra"}
+    try:
+        for node in nodes.values():  # else everything is copied
+            node.__dict__["_parent"] = None
+        copies = _Copies(nodes).another()
+    finally:
+        for node in nodes.values():
+            node.__dict__["_parent"] = config
+    own = DictConfig({})
+    for node in copies.values():
+        node._set_parent(own)
+    own.__dict__["_content"].update(copies)
+    return own
 
 
 class _Repository(CachingConfigRepository):

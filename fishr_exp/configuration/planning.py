@@ -22,18 +22,22 @@ from tqdm import tqdm
 
 from fishr_exp.configuration.baseline import AddBaseline
 from fishr_exp.configuration.binding import arguments, check_output_dir, typed_words
+from fishr_exp.configuration.composing import composing_once, without_hydra
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.options import conf_dir, search_path
 from fishr_exp.configuration.protocol import check_ranges
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.identity import settings
+from fishr_exp.runs.identity import folder_name, settings
 from fishr_exp.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fishr_exp.core.contracts import Domains, Model
     from fishr_exp.training.arguments import Arguments
 
-SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+SWEEPERS = (
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.fishr_exp_sweeper.SharingSweeper",
+)
 
 
 class MistakesError(Exception):
@@ -99,7 +103,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
     jobs: dict[Path, Job] = {}
     parts = _Parts()
     mistakes: dict[str, list[str]] = {}
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with composing_once(), hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         inner = GlobalHydra.instance().hydra
         assert inner is not None
         config = inner.compose_config(
@@ -142,7 +146,7 @@ def _cannot_be_written(folder: Path) -> str:
 def _split(config: DictConfig, loader: Any) -> list[list[str]]:
     """Return the overrides of every run, as Hydra's own sweeper makes them."""
     sweeper = config.hydra.sweeper
-    if sweeper.get("_target_") != SWEEPER:
+    if sweeper.get("_target_") not in SWEEPERS:
         reason = "this sweeper selects its runs as it goes, so they cannot be planned"
         raise ConfigError("hydra/sweeper", sweeper.get("_target_"), reason, "leave it out")
     typed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
@@ -188,10 +192,7 @@ def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
 def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
     from fishr_exp.training.prepare import prepare
 
-    runs = check_output_dir(config.hydra.sweep.dir, "hydra.sweep.dir")
-    folder = Path(runs) / config.hydra.sweep.subdir
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    checked = arguments(own, config.hydra.runtime.choices, typed_words(config.hydra))
+    folder, checked, own = _checked(config)
     check_ranges(own, config.hydra.runtime.choices)
     with without_warnings():
         prepared = prepare(parts.shared(checked))
@@ -209,6 +210,22 @@ def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
         gamma=trainer.gamma,
         anneal_steps=trainer.anneal_steps,
     )
+
+
+def _checked(config: DictConfig) -> tuple[Path, Arguments, DictConfig]:
+    """Return a run's folder, its arguments, and its configuration without Hydra's part."""
+    runs = check_output_dir(config.hydra.sweep.dir, "hydra.sweep.dir")
+    own, choices = without_hydra(config), config.hydra.runtime.choices
+    raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    try:
+        checked = arguments(own, choices, typed_words(config.hydra))
+    except Exception:
+        OmegaConf.select(config, "hydra.sweep.subdir")  # what is wrong with it is said first
+        raise
+    if raw["subdir"] == "${run_name:}":  # the name is made of what is resolved already
+        check_output_dir(checked.config.get("output_dir"))
+        return Path(runs) / folder_name(checked.config, str(choices.get("trainer"))), checked, own
+    return Path(runs) / config.hydra.sweep.subdir, checked, own
 
 
 @contextlib.contextmanager

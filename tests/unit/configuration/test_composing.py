@@ -15,10 +15,10 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, _utils, base
 
 from fishr_exp.cli.run import claim_optuna, register_run_name
-from fishr_exp.configuration.composing import composing_once
+from fishr_exp.configuration.composing import composing_once, without_hydra
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.core.errors import ConfigError
@@ -165,6 +165,20 @@ def test_what_is_done_to_one_is_not_done_to_the_next(load: Load) -> None:
         assert _all(load(["seed=0"])) == before
 
 
+@pytest.mark.parametrize("job", [JOBS[0], JOBS[5], JOBS[7], ["protocol=paper_2022", *JOBS[13]]])
+def test_a_copy_without_hydras_part_is_omegaconfs(load: Load, job: list[str]) -> None:
+    config = load(job)
+    before = _all(config)
+    own = without_hydra(config)
+    expected = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    assert _all(own) == _all(expected)
+    assert OmegaConf.to_container(own, resolve=True) == OmegaConf.to_container(
+        expected, resolve=True
+    )
+    own.seed, own.trainer = 77, {}
+    assert _all(config) == before
+
+
 def test_options_from_elsewhere(tmp_path: Path) -> None:
     """A folder on the search path, whose file a later block reads again."""
     (tmp_path / "trainer").mkdir()
@@ -232,6 +246,8 @@ def test_hydra_is_as_before_after_it(load: Load) -> None:
             config_loader_impl.create_defaults_list,
             config_loader_impl.OverridesParser,
             config_loader_impl.CachingConfigRepository,
+            base.parse,
+            _utils.parse,
         ]
 
     before = ours()
