@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("the following arguments are required: DIR")
     try:
         _check(options)
-        if options.protocol is None:
+        if options.watch:
+            from fishr_exp.cli.watch import watch
+
+            watch(options)
+        elif options.protocol is None:
             make_table(options)
         elif options.protocol == "single_source":
             make_single_source(options)
@@ -95,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help="add rows of published tables to domainbed's: those of DomainBed and Fishr, or of the"
         " sources named, such as miro,swad; `--published list` lists them, without DIR",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show the table, and again as runs come in, until Ctrl-C; nothing is written",
     )
     parser.add_argument(
         "--cells",

@@ -33,7 +33,7 @@ def make_table(options: argparse.Namespace) -> None:
     from fishr_exp.reports.tables.table import build_tables
 
     folder, out = options.folder, options.out or options.folder / "table"
-    runs, layout = _read(options), _layout(options)
+    runs, layout = _read(options), read_layout(options)
     if not runs.done:
         raise ConfigError(
             "DIR",
@@ -70,7 +70,7 @@ def make_comparison(options: argparse.Namespace) -> None:
     )
     stem = "-".join(part for part in (options.protocol, tables[0].selection) if part)
     out = options.out or options.folder / "table"
-    sheets = lay_out([comparison_sheet(table) for table in tables], _layout(options))
+    sheets = lay_out([comparison_sheet(table) for table in tables], read_layout(options))
     cells = [sheet for sheet in map(cells_sheet, tables) if sheet.rows]
     files = write(sheets, out, stem) + write(cells, out, f"{stem}-cells", formats=("csv",))
     _say(cells if options.cells else sheets, options.format, report, files)
@@ -94,7 +94,7 @@ def make_single_source(options: argparse.Namespace) -> None:
     if others:
         report.append(f"Not counted: {others} trained on several domains.")
     sheets = [sheet for table in tables for sheet in single_source_sheets(table)]
-    sheets = lay_out(sheets, _layout(options))
+    sheets = lay_out(sheets, read_layout(options))
     files = write(sheets, options.out or options.folder / "table", PROTOCOL)
     _say(sheets, options.format, report, files)
 
@@ -185,7 +185,12 @@ def _read(options: argparse.Namespace) -> Runs:
     return kept
 
 
-def _layout(options: argparse.Namespace) -> Layout:
+def read_layout(options: argparse.Namespace) -> Layout:
+    """Return what the options say of how tables are shown.
+
+    Raises:
+        ConfigError: If a new name is not of the form OLD=NEW.
+    """
     from fishr_exp.reports.sheets.layout import Layout
 
     names = {}
