@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from fishr_exp.cli.output import Parser, command
-from fishr_exp.cli.run import claim_optuna, register_run_name
+from fishr_exp.cli.run import prefer_own_sweepers, register_run_name
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import before_the_run, one_line
+from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.permissions import permissions_of
-from fishr_exp.configuration.planning import Job, MistakesError, compose, without_warnings
+from fishr_exp.configuration.planning import Job, compose, without_warnings
 
 if TYPE_CHECKING:
     from fishr_exp.cli.probe import Costs
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     register_run_name()
-    claim_optuna()
+    prefer_own_sweepers()
     try:
         with permissions_of(options.overrides):
             jobs = compose(quoted(options.overrides), options.config_dir)
@@ -100,10 +101,13 @@ def _estimate(jobs: Sequence[Job]) -> str:
     table = tabulate(rows, headers, disable_numparse=True, stralign="left")
     threads = torch.get_num_threads()
     place = _existing(jobs[0].folder)
+    sharing = [job for job in jobs if job.shared > job.step]
+    taken = "" if not sharing else f" {len(sharing)} of them take over steps that others make."
     device = "cuda" if torch.cuda.is_available() else f"CPU, {threads} thread{'s' * (threads != 1)}"
     return (
         f"\n{table}\n\nTo do: about {_time(total)} on this machine ({device}), one run after"
-        f" another, and {_size(size)} of disk; {_size(shutil.disk_usage(place).free)} are free.\n"
+        f" another, and {_size(size)} of disk; {_size(shutil.disk_usage(place).free)} are free."
+        f"{taken}\n"
         "Measured in a few steps and one evaluation of one run per line, the one with the largest"
         " minibatches and gamma; early stopping shortens it. MLflow's database is not counted.\n"
     )
@@ -130,7 +134,7 @@ def _cost_order(job: Job) -> tuple[float, float]:
 
 def _seconds(job: Job, costs: Costs) -> float:
     anneal_steps = job.steps if job.gamma == 0 else job.anneal_steps
-    first = min(job.step, job.steps)
+    first = min(max(job.step, job.shared), job.steps)
     return costs.seconds(first, job.steps, anneal_steps, job.evaluations_from(first))
 
 

@@ -36,9 +36,9 @@ from fishr_exp.configuration.command_line import arranged
 from fishr_exp.configuration.composing import composing_once
 from fishr_exp.configuration.console import name_lines
 from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
+from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
-from fishr_exp.configuration.planning import MistakesError
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.configuration.secrecy import with_variables
 from fishr_exp.core.errors import (
@@ -88,7 +88,7 @@ def _main() -> int:
         return _say(str(error), _MISTAKE)
     try:
         register_run_name()
-        claim_optuna()
+        prefer_own_sweepers()
         start = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
         with composing_once():  # Hydra does it twice for a run, and 150 times for --help
             start(job)()
@@ -126,13 +126,18 @@ def register_run_name() -> None:
     OmegaConf.register_new_resolver("runs_dir", _runs_dir, replace=True)
 
 
-def claim_optuna() -> None:
-    """Let `hydra/sweeper=optuna` be ours, where hydra-optuna-sweeper has the same name for its own.
+def prefer_own_sweepers() -> None:
+    """Make ours the default sweeper, and `hydra/sweeper=optuna` ours.
 
-    Its option would minimise, and Hydra refuses two of one name.
+    A default of `conf/config.yaml` could not be overridden by an experiment. The optuna of
+    hydra-optuna-sweeper would minimize, and Hydra refuses two options of one name.
     """
-    Plugins.instance()  # which loads its option
-    ConfigStore.instance().repo["hydra"]["sweeper"].pop("optuna.yaml", None)
+    Plugins.instance()  # which loads the options of other packages
+    options = ConfigStore.instance().repo["hydra"]
+    options["sweeper"].pop("optuna.yaml", None)
+    for default in options["config.yaml"].node.defaults:
+        if "sweeper" in default:
+            default["sweeper"] = "fishr_exp"
 
 
 def job(config: DictConfig) -> float | None:

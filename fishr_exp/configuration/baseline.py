@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,7 +9,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
-log = logging.getLogger(__name__)
+from fishr_exp.configuration import outcomes
 
 GAMMA = "trainer.gamma"
 
@@ -36,7 +35,9 @@ class AddBaseline(Callback):
                 added = with_zero(f"{GAMMA}={params[GAMMA]}")
                 params[GAMMA] = added.partition("=")[2] if added else params[GAMMA]
         if added:
-            log.info("%s: gamma 0 is added, the ERM baseline", added)
+            outcomes.sweep.notes.append(f"{added}: gamma 0 is added, the ERM baseline")
+            if "SharingSweeper" not in str(config.hydra.sweeper.get("_target_")):
+                outcomes.tell_notes()  # ours tells them when it has checked the runs
 
 
 def with_zero(override: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.configuration.messages import one_line
-from fishr_exp.core.errors import UnfinishedError
+from fishr_exp.core.errors import TakenError, UnfinishedError
 from fishr_exp.runs.content import UnreadableError
 from fishr_exp.runs.run_folder import CONFIG, RunFolder
+
+log = logging.getLogger(__name__)
 
 _FAILED = 1  # the exit status of a run that began, and could not go on
 _MOST = 10  # failures to name
 _GO_ON = ("BasicSweeper", "SharingSweeper")  # which launch all runs, whatever one comes to
+_ONLY = "share_steps=only"
 # What a sweep adds to the words of its jobs.
-ADDED = ("sweep_position=", "share_steps=only")
+ADDED = ("sweep_position=", _ONLY)
 
 
 class Sweep:
@@ -36,17 +40,24 @@ class Sweep:
         self.goes_on = config is not None and any(
             name in str(config.hydra.sweeper._target_) for name in _GO_ON
         )
+        self.looks_again = config is not None and _GO_ON[1] in str(config.hydra.sweeper._target_)
         self.of_a_cluster = config is not None and "submitit" in str(config.hydra.launcher._target_)
         self.lost: list[str] = []  # jobs without a result, and without a record of why
+        self.notes: list[str] = []  # to be told once its first run is about to start
         self.status = 0  # of the first job that failed
 
     def add(self, job: JobReturn, name: str = "") -> None:
-        """Note that a job failed, if its run folder does not say so."""
-        if not _is_recorded(job):
+        """Note that a job failed, if its run folder does not say so, and no other makes the run."""
+        taken = self.looks_again and isinstance(job._return_value, TakenError)
+        if not (taken or self.is_followed(job) or _is_recorded(job)):
             words = [word for word in job.overrides or () if not word.startswith(ADDED)]
             swept = [word for word in words if word not in self.fixed]
             why = one_line(job._return_value) or str(job._return_value)
             self.lost.append(f"  {' '.join([name, *swept]).strip()}: {why}")
+
+    def is_followed(self, job: JobReturn) -> bool:
+        """Whether another job makes the run of this one, which was to make shared steps only."""
+        return _ONLY in (job.overrides or ()) and _ONLY not in self.fixed and not _is_recorded(job)
 
     def failures(self) -> list[str]:
         """Name the jobs that ended without a result, and the runs in the folder that failed."""
@@ -70,6 +81,12 @@ def begin(config: DictConfig | None = None) -> None:
     sweep = Sweep(config)
 
 
+def tell_notes() -> None:
+    """Tell what is to be known before the first run."""
+    while sweep.notes:
+        log.info("%s", sweep.notes.pop(0))
+
+
 def _result(job: JobReturn) -> Any:
     """Return a job's result; go on after the failure of one of many.
 
@@ -79,8 +96,11 @@ def _result(job: JobReturn) -> Any:
         return job._return_value
     error = job._return_value
     status = getattr(error, "status", None)
-    if not sweep.goes_on or status is None or isinstance(error, UnfinishedError):
+    stopped = isinstance(error, UnfinishedError) and not sweep.of_a_cluster
+    if not sweep.goes_on or status is None or stopped:
         raise error
+    if sweep.is_followed(job):
+        return None
     sweep.status = sweep.status or status
     if status == _FAILED and not sweep.of_a_cluster:  # whose jobs are noted as they end
         sweep.add(job)

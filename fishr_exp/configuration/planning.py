@@ -20,37 +20,27 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from fishr_exp.configuration import outcomes
 from fishr_exp.configuration.baseline import AddBaseline
-from fishr_exp.configuration.binding import arguments, check_output_dir, typed_words
-from fishr_exp.configuration.composing import composing_once, without_hydra
+from fishr_exp.configuration.composing import composing_once
 from fishr_exp.configuration.messages import one_line
+from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.options import conf_dir, search_path
 from fishr_exp.configuration.protocol import check_ranges
+from fishr_exp.configuration.sweeping.runs import SweptRun, bound, candidates, leaders, share
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.identity import folder_name, settings
+from fishr_exp.runs.identity import settings
 from fishr_exp.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fishr_exp.core.contracts import Domains, Model
     from fishr_exp.training.arguments import Arguments
+    from fishr_exp.training.trunk import Trunk
 
 SWEEPERS = (
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra_plugins.fishr_exp_sweeper.SharingSweeper",
 )
-
-
-class MistakesError(Exception):
-    """What is wrong with runs of the sweep: each mistake, and the runs that it is in."""
-
-    def __init__(self, runs: Mapping[str, Sequence[str]]) -> None:
-        super().__init__(runs)
-        self.runs = runs
-
-    def lines(self) -> list[str]:
-        """A line for each mistake, with the first run that has it."""
-        more = {m: f" and {len(runs) - 1} more" * (len(runs) > 1) for m, runs in self.runs.items()}
-        return [f"{m} (in: {runs[0]}{more[m]})" if runs[0] else m for m, runs in self.runs.items()]
 
 
 @dataclass(frozen=True)
@@ -66,6 +56,8 @@ class Job:
     steps_per_epoch: int
     gamma: float | None
     anneal_steps: int
+    candidates: Sequence[Trunk] = ()  # the steps that it could share with others
+    shared: int = 0  # the first steps that it takes over from another run
 
     @property
     def labels(self) -> Mapping[str, str]:
@@ -130,7 +122,26 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> list[Job
             mistakes.setdefault(message, []).append("")
     if mistakes:
         raise MistakesError(mistakes)
-    return list(jobs.values())
+    outcomes.tell_notes()
+    return _sharing(list(jobs.values()))
+
+
+def _sharing(jobs: Sequence[Job]) -> list[Job]:
+    """Note which steps the runs take over from others."""
+    runs = {
+        job.folder: SweptRun(
+            (), job.folder, position, is_baseline=job.gamma == 0, candidates=job.candidates
+        )
+        for position, job in enumerate(jobs)
+        if job.state != "done"
+    }
+    share(runs.values())
+    first = {run.folder for run in leaders([*runs.values()])}
+    trunks = {folder: run.trunk for folder, run in runs.items() if folder not in first}
+    return [
+        replace(job, shared=trunk.step) if (trunk := trunks.get(job.folder)) else job
+        for job in jobs
+    ]
 
 
 def _cannot_be_written(folder: Path) -> str:
@@ -192,7 +203,7 @@ def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
 def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
     from fishr_exp.training.prepare import prepare
 
-    folder, checked, own = _checked(config)
+    folder, checked, own = bound(config)
     check_ranges(own, config.hydra.runtime.choices)
     with without_warnings():
         prepared = prepare(parts.shared(checked))
@@ -209,23 +220,8 @@ def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
         steps_per_epoch=prepared.steps_per_epoch,
         gamma=trainer.gamma,
         anneal_steps=trainer.anneal_steps,
+        candidates=candidates(checked, trainer, folder),
     )
-
-
-def _checked(config: DictConfig) -> tuple[Path, Arguments, DictConfig]:
-    """Return a run's folder, its arguments, and its configuration without Hydra's part."""
-    runs = check_output_dir(config.hydra.sweep.dir, "hydra.sweep.dir")
-    own, choices = without_hydra(config), config.hydra.runtime.choices
-    raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    try:
-        checked = arguments(own, choices, typed_words(config.hydra))
-    except Exception:
-        OmegaConf.select(config, "hydra.sweep.subdir")  # what is wrong with it is said first
-        raise
-    if raw["subdir"] == "${run_name:}":  # the name is made of what is resolved already
-        check_output_dir(checked.config.get("output_dir"))
-        return Path(runs) / folder_name(checked.config, str(choices.get("trainer"))), checked, own
-    return Path(runs) / config.hydra.sweep.subdir, checked, own
 
 
 @contextlib.contextmanager

@@ -168,6 +168,9 @@ def test_from_scratch_shares_nothing(tmp_path: Path) -> None:
     outcome = caller(tmp_path)(*words, tiny=TINY)
     assert outcome.status == 0, outcome.err
     assert set(shared(tmp_path).values()) == {None}
+    again = caller(tmp_path)(*words, tiny=TINY)
+    assert "2 runs: 2 made" in again.err
+    assert again.err.count("evaluating all domains") == 2
 
 
 def test_only_the_shared_steps_are_made_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def in_waves(
     tried: set[Path] = set()  # trunks; if one was not made, the runs go without
     while pending := _not_made(pending, progress):
         first = [run for run in leaders(pending) if trunk_of(run) not in tried]
-        if first := [run for run in first if not is_taken(run.folder)]:
+        if first := [run for run in first if not is_taken(run.folder)][:most]:
             tried |= {trunk_of(run) for run in first}
             made = _attempt(first, launch, ("share_steps=only",), progress)
             failed = [run for run in made if run.has_failed]
@@ -110,7 +110,10 @@ def finish(
             continue
         attempted.append(run)
         _ = end.return_value  # raises what ends the sweep
-        if end.status is JobStatus.FAILED or not only_shared:
+        run.from_scratch = False
+        if run.to_send and run.has_result:
+            progress.sent(run)
+        elif end.status is JobStatus.FAILED or not only_shared:
             progress.lost(run)
     progress.update()
     return attempted

@@ -37,6 +37,7 @@ class Made:
     done: list[SweptRun] = field(default_factory=list)
     failed: list[SweptRun] = field(default_factory=list)
     elsewhere: list[SweptRun] = field(default_factory=list)  # done, by another command
+    sent: list[SweptRun] = field(default_factory=list)  # done before, and sent to the tracker
     shared: int = 0  # of those done, the runs that took steps over
     seconds_shared: float = 0.0
     seconds: dict[tuple[object, ...], list[float]] = field(default_factory=dict)  # by kind
@@ -86,6 +87,12 @@ class Progress:
                 elif run.position in self._ours and run.has_failed:
                     self._note_failed(run)
             self._show()
+
+    def sent(self, run: SweptRun) -> None:
+        """Note a run that was done before, and whose tracker has it now."""
+        with self._lock:
+            if self._open.pop(run.position, None) is not None:
+                self.made.sent.append(run)
 
     def lost(self, run: SweptRun) -> None:
         """Note a run that ended without a result."""
@@ -155,6 +162,7 @@ class Progress:
             saved = f", which saved about {duration(made.seconds_shared)}"
             parts[0] += f" ({made.shared} of them with shared steps{saved})"
         parts += [f"{self.before} done before"] if self.before else []
+        parts += [f"{len(made.sent)} sent to the tracker again"] if made.sent else []
         parts += [f"{len(made.elsewhere)} made by another command"] if made.elsewhere else []
         failed = self.failed_before + len(made.failed)
         parts += [f"{failed} failed"] if failed else []
@@ -185,6 +193,7 @@ class Progress:
                 thread.join()
             if self._bar is not None:
                 self._bar.close()
+                sys.stderr.write("\r")  # it leaves the cursor where its text ended
                 self._bar = None
 
     def _watch(self, ended: threading.Event) -> None:

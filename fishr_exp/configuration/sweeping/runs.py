@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.configuration.binding import arguments, check_output_dir, typed_words
+from fishr_exp.configuration.composing import without_hydra
 from fishr_exp.configuration.messages import one_line
-from fishr_exp.configuration.planning import MistakesError
+from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.runs.content import UnreadableError
-from fishr_exp.runs.identity import settings
+from fishr_exp.runs.identity import folder_name, settings
 from fishr_exp.runs.names import CHECKPOINTS, CONFIG, DONE
 from fishr_exp.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from fishr_exp.core.contracts import Trainer
     from fishr_exp.training.arguments import Arguments
     from fishr_exp.training.trunk import Trunk
 
@@ -42,6 +44,8 @@ class SweptRun:
         kind: What runs of equal cost share.
         candidates: The steps that it could share with others, the longest first.
         trunk: Those that it does share.
+        to_send: Whether it is done, and its tracker lacks something of it.
+        from_scratch: Whether it is to be made again, whatever is in its folder.
     """
 
     words: tuple[str, ...]
@@ -51,6 +55,8 @@ class SweptRun:
     kind: tuple[object, ...] = ()
     candidates: Sequence[Trunk] = field(default_factory=list)
     trunk: Trunk | None = None
+    to_send: bool = False
+    from_scratch: bool = False
 
     @property
     def cell(self) -> tuple[str, ...]:
@@ -59,6 +65,11 @@ class SweptRun:
 
     @property
     def is_done(self) -> bool:
+        """Whether it has its result, and nothing is to be done for it."""
+        return not (self.to_send or self.from_scratch) and self.has_result
+
+    @property
+    def has_result(self) -> bool:
         """Whether it has its result."""
         return (self.folder / DONE).exists() and (self.folder / CONFIG).exists()
 
@@ -89,17 +100,42 @@ def describe(run: SweptRun, config: DictConfig, *, shares: bool) -> None:
         ConfigError: If what was asked for cannot be.
     """
     from fishr_exp.training.prepare import check
+
+    run.folder, given, _ = bound(config)
+    trainer = check(given).trainer
+    run.is_baseline = trainer.gamma == 0 or given.labels["trainer"] == "erm"
+    run.kind = _kind(given, settings(given.config))
+    run.candidates = candidates(given, trainer, run.folder) if shares else []
+
+
+def candidates(given: Arguments, trainer: Trainer, folder: Path) -> list[Trunk]:
+    """Return the steps that a run could share with others of its sweep."""
     from fishr_exp.training.trunk import trunks
 
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    given = arguments(own, config.hydra.runtime.choices, typed_words(config.hydra))
-    trainer = check(given).trainer
+    if not (given.share_steps and given.resume):
+        return []
     values = settings(given.config)
-    run.is_baseline = trainer.gamma == 0 or given.labels["trainer"] == "erm"
-    run.kind = _kind(given, values)
-    if shares and given.share_steps and given.resume:
-        parent, looks = run.folder.parent, given.diagnostics
-        run.candidates = trunks(parent, trainer, values, diagnostics=looks)
+    return trunks(folder.parent, trainer, values, diagnostics=given.diagnostics)
+
+
+def bound(config: DictConfig) -> tuple[Path, Arguments, DictConfig]:
+    """Return a run's folder, its arguments, and its configuration without Hydra's part.
+
+    Raises:
+        ConfigError: If a key or a value is not as it must be.
+    """
+    runs = check_output_dir(config.hydra.sweep.dir, "hydra.sweep.dir")
+    own, choices = without_hydra(config), config.hydra.runtime.choices
+    raw: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    try:
+        checked = arguments(own, choices, typed_words(config.hydra))
+    except Exception:
+        OmegaConf.select(config, "hydra.sweep.subdir")  # what is wrong with it is said first
+        raise
+    if raw["subdir"] == "${run_name:}":  # the name is made of what is resolved already
+        check_output_dir(checked.config.get("output_dir"))
+        return Path(runs) / folder_name(checked.config, str(choices.get("trainer"))), checked, own
+    return Path(runs) / config.hydra.sweep.subdir, checked, own
 
 
 def folder_of(config: DictConfig) -> Path:

@@ -90,6 +90,7 @@ class Sweep:
         share(todo)
         todo = todo if self.by_number else in_order(todo)
         self._note_trunks(todo)
+        outcomes.tell_notes()
         progress = Progress(len(self.done), len(self.failed), todo, self._at_a_time())
         if self.failed:
             outcomes.sweep.status = outcomes.sweep.status or 1
@@ -123,6 +124,8 @@ class Sweep:
                     config = self._composed(words, position)
                     run.folder = folder_of(config)
                     index.add(words, config)
+                    run.from_scratch = not config.resume
+                    run.to_send = bool(config.resume) and run.has_result
                     if run.folder not in seen and not self._is_over(run.folder, config):
                         with without_warnings():
                             describe(run, config, shares=not self.by_number)

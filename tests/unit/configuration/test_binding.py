@@ -21,7 +21,7 @@ YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml")
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
-LOGGING = conf_dir() / "hydra" / "job_logging" / "fishr_exp.yaml"
+LOGGING = [*(conf_dir() / "hydra").glob("*_logging/fishr_exp.yaml")]
 FITTING = sorted((conf_dir() / "dataset" / "fitting").glob("*.yaml"))
 SEARCHES = sorted((conf_dir() / "search").rglob("*.yaml"))
 
@@ -82,7 +82,7 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
 
 def test_every_yaml_was_found() -> None:
     found = set((conf_dir()).rglob("*.yaml")) - {conf_dir() / "config.yaml"}
-    assert found == {*YAMLS, *EXPERIMENTS, *PROTOCOLS, *SEARCHES, *SWEEPERS, *FITTING, LOGGING}
+    assert found == {*YAMLS, *EXPERIMENTS, *PROTOCOLS, *SEARCHES, *SWEEPERS, *FITTING, *LOGGING}
 
 
 @pytest.mark.parametrize("path", FITTING, ids=lambda p: p.stem)

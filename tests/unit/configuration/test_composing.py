@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, _utils, base
 
-from fishr_exp.cli.run import claim_optuna, register_run_name
+from fishr_exp.cli.run import prefer_own_sweepers, register_run_name
 from fishr_exp.configuration.composing import composing_once, without_hydra
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
@@ -85,7 +85,7 @@ def _sweep(words: list[str], folder: Path | None = None) -> Any:
         def __enter__(self) -> Load:
             GlobalHydra.instance().clear()
             register_run_name()
-            claim_optuna()
+            prefer_own_sweepers()
             self.permissions = permissions_of(words)
             self.permissions.__enter__()
             self.hydra = hydra.initialize_config_dir(str(folder or conf_dir()), version_base="1.3")

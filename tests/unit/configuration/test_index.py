@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import fishr_exp
-from fishr_exp.cli.run import claim_optuna, register_run_name
+from fishr_exp.cli.run import prefer_own_sweepers, register_run_name
 from fishr_exp.configuration import index as index_module
 from fishr_exp.configuration.index import NAME, Index, digest_of_inputs
 from fishr_exp.configuration.options import conf_dir
@@ -41,7 +41,7 @@ JOBS = [
 def _clear() -> Any:
     GlobalHydra.instance().clear()
     register_run_name()
-    claim_optuna()
+    prefer_own_sweepers()
     yield
     GlobalHydra.instance().clear()
 

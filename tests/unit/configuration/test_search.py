@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from fishr_exp.cli.run import claim_optuna
+from fishr_exp.cli.run import prefer_own_sweepers
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError, TrainingError
 
@@ -262,7 +262,7 @@ def test_a_study_is_named_by_what_its_values_depend_on() -> None:
 def test_the_option_is_ours_beside_another_plugin_of_that_name() -> None:
     theirs = {"_target_": "hydra_plugins.theirs.Sweeper", "defaults": [{"sampler": "tpe"}]}
     ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=theirs)
-    claim_optuna()
+    prefer_own_sweepers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", ["experiment=search_gamma"], return_hydra_config=True)
     assert config.hydra.sweeper._target_ == "hydra_plugins.fishr_exp_optuna.OptunaSweeper"
