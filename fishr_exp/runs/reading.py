@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,38 @@ def run_folders(root: str | Path) -> list[Path]:
     Raises:
         OSError: If `root` itself cannot be listed.
     """
-    os.listdir(root)  # raises; `os.walk` would go on silently
-    return sorted(_run_folders(root))
+    is_run, waiting = listing(os.fspath(root))
+    found = [os.fspath(root)] if is_run else []
+    while waiting:
+        folder = waiting.pop()
+        try:
+            is_run, inner = listing(folder)
+        except OSError:
+            continue
+        waiting += inner
+        if is_run:
+            found.append(folder)
+    return by_path(map(Path, found))
 
 
-def _run_folders(root: str | Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(root):
-        names = {*folders, *files}  # a folder may stand in the place of a file
-        if CONFIG in names and (RECORDS in names or DONE in names):
-            yield Path(path)
+def by_path(folders: Iterable[Path]) -> list[Path]:
+    """Return folders in the order in which tables count their runs."""
+    return sorted(folders, key=lambda path: path.parts)
+
+
+def listing(folder: str) -> tuple[bool, list[str]]:
+    """Return whether a folder is a run's, and the folders in it. Links to folders are left out.
+
+    Raises:
+        OSError: If it cannot be listed.
+    """
+    names, inner = set(), []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            names.add(entry.name)  # a folder may stand in the place of a file
+            if entry.is_dir(follow_symlinks=False):
+                inner.append(entry.path)
+    return CONFIG in names and (RECORDS in names or DONE in names), inner
 
 
 def _read_run(folder: Path, alike: Alike) -> Run:
