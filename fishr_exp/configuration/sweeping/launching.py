@@ -113,7 +113,7 @@ def finish(
         run.from_scratch = False
         if run.to_send and run.has_result:
             progress.sent(run)
-        elif end.status is JobStatus.FAILED or not only_shared:
+        elif not only_shared:  # else another job is to make the run
             progress.lost(run)
     progress.update()
     return attempted
