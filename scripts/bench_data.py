@@ -232,7 +232,7 @@ def waiting(arguments: argparse.Namespace, size: int, cache: str) -> list[list[o
     players = make_players(method, model, torch.optim.Adam)
 
     def step(batch: Batch) -> None:
-        optimizer_step(method, model, players, batch, 0, autocast("bf16", CPU, method))
+        optimizer_step(method, model, players, batch, 0, autocast("bf16", CPU))
 
     there = next(batches(ours(arguments.root, size, arguments.batch_size, 0, cache)))
     step(there)

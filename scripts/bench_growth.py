@@ -21,7 +21,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from bench_step import Platform, Workload, freeing_memory, header, measure_peak, measure_times
+from bench_step import (
+    Platform,
+    Workload,
+    freeing_memory,
+    header,
+    measure_peak,
+    measure_times,
+    write_section,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -36,7 +44,7 @@ CONTENDERS = {
     "fishr classifier native": "Fishr, classifier",
     "fishr all native": "Fishr, all parameters",
 }
-MARKER = "\n## Growth"  # where the page's part of this script begins
+HEADING = "## Growth"  # where the page's part of this script begins
 
 Point = tuple[int, int, int]  # domains, samples of each, width
 GRIDS: dict[str, list[Point]] = {
@@ -177,7 +185,7 @@ def render(rows: Sequence[dict[str, Any]], head: str, figure: str) -> str:
     about = (__doc__ or "").partition("\n\n")[2].strip()
     return "\n\n".join(
         [
-            MARKER.strip(),
+            HEADING,
             head,
             about,
             f"![Time and memory over samples, domains and parameters]({figure})",
@@ -221,10 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     section = render(rows, head, figure)
     print(section)
     if arguments.markdown:
-        page = arguments.markdown
-        text = page.read_text() if page.exists() else ""
-        above = f"\n{text}".partition(MARKER)[0]
-        page.write_text(f"{above.rstrip()}\n\n{section}\n".lstrip())
+        write_section(arguments.markdown, section)
 
 
 if __name__ == "__main__":

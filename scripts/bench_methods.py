@@ -211,7 +211,7 @@ class Checkout:
         hparams = self.registry.default_hparams(name, "PACS") | {"batch_size": workload.samples}
         with self._with(workload):
             algorithm = getattr(self.algorithms, name)(
-                workload.input_shape, workload.classes, 3, hparams | more
+                workload.input_shape, workload.classes, len(batch.sizes), hparams | more
             )
         algorithm.train()  # TRM's returns nothing
         minibatches = list(zip(batch.by_domain(batch.x), batch.by_domain(batch.y), strict=True))

@@ -24,6 +24,9 @@ The bar refers to BackPACK with its defaults. Its default convolutions slow down
 batch grows: with 64 samples of each domain a step of the CNN takes minutes. They are left out
 there, and `cnn_minibatch` compares all four on a smaller batch.
 
+With `--domainbed DIR`, DomainBed's own Fishr takes part in `mlp_minibatch`, with its own optimizer
+and a classifier of one logit for each class: `fishr classifier domainbed`.
+
 Memory: each contender runs alone in its own process; the peak resident set of three steps, minus
 what was resident before them (libraries, weights, batch). On CUDA, allocated memory.
 
@@ -118,6 +121,7 @@ CONTENDERS: dict[str, Callable[[], Trainer]] = {
     "fishr all backpack squares": SquaresByBackpack,
     "fishr all backpack fast squares": SquaresByBackpack,
 }
+DOMAINBED = "fishr classifier domainbed"  # its own class, where there is a checkout
 RIVALS = tuple(name for name in CONTENDERS if name.startswith("fishr all backpack"))
 COMPILED = ("erm", "erm again", "fishr classifier native")
 
@@ -130,6 +134,7 @@ class Platform:
     precision: str = "fp32"  # or bf16
     compiler: str | None = None  # backend of torch.compile
     channels_last: bool = False
+    domainbed: str | None = None  # a checkout of it
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ class Workload:
     input_shape: tuple[int, ...]
     num_classes: int
     bars: dict[str, float] = field(default_factory=dict)  # by contender and quantity, see `judge`
-    rivals: tuple[str, ...] = RIVALS[:1]  # of BackPACK over all parameters
+    rivals: tuple[str, ...] = RIVALS[:1]  # of BackPACK over all parameters; DOMAINBED
 
     def model(self, device: str) -> Model:
         """Build the model, in training mode."""
@@ -157,7 +162,7 @@ class Workload:
 
     def contenders(self, names: list[str]) -> list[str]:
         """Those of `names` that take part."""
-        return [name for name in names if name not in RIVALS or name in self.rivals]
+        return [name for name in names if name not in (*RIVALS, DOMAINBED) or name in self.rivals]
 
     def __str__(self) -> str:
         shape = "×".join(map(str, self.input_shape))
@@ -192,7 +197,8 @@ WORKLOADS = {
         (RIVALS[0], RIVALS[2]),
     ),
     "mlp_minibatch": Workload(  # the MLP on what BackPACK can hold
-        _mlp, 2, 64, (2, 14, 14), 2, {"fishr all backpack speed-up": 2.2}, (RIVALS[0], RIVALS[2]),
+        _mlp, 2, 64, (2, 14, 14), 2, {"fishr all backpack speed-up": 2.2},
+        (RIVALS[0], RIVALS[2], DOMAINBED),
     ),
     "mnist_cnn": Workload(
         mnist_cnn, 3, 64, (1, 28, 28), 10,
@@ -235,7 +241,7 @@ class Contender:
     def __init__(self, name: str, model: Model, batch: Batch, platform: Platform) -> None:
         self.name, self.model, self.batch = name, model, batch
         self.method = CONTENDERS[name]()
-        self.autocast = autocast(platform.precision, torch.device(platform.device), self.method)
+        self.autocast = autocast(platform.precision, torch.device(platform.device))
         if platform.channels_last:
             model.to(memory_format=torch.channels_last)
         if platform.compiler and name in COMPILED:
@@ -277,6 +283,40 @@ class Contender:
             raise ValueError(f"per-sample gradients and their squares take {gib:.0f} GiB")
 
 
+class DomainBedsClass(Contender):
+    """DomainBed's own Fishr, with its classifier of two logits, behind the same featurizer.
+
+    Args:
+        model: Its featurizer is copied.
+        batch: What it learns from.
+        checkout: The folder of a checkout of facebookresearch/DomainBed.
+    """
+
+    def __init__(self, model: Model, batch: Batch, checkout: str) -> None:
+        sys.path.insert(0, str(Path(__file__).parent))
+        import bench_methods
+
+        self.name, self.batch = DOMAINBED, batch
+        classes = int(batch.y.max()) + 1
+        workload = bench_methods.Workload(
+            lambda **_: copy.deepcopy(model), tuple(batch.x.shape[1:]), batch.sizes[0], classes
+        )
+        known = bench_methods.Checkout(checkout)
+        self._update = known.update("fishr_domainbed", workload, batch)
+
+    def step(self) -> None:
+        """Make one update."""
+        self._update()
+
+
+def make_contender(name: str, model: Model, batch: Batch, platform: Platform) -> Contender:
+    """Make a contender, by its name."""
+    if name == DOMAINBED:
+        assert platform.domainbed is not None
+        return DomainBedsClass(model, batch, platform.domainbed)
+    return Contender(name, model, batch, platform)
+
+
 def measure_times(
     workload: Workload, names: list[str], rounds: int, platform: Platform, *, sparing: bool = True
 ) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
@@ -288,7 +328,7 @@ def measure_times(
     contenders, refusals, every = {}, {}, {}
     for name in names:
         try:
-            contender = Contender(name, copy.deepcopy(model), batch, platform)
+            contender = make_contender(name, copy.deepcopy(model), batch, platform)
             every[name], slow = 1, name.startswith("fishr all")
             warm_up = [contender.timed_step() for _ in range(1 if slow else 3)]
             if slow and sparing:
@@ -315,8 +355,8 @@ def measure_peak(workload: Workload, name: str, platform: Platform) -> int:
     device = platform.device
     model, batch = workload.model(device), workload.batch(device)
     small = replace(workload, samples=2).batch(device)
-    Contender(name, copy.deepcopy(model), small, platform).step()  # first use loads much
-    contender = Contender(name, model, batch, platform)
+    make_contender(name, copy.deepcopy(model), small, platform).step()  # first use loads much
+    contender = make_contender(name, model, batch, platform)
     if platform.compiler:
         contender.step()  # compiles for these shapes
     gc.collect()
@@ -352,6 +392,7 @@ def peak_in_a_process(workload: str, name: str, arguments: argparse.Namespace) -
         command += [f"--{option}", str(getattr(arguments, option))]
     command += ["--compile", arguments.compile] if arguments.compile else []
     command += ["--channels-last"] if arguments.channels_last else []
+    command += ["--domainbed", arguments.domainbed] if arguments.domainbed else []
     done = subprocess.run(
         command, capture_output=True, text=True, env=freeing_memory(), check=False
     )
@@ -463,6 +504,15 @@ def header(platform: Platform, threads: int) -> str:
     )
 
 
+def write_section(page: Path, section: str) -> None:
+    """Put a section into a page, in place of the one whose heading begins like its first line."""
+    text = f"\n{page.read_text()}" if page.exists() else ""
+    above, _, rest = text.partition(f"\n{section.partition(chr(10))[0]}")
+    below = rest.partition("\n## ")
+    parts = [above.strip(), section.strip(), "".join(below[1:]).strip()]
+    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+
+
 def time_methods(arguments: argparse.Namespace) -> None:
     """Time every method beside ERM and DomainBed's own update."""
     sys.path.insert(0, str(Path(__file__).parent))
@@ -508,8 +558,13 @@ def main(argv: list[str] | None = None) -> None:
         metavar="NAME",
         help="time every method (or these) beside ERM and DomainBed: see bench_methods.py",
     )
-    add("--domainbed", metavar="DIR", help="a checkout of DomainBed, for --methods")
-    add("--peak-of", choices=CONTENDERS, metavar="NAME", help="print only its peak, in bytes")
+    add("--domainbed", metavar="DIR", help="a checkout; its Fishr takes part")
+    add(
+        "--peak-of",
+        choices=[*CONTENDERS, DOMAINBED],
+        metavar="NAME",
+        help="print only its peak, in bytes",
+    )
     arguments = parser.parse_args(argv)
     for message in ("Full backward hook is firing", "Extension saving to", "Using backward.. with"):
         warnings.filterwarnings("ignore", message=message)  # of BackPACK
@@ -523,9 +578,12 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
 
     names = [name for name in CONTENDERS if name in {"erm", *arguments.contenders}]
-    platform = Platform(
-        arguments.device, arguments.precision, arguments.compile, arguments.channels_last
-    )
+    plain = Platform(domainbed=arguments.domainbed)
+    platform = replace(
+        plain, device=arguments.device, precision=arguments.precision, compiler=arguments.compile,
+        channels_last=arguments.channels_last,
+    )  # fmt: skip
+    names += [DOMAINBED] if arguments.domainbed and platform == plain else []
     head, figures = header(platform, arguments.threads), {}
     pages = ["# Time and memory of a training step", head, (__doc__ or "").partition("\n\n")[2]]
     if not arguments.peak_of:
@@ -533,7 +591,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in chosen:
         samples = max(2, round(WORKLOADS[name].samples * arguments.scale))
         workload = replace(WORKLOADS[name], samples=samples)
-        if platform != Platform():
+        if platform != plain:
             workload = replace(workload, bars={})
         if arguments.peak_of:
             print(measure_peak(workload, arguments.peak_of, platform))

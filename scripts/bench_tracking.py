@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_step import Platform, Workload, header, measure_times
+from bench_step import Platform, Workload, header, measure_times, write_section
 from tabulate import tabulate
 
 from fishr_exp.cli import run as cli
@@ -50,7 +50,7 @@ from fishr_exp.tracking.mlflow import MlflowMirror
 MIRRORED = ("sqlite", "server")
 CONTENDERS = ("none", "none again", *MIRRORED)
 RUN_WORDS = "--run-words"  # be the command, with the words behind it
-MARKER = "\n## Tracking"  # where the page's part of this script begins
+HEADING = "## Tracking"  # where the page's part of this script begins
 ROOT = Path(__file__).resolve().parents[1]
 STEP = 0.05  # seconds
 STEPS_PER_EPOCH, RUN = 20, 5000  # steps
@@ -226,11 +226,8 @@ def main(argv: list[str] | None = None) -> None:
         arguments.json.write_text(text)
     if arguments.markdown:
         about = (__doc__ or "").partition("\n\n")[2].strip()
-        section = "\n\n".join([MARKER.strip(), head, about, render(summary, "github")])
-        page = arguments.markdown
-        text = page.read_text() if page.exists() else ""
-        above = f"\n{text}".partition(MARKER)[0]
-        page.write_text(f"{above.rstrip()}\n\n{section}\n".lstrip())
+        section = "\n\n".join([HEADING, head, about, render(summary, "github")])
+        write_section(arguments.markdown, section)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ rate, the name that `fishr-exp` gives to a run of that configuration, so that th
 
 finds its runs there, and accuracies that are made up. Checkpoints are left out. From the shell:
 
-    python scripts/made_up_runs.py DIR COUNT [--seeds 3] [--evaluations 2]
+    python scripts/made_up_runs.py DIR COUNT [--gammas 0 1] [--seeds 3] [--evaluations 2]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,13 @@ def make_template(folder: Path) -> Path:
 
 
 def make_runs(
-    folder: Path, count: int, *, template: Path | None = None, seeds: int = 3, evaluations: int = 2
+    folder: Path,
+    count: int,
+    *,
+    template: Path | None = None,
+    gammas: Sequence[float] = GAMMAS,
+    seeds: int = 3,
+    evaluations: int = 2,
 ) -> list[Path]:
     """Make the folders of `count` runs that are done, in `folder`, and return them.
 
@@ -51,14 +57,17 @@ def make_runs(
         folder: Where runs are, the `output_dir` of the sweep; it need not exist.
         count: Number of runs.
         template: The folder of a real run; None to train one.
+        gammas: Their gammas.
         seeds: Seeds of each gamma and learning rate.
         evaluations: Lines of records.jsonl of each run.
     """
     folder = folder.absolute()
     if template is None:
         with tempfile.TemporaryDirectory() as scratch:
-            run = make_template(Path(scratch))
-            return make_runs(folder, count, template=run, seeds=seeds, evaluations=evaluations)
+            return make_runs(
+                folder, count, template=make_template(Path(scratch)), gammas=gammas, seeds=seeds,
+                evaluations=evaluations,
+            )  # fmt: skip
     config, result, data = (
         json.loads((template / name).read_text()) for name in (CONFIG, RESULT, DATA)
     )
@@ -66,7 +75,7 @@ def make_runs(
     environment = (template / ENVIRONMENT).read_text()
     option = result["labels"]["trainer"]
     made = []
-    for gamma, seed, rate in _choices(count, seeds):
+    for gamma, seed, rate in _choices(count, gammas, seeds):
         own = _config(config, folder, gamma, seed, rate)
         path = folder / folder_name(own, option)
         path.mkdir(parents=True)
@@ -84,12 +93,12 @@ def make_runs(
     return made
 
 
-def _choices(count: int, seeds: int) -> Iterator[tuple[float, int, float]]:
+def _choices(count: int, gammas: Sequence[float], seeds: int) -> Iterator[tuple[float, int, float]]:
     """Return `count` gammas, seeds and learning rates."""
     for place in range(count):
-        rest, gamma = divmod(place, len(GAMMAS))
+        rest, gamma = divmod(place, len(gammas))
         rate, seed = divmod(rest, seeds)
-        yield GAMMAS[gamma], seed, float(f"{1e-3 * 1.01**rate:.6g}")
+        yield gammas[gamma], seed, float(f"{1e-3 * 1.01**rate:.6g}")
 
 
 def _config(
@@ -150,6 +159,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("count", type=int)
     parser.add_argument("--template", type=Path, help="folder of a real run; default: train one")
+    parser.add_argument("--gammas", type=float, nargs="+", default=GAMMAS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=2)
     given = parser.parse_args()
@@ -157,6 +167,7 @@ def main() -> int:
         given.folder,
         given.count,
         template=given.template,
+        gammas=given.gammas,
         seeds=given.seeds,
         evaluations=given.evaluations,
     )

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,34 @@ def test_a_contender_that_refuses_is_a_line_with_its_reason(
     page = bench.render(bench.summarise(times, {"erm": 1}), refusals, {}, "github")
     assert "| fishr all backpack" in page
     assert "fishr all backpack refuses: per-sample gradients" in page
+
+
+def test_domainbeds_own_class_takes_part_on_small_minibatches(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import bench_methods
+
+    updates: list[str] = []
+
+    class Checkout:
+        def __init__(self, path: str) -> None:
+            assert path == "checkout"
+
+        def update(self, option: str, workload: Any, batch: Any) -> Any:
+            assert (workload.samples, workload.classes, batch.sizes) == (64, 2, (64, 64))
+            assert workload.model((2, 14, 14)).classifier.in_features == 390
+            return lambda: updates.append(option)
+
+    monkeypatch.setattr(bench_methods, "Checkout", Checkout)
+    names = ["erm", bench.DOMAINBED]
+    assert bench.WORKLOADS["mnist_cnn"].contenders(names) == ["erm"]
+    workload = bench.WORKLOADS["mlp_minibatch"]
+    platform = bench.Platform(domainbed="checkout")
+    times, refusals = bench.measure_times(workload, workload.contenders(names), 2, platform)
+    assert refusals == {}
+    assert [*times[bench.DOMAINBED]] == [0, 1]
+    assert updates == ["fishr_domainbed"] * 5  # three warm up
 
 
 def test_every_bar_belongs_to_a_contender(bench: ModuleType) -> None:
