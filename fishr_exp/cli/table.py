@@ -144,6 +144,11 @@ def _parser() -> argparse.ArgumentParser:
         " given several times",
     )
     shown.add_argument(
+        "--all-figures",
+        action="store_true",
+        help="also draw figures with more curves or rows than can be read, which takes minutes",
+    )
+    shown.add_argument(
         "--bold-best",
         action="store_true",
         help="the highest accuracy of each test domain in bold, in Markdown and LaTeX",
@@ -182,6 +187,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.cells and options.protocol not in TRACED:
         reason = "only the tables of these protocols are traced to their runs"
         raise ConfigError("--cells", "given", reason, f"add --protocol {' or '.join(TRACED)}")
+    if options.all_figures and (options.protocol or options.watch):
+        other = "--watch" if options.watch else "--protocol"
+        reason = f"figures are of the table of all runs, and {other} draws none"
+        raise ConfigError("--all-figures", "given", reason, "leave one of the two out")
     layout = {
         "--columns": options.columns,
         "--rows": options.rows,

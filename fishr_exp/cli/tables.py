@@ -27,7 +27,7 @@ def make_table(options: argparse.Namespace) -> None:
         ConfigError: If there is no run to show, or an option does not fit the runs.
     """
     from fishr_exp.reports.figures.curves import draw_curves
-    from fishr_exp.reports.output import draw_all, write
+    from fishr_exp.reports.output import CURVES, draw_all, remove_stale, write
     from fishr_exp.reports.sheets.layout import lay_out
     from fishr_exp.reports.sheets.table_sheet import table_sheet
     from fishr_exp.reports.tables.table import build_tables
@@ -43,12 +43,15 @@ def make_table(options: argparse.Namespace) -> None:
         )
     tables = build_tables(runs.done)
     sheets = lay_out([table_sheet(table) for table in tables], layout)
-    files = [*write(sheets, out, "table"), *draw_all(tables, out, layout.renamed)]
-    report = [*_report(runs), *_about_figures(tables)]
+    everything = options.all_figures
+    files = [*write(sheets, out, "table"), *draw_all(tables, out, layout.renamed, everything)]
+    report = [*_report(runs), *_about_figures(tables, everything)]
     try:
-        files += draw_curves(tables, out / "curves", layout.renamed)
+        files += draw_curves(tables, out / CURVES, layout.renamed, everything)
     except (OSError, ValueError) as error:  # a record that has changed since it was read
         report.append(f"No curves: {error}")
+    stale = remove_stale(tables, out, files)
+    report += [f"Removed {file}: it was of other runs, and is not drawn now." for file in stale]
     _say(sheets, options.format, report, files)
 
 
@@ -232,14 +235,14 @@ def _report(runs: Runs) -> list[str]:
     return lines
 
 
-def _about_figures(tables: Sequence[Table]) -> list[str]:
+def _about_figures(tables: Sequence[Table], everything: bool) -> list[str]:
     from fishr_exp.reports.figures.curves import MOST_ROWS
     from fishr_exp.reports.figures.gamma import MOST_CURVES, MOST_POINTS, is_drawn, varies_gamma
 
-    lines, fewer = [], "count fewer runs with --where KEY=VALUE."
+    lines, fewer = [], "count fewer runs with --where KEY=VALUE, or pass --all-figures."
     for table in tables:
         varies = varies_gamma(table)
-        if not is_drawn(table):
+        if not (everything or is_drawn(table)):
             most = f"{MOST_CURVES} curves over gamma" if varies else f"{MOST_POINTS} rows"
             lines.append(f"No figure of {table.title}: it has more than {most}; {fewer}")
         elif not varies:
@@ -249,6 +252,6 @@ def _about_figures(tables: Sequence[Table]) -> list[str]:
     lines += [
         f"No curves of {table.title}: it has more than {MOST_ROWS} rows; {fewer}"
         for table in tables
-        if len(table.rows) > MOST_ROWS
+        if len(table.rows) > MOST_ROWS and not everything
     ]
     return lines

@@ -15,6 +15,7 @@ from fishr_exp.reports.tables.table import Table
 from fishr_exp.runs.files import write_atomically
 
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
+CURVES = "curves"
 _LONGEST = 60  # characters of the names in a figure's name; a file's name may have 255 bytes
 
 
@@ -39,8 +40,15 @@ def write(
     return [out / name for name in contents]
 
 
-def draw_all(tables: Sequence[Table], out: Path, rename: Callable[[str], str] = str) -> list[Path]:
-    """Draw the figure of each table of a readable size into `out`, with names as `rename` has them.
+def draw_all(
+    tables: Sequence[Table],
+    out: Path,
+    rename: Callable[[str], str] = str,
+    everything: bool = False,
+) -> list[Path]:
+    """Draw the figure of each table into `out`, with names as `rename` has them.
+
+    A figure that nobody could read is left out, unless `everything` is asked for.
 
     Returns:
         The files written.
@@ -51,9 +59,32 @@ def draw_all(tables: Sequence[Table], out: Path, rename: Callable[[str], str] = 
     files: list[Path] = []
     with _explaining_os_errors(out):
         for number, table in enumerate(tables, start=1):
-            if is_drawn(table):
+            if everything or is_drawn(table):
                 files += draw(table, out / _figure_name(table, number, len(tables)), rename)
     return files
+
+
+def remove_stale(tables: Sequence[Table], out: Path, drawn: Sequence[Path]) -> list[Path]:
+    """Remove figures of earlier runs of the command that it has left out now.
+
+    Args:
+        tables: The tables of now.
+        out: Where their figures are.
+        drawn: The files that were written now.
+
+    Returns:
+        The files removed.
+
+    Raises:
+        ConfigError: If one cannot be removed.
+    """
+    stems = [_figure_name(table, n, len(tables)) for n, table in enumerate(tables, start=1)]
+    files = [out / f"{stem}.{suffix}" for stem in (*stems, CURVES) for suffix in ("pdf", "png")]
+    stale = [file for file in files if file not in drawn and file.is_file()]
+    with _explaining_os_errors(out):
+        for file in stale:
+            file.unlink()
+    return stale
 
 
 def _figure_name(table: Table, number: int, of: int) -> str:

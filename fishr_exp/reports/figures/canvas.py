@@ -18,6 +18,7 @@ COLUMN_WIDTH = 3.4  # inches, of a column in a two-column paper; one panel is as
 ROW_HEIGHT = 1.9  # inches, of a row of panels in a grid
 LINE_HEIGHT = 0.145  # inches, of a line of text in a title or legend
 DPI = 300  # of the PNG
+MOST_PIXELS = 2**15  # on a side of an image
 # The palette of Okabe and Ito, which color-blind readers can distinguish; black is for ERM.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 ERM_COLOR = "black"
@@ -151,14 +152,15 @@ def add_legend(
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Save `figure` as `stem`.pdf and `stem`.png.
 
-    Without dates, so that the same runs give the same files.
+    Without dates, so that the same runs give the same files. An image of more pixels than
+    matplotlib makes has a lower resolution.
 
     Returns:
         The files written.
     """
     files = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
     figure.savefig(files[0], metadata={"CreationDate": None})
-    figure.savefig(files[1], dpi=DPI)
+    figure.savefig(files[1], dpi=min(DPI, MOST_PIXELS / max(figure.get_size_inches())))
     return files
 
 

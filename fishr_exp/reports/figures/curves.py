@@ -90,14 +90,18 @@ _Panel = tuple[str, Mapping[str, Points]]  # its title, and lines by label
 
 
 def draw_curves(
-    tables: Sequence[Table], stem: Path, rename: Callable[[str], str] = str
+    tables: Sequence[Table],
+    stem: Path,
+    rename: Callable[[str], str] = str,
+    everything: bool = False,
 ) -> list[Path]:
     """Draw tables into `stem`.pdf and `stem`.png, in two columns of panels.
 
     A table has a panel for the accuracy in each test domain, and one for the validation accuracy of
     the training domains. Lines have a band of their standard error. The colors of a method are
     ordered like its gammas; ERM is black. A row with a single evaluation has no line, and a table
-    with more than `MOST_ROWS` rows no panels. Names are written by `rename`.
+    with more than `MOST_ROWS` rows no panels, unless `everything` is asked for. Names are written
+    by `rename`.
 
     Returns:
         The files written; none if there is no line.
@@ -105,7 +109,8 @@ def draw_curves(
     Raises:
         ValueError: If a record cannot be read.
     """
-    found = [(table, _lines(table)) for table in tables if len(table.rows) <= MOST_ROWS]
+    shown = [table for table in tables if everything or len(table.rows) <= MOST_ROWS]
+    found = [(table, _lines(table)) for table in shown]
     found = [(table, lines) for table, lines in found if lines]
     if not found:
         return []

@@ -188,6 +188,11 @@ def test_the_list_of_sources_needs_no_folder(capsys):
     assert "ResNet-18; start: ImageNet; DomainNet: steps not named; selection: unknown" in out
 
 
+def test_a_protocol_has_no_figures(tmp_path, capsys):
+    said = refused(capsys, tmp_path, "--protocol", "domainbed", "--all-figures")
+    assert "--protocol draws none; leave one of the two out" in said
+
+
 def test_a_folder_may_come_behind_published(tmp_path, capsys):
     domainbed_sweep(tmp_path)
     assert main(["--protocol", "domainbed", "--published", str(tmp_path)]) == 0

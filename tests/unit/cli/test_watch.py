@@ -195,7 +195,14 @@ def test_a_row_that_is_still_to_come_ends_nothing(factory):
 
 
 @pytest.mark.parametrize(
-    "words", [["--format", "csv"], ["--protocol", "domainbed"], ["--rename", "x"]]
+    "words",
+    [
+        ["--format", "csv"],
+        ["--protocol", "domainbed"],
+        ["--rename", "x"],
+        ["--where", "x"],
+        ["--all-figures"],
+    ],
 )
 def test_options_that_do_not_go_with_it(factory, capsys, words):
     assert main([str(factory.root), "--watch", *words]) == 2

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from fishr_exp.reports.figures.canvas import MOST_PIXELS, create_panels, save, styled
 from fishr_exp.reports.figures.curves import (
     MOST_ROWS,
     _Line,
@@ -179,6 +181,14 @@ def test_too_many_rows_are_left_out(factory, tmp_path):
             folder.append(record(step, 0.5, 0.5))
         folder.close()
     assert draw_curves(tables(factory), tmp_path / "curves") == []
+    assert len(draw_curves(tables(factory), tmp_path / "curves", everything=True)) == 2
+
+
+def test_a_figure_of_any_length_is_saved(tmp_path):
+    with styled():
+        figure, _ = create_panels(1, 1, height=120)
+        files = save(figure, tmp_path / "long")
+    assert plt.imread(files[1]).shape[0] in range(MOST_PIXELS - 200, MOST_PIXELS + 1)
 
 
 def test_records_that_cannot_be_read_are_named(two_seeds, tmp_path):

@@ -280,3 +280,17 @@ def test_a_figure_that_nobody_could_read_is_left_out(factory, capsys, gammas, ba
     assert "figure.pdf" not in out
     assert main([str(factory.root), "--where", "batch_size=0,1"]) == 0
     assert "figure.pdf" in capsys.readouterr().out
+    other = factory.root / "table" / "figure-of-mine.png"
+    other.touch()
+    assert main([str(factory.root)]) == 0  # the figure would be of other runs than the table
+    out = capsys.readouterr().out
+    for suffix in ("pdf", "png"):
+        file = factory.root / "table" / f"figure.{suffix}"
+        assert f"Removed {file}: " in out
+        assert not file.exists()
+    assert other.exists()
+    assert main([str(factory.root), "--all-figures"]) == 0
+    out = capsys.readouterr().out
+    assert "figure.pdf" in out
+    assert "No figure" not in out
+    assert "Removed" not in out
