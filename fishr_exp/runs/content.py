@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ START_AGAIN = "start its run again with resume=false, or remove the folder"
 _DEEPEST = 100  # levels of nesting; no file of a run has ten
 _LARGEST = 2**63  # of a count, such as a step
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # as they are written, since JSON has no such number
+_AT_ONCE = 1 << 20  # bytes
 _SHOWN = 40  # characters of a wrong value
 _REQUIRED: Any = object()
 
@@ -44,12 +46,24 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         require_file(path)
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            return _all_of(descriptor)
+        finally:
+            os.close(descriptor)
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         elsewhere = path.exists() and not path.is_file()
         hint = "move it away, or choose another output_dir" if elsewhere else ""
         raise UnreadableError.of(path, f"cannot be read ({reason})", hint) from error
+
+
+def _all_of(descriptor: int) -> bytes:
+    """Return what is left in a file; with two calls of the system for a small one."""
+    parts = []
+    while part := os.read(descriptor, _AT_ONCE):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -173,6 +187,8 @@ def finite(value: object, name: str) -> float:
 
 def fraction(value: object, name: str) -> float:
     """Return an accuracy, in [0, 1] or NaN."""
+    if type(value) is float and 0.0 <= value <= 1.0:  # nearly all are
+        return value
     found = number(value, name)
     if not (math.isnan(found) or 0 <= found <= 1):
         raise _wrong(value, name, "a fraction in [0, 1]")

@@ -78,7 +78,7 @@ class Scores:
             ValueError: If a value is not a number, or an accuracy is outside [0, 1].
         """
         by_domain = {
-            key: take(written, key, mapping(mapping(optional(_of_metric(key)))))
+            key: take(written, key, _ACCURACIES if key == "accuracy" else _NUMBERS)
             for key, value in written.items()
             if key == "accuracy"
             or (key != "counts" and isinstance(value, dict) and _is_by_domain(value))
@@ -95,9 +95,14 @@ def _of_metric(metric: str) -> Any:
     return fraction if metric == "accuracy" else number
 
 
+_ACCURACIES, _NUMBERS = (mapping(mapping(optional(of))) for of in (fraction, number))
+
+
 def _is_by_domain(value: Mapping[str, Any]) -> bool:
-    inner = list(value.values())
-    return bool(inner) and all(isinstance(of, dict) and _IN_PARTS(of) for of in inner)
+    for of in value.values():
+        if not (isinstance(of, dict) and _IN_PARTS(of)):
+            return False
+    return bool(value)
 
 
 @dataclass(frozen=True)
