@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fishr_exp.reports.statistics.paired import (
+    CONFIDENCE,
+    _resampled,
     bootstrap_interval,
     compare,
     coverage_bound,
@@ -94,6 +96,16 @@ def test_seeds_that_a_corrected_p_needs():
     assert seeds_needed(204) == 13
     assert seeds_needed(250) == 14
     assert seeds_needed(251) is None  # 2 of 10000, 251 times, is above 0.05
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 9, 20])
+def test_the_interval_is_that_of_all_resamples(n):
+    """Bit for bit, though the mean of equal resamples is taken once."""
+    draw, tail = np.random.default_rng(n), (1 - CONFIDENCE) / 2
+    for values in (*draw.normal(0.5, 2.0, (20, n)), np.full(n, 0.1)):
+        means = values[_resampled(n)].mean(axis=-1)
+        expected = np.quantile(means, [tail, 1 - tail])
+        assert bootstrap_interval(list(values)) == tuple(expected)
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 8, 13, 14, 20])
