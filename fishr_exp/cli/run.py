@@ -70,6 +70,7 @@ STOPPED_WAITING = (
 @command
 def main() -> None:
     """Run the command line; exit with 2 for a user's mistake, 1 for a run that failed."""
+    logging.getLogger("torch").setLevel(logging.WARNING)  # it has a word to say at its exit
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and does not print and exit itself
     if "TORCHELASTIC_RUN_ID" in os.environ:  # one of torchrun's processes
         stop_with(os.getppid())

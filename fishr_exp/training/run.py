@@ -119,10 +119,12 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
                 return result.to_json()
             run_folder.finish(result.to_json())
             checkpoints.tidy()
-        if step <= training.trainer.anneal_steps < training.step:
+        anneal_steps, gamma = training.trainer.anneal_steps, training.trainer.gamma
+        if step <= anneal_steps < training.step and gamma != 0:
             log.warning(
-                "the selected step lies before trainer.anneal_steps=%d, so gamma had not acted yet",
-                training.trainer.anneal_steps,
+                "at the selected step %d gamma had not acted yet: trainer.anneal_steps=%d",
+                step,
+                anneal_steps,
             )
         log.info("%s", _line(result))
         journal.end("FINISHED")  # it may have to wait

@@ -283,7 +283,42 @@ def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
     assert "2 runs: 0 made, 2 failed" in again.err
     assert "retry_failed=true" in again.err
     assert again.announced == ""  # nothing was launched
-    assert caller(tmp_path)(*words, "retry_failed=true", tiny=TINY).status == 0
+    once_more = caller(tmp_path)(*words, "retry_failed=true", tiny=TINY)
+    assert once_more.status == 0
+    assert "2 runs: 2 made" in once_more.err
+
+
+def test_a_sweep_makes_shared_steps_first_by_itself(tmp_path: Path) -> None:
+    outcome = caller(tmp_path)("-m", "trainer.gamma=0,1", "share_steps=only", tiny=TINY)
+    assert outcome.status == 2
+    assert "share_steps=only: is for one run" in outcome.err
+
+
+@pytest.mark.parametrize("name", ["${hydra.job.num}", "${hydra.job.override_dirname}"])
+def test_folders_that_are_named_by_hydra_stay_what_they_are(name: str, tmp_path: Path) -> None:
+    words = ("-m", "trainer.gamma=0,1", f"hydra.sweep.subdir=run{name}")
+    words = (*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *TINY)
+    out = f"hydra.sweep.dir={tmp_path}"
+    first = process(*words, "seed=0", out)
+    assert first.communicate()[1].count("[2/2]") == 1
+    shutil.rmtree(min(tmp_path.glob("run*")))
+    again = process(*words, "seed=0", out)
+    err = again.communicate()[1]
+    assert again.returncode == 0, err
+    assert "2 runs: 1 made, 1 done before" in err
+    assert len(list(tmp_path.glob("run*/done"))) == 2
+    assert not list(tmp_path.glob("*sweep_position*"))
+
+
+def test_options_that_say_whether_to_resume_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    for name, resume in (("fresh", "false"), ("again", "true")):
+        text = f"# @package _global_\nresume: {resume}\nseed: {3 if name == 'fresh' else 4}\n"
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(text)
+    words = ("-m", f"--config-dir={tmp_path / 'conf'}", "experiment=fresh,again", "trainer.gamma=1")
+    assert caller(tmp_path / "runs")(*words, tiny=TINY).status == 0
+    again = caller(tmp_path / "runs")(*words, tiny=TINY)
+    assert "2 runs: 1 made, 1 done before" in again.err
 
 
 # --- the order, and what is said ------------------------------------------------------------------

@@ -110,7 +110,7 @@ def finish(
             continue
         attempted.append(run)
         _ = end.return_value  # raises what ends the sweep
-        run.from_scratch = False
+        run.from_scratch = run.failed_before = False
         if run.to_send and run.has_result:
             progress.sent(run)
         elif not only_shared:  # else another job is to make the run

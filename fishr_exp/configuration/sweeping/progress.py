@@ -38,7 +38,7 @@ class Made:
     failed: list[SweptRun] = field(default_factory=list)
     elsewhere: list[SweptRun] = field(default_factory=list)  # done, by another command
     sent: list[SweptRun] = field(default_factory=list)  # done before, and sent to the tracker
-    shared: int = 0  # of those done, the runs that took steps over
+    shared: int = 0  # runs made here that took steps over
     seconds_shared: float = 0.0
     seconds: dict[tuple[object, ...], list[float]] = field(default_factory=dict)  # by kind
 
@@ -111,7 +111,7 @@ class Progress:
             result = Result.from_json(RunFolder(run.folder).result_of_done())
             kind = (*run.kind, result.shared is not None)
             made.seconds.setdefault(kind, []).append(result.seconds)
-            if result.shared:
+            if result.shared and run.position in self._ours:
                 made.shared += 1
                 made.seconds_shared += result.shared.seconds
             self._say(run, _came_to(result))
@@ -168,7 +168,8 @@ class Progress:
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{len(self._open)} without a result"] if self._open else []
         runs = f"{self.total} run{'s' * (self.total != 1)}"
-        return [f"{runs}: {', '.join(parts)}", f"table: fishr-table {folder}"]
+        table = [f"table: fishr-table {folder}"] if self.before or made.done or made.sent else []
+        return [f"{runs}: {', '.join(parts)}", *table]
 
     @contextlib.contextmanager
     def shown(self, *, watching: bool) -> Iterator[None]:

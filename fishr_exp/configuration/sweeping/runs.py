@@ -46,6 +46,7 @@ class SweptRun:
         trunk: Those that it does share.
         to_send: Whether it is done, and its tracker lacks something of it.
         from_scratch: Whether it is to be made again, whatever is in its folder.
+        failed_before: Whether what its folder says of a failure is of an earlier try.
     """
 
     words: tuple[str, ...]
@@ -57,6 +58,7 @@ class SweptRun:
     trunk: Trunk | None = None
     to_send: bool = False
     from_scratch: bool = False
+    failed_before: bool = False
 
     @property
     def cell(self) -> tuple[str, ...]:
@@ -75,7 +77,9 @@ class SweptRun:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it failed, as its folder says."""
+        """Whether it failed in this sweep, as its folder says."""
+        if self.failed_before:
+            return False
         with contextlib.suppress(UnreadableError):  # of which its own message tells
             return RunFolder(self.folder).state == "failed"
         return False

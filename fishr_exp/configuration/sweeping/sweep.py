@@ -33,6 +33,8 @@ from fishr_exp.configuration.sweeping.runs import (
     raise_mistakes,
     share,
 )
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.keys import CHOICES, PARTS
 from fishr_exp.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -124,6 +126,10 @@ class Sweep:
                     config = self._composed(words, position)
                     run.folder = folder_of(config)
                     index.add(words, config)
+                    if config.share_steps == "only":
+                        reason = "is for one run; a sweep makes shared steps first by itself"
+                        raise ConfigError("share_steps", "only", reason, "leave it out")
+                    run.failed_before = run.has_failed
                     run.from_scratch = not config.resume
                     run.to_send = bool(config.resume) and run.has_result
                     if run.folder not in seen and not self._is_over(run.folder, config):
@@ -142,9 +148,19 @@ class Sweep:
         return list(todo.values())
 
     def _decides(self, words: Sequence[str]) -> bool:
-        """Whether the words of a job, and not those of all, say when it counts as done."""
-        own = [word for word in words if word.startswith(("resume", "retry_failed", "tracker"))]
-        return bool(own) and not self.typed.issuperset(own)
+        """Whether the words of a job, and not those of all, may say when it counts as done."""
+        own = [word.lstrip("+~") for word in words if word not in self.typed]
+        return any(
+            word.startswith(("resume", "retry_failed", "tracker"))
+            or self._selects_options(word.partition("=")[0])
+            for word in own
+        )
+
+    def _selects_options(self, key: str) -> bool:
+        """Whether a word selects options that may set any key: of an experiment, or a user's."""
+        sources = self.config.hydra.runtime.config_sources
+        own = any(source.provider not in ("hydra", "main", "schema") for source in sources)
+        return key in CHOICES or (own and (key in PARTS or "/" in key))
 
     def _composed(self, words: Sequence[str], position: int) -> DictConfig:
         config = self.loader.load_sweep_config(self.config, list(words))
@@ -231,7 +247,13 @@ class Sweep:
             jobs = [
                 [*run.words, *words, f"sweep_position={place.format(run.position)}"] for run in runs
             ]
-            return self.launcher.launch(jobs, initial_job_idx=runs[0].position - 1)
+            if not self.by_number:
+                return self.launcher.launch(jobs, initial_job_idx=runs[0].position - 1)
+            # A launcher counts on from the number of its first job.
+            return [
+                self.launcher.launch([job], initial_job_idx=run.position - 1)[0]
+                for run, job in zip(runs, jobs, strict=True)
+            ]
 
         if "Basic" in self.kind:
             with self._composed_before():
