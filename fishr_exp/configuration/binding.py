@@ -33,6 +33,8 @@ _PLAIN = {
     "str | Mapping[str, Mapping[str, Any] | None]": "WORD or {NAME:{KEY:VALUE,...}}",
     "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
+    "Union[bool, Literal['only']]": "true, false or only",
+    "bool | Literal['only']": "true, false or only",
 }
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, type(None))  # of defaults that can be recorded
 # Arguments that no configuration holds.

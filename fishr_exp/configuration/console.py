@@ -38,6 +38,8 @@ class ConsoleHandler(logging.StreamHandler[Any]):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record's line."""
         with tqdm.external_write_mode(file=self.stream):
+            if _name and self.stream.isatty():
+                self.stream.write("\r\033[K")  # over the line of the command, which writes it again
             super().emit(record)
 
 

@@ -19,6 +19,21 @@ def shard_of(samples: int, rank: int, world_size: int) -> slice:
     )
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Refuse minibatches that are too small for a variance; None is the whole domain.
+
+    Raises:
+        ConfigError: If they are.
+    """
+    if batch_size is not None and batch_size < _MIN_SAMPLES:
+        raise ConfigError(
+            "batch_size",
+            batch_size,
+            "a variance needs at least 2 samples per domain",
+            "choose 2 or more, or null for the whole domain",
+        )
+
+
 def check_sizes(name: str, samples: int, batch_size: int | None, shards: int) -> None:
     """Refuse minibatches that are too small for a variance, or larger than the domain.
 
@@ -31,13 +46,7 @@ def check_sizes(name: str, samples: int, batch_size: int | None, shards: int) ->
     Raises:
         ConfigError: If they are.
     """
-    if batch_size is not None and batch_size < _MIN_SAMPLES:
-        raise ConfigError(
-            "batch_size",
-            batch_size,
-            "a variance needs at least 2 samples per domain",
-            "choose 2 or more, or null for the whole domain",
-        )
+    check_batch_size(batch_size)
     if samples < _MIN_SAMPLES:
         raise ConfigError(
             "batch_size",

@@ -19,6 +19,16 @@ class Split(NamedTuple):
     validation: Tensor  # [floor(fraction * N)], int64
 
 
+def check_fraction(holdout_fraction: float) -> None:
+    """Refuse what is not the part of a domain.
+
+    Raises:
+        ConfigError: If it is outside [0, 1).
+    """
+    if not 0 <= holdout_fraction < 1:
+        raise ConfigError("holdout_fraction", holdout_fraction, "must be a fraction in [0, 1)")
+
+
 def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
     """Split a domain at random, by a stream that depends on `seed` and the domain's name only.
 
@@ -34,8 +44,7 @@ def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
     Raises:
         ConfigError: If `holdout_fraction` is outside [0, 1).
     """
-    if not 0 <= holdout_fraction < 1:
-        raise ConfigError("holdout_fraction", holdout_fraction, "must be a fraction in [0, 1)")
+    check_fraction(holdout_fraction)
     given = getattr(domain, "validation", None)
     if given is not None:
         kept = torch.ones(len(domain), dtype=torch.bool)

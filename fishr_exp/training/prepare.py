@@ -18,8 +18,9 @@ from torch import nn
 from fishr_exp.core import distributed, seeding
 from fishr_exp.core.contracts import Averaging, Domains, Facts, Loss, Model, Trainer
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.batch_sizes import check_batch_size
 from fishr_exp.data.minibatches import Minibatches
-from fishr_exp.data.splits import split
+from fishr_exp.data.splits import check_fraction, split
 from fishr_exp.gradient_variance import UnsupportedError
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.records import PARTS
@@ -61,6 +62,9 @@ def check(arguments: Arguments) -> Checked:
         ConfigError: If what was asked for cannot be.
     """
     _check_counts(arguments)
+    check_batch_size(arguments.batch_size)
+    check_fraction(arguments.holdout_fraction)
+    _optimizer(arguments, [torch.nn.Parameter(torch.zeros(1))])
     loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
     trainer = as_trainer(arguments.trainer(loss=loss))
@@ -184,18 +188,24 @@ def _training(
     averaging.to(device)
 
     def optimizer(*given: Any, **overrides: Any) -> torch.optim.Optimizer:
-        def make() -> torch.optim.Optimizer:
-            return arguments.optimizer(*given, **overrides)
-
-        built = build_part(make, "optimizer", arguments.config, ValueError)
-        as_kind(built, torch.optim.Optimizer, "optimizer")
-        closure = inspect.signature(built.step).parameters.get("closure")
-        if closure and closure.default is closure.empty:  # L-BFGS
-            reason = "needs a closure, which evaluates the objective several times a step"
-            raise ConfigError("optimizer", type(built).__name__, reason, "choose another optimizer")
-        return built
+        return _optimizer(arguments, *given, **overrides)
 
     return Training(model, trainer, optimizer, observer, averaging, autocast=context)
+
+
+def _optimizer(arguments: Arguments, *given: Any, **overrides: Any) -> torch.optim.Optimizer:
+    """Build an optimizer of parameters; refuse what is none, or cannot be used."""
+
+    def make() -> torch.optim.Optimizer:
+        return arguments.optimizer(*given, **overrides)
+
+    built = build_part(make, "optimizer", arguments.config, ValueError)
+    as_kind(built, torch.optim.Optimizer, "optimizer")
+    closure = inspect.signature(built.step).parameters.get("closure")
+    if closure and closure.default is closure.empty:  # L-BFGS
+        reason = "needs a closure, which evaluates the objective several times a step"
+        raise ConfigError("optimizer", type(built).__name__, reason, "choose another optimizer")
+    return built
 
 
 def _check_counts(arguments: Arguments) -> None:

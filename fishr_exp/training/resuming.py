@@ -100,7 +100,8 @@ def _open(
     if trunk := find_trunk():
         shared.append(trunk)
         reached = _from_trunk(prepared, run_folder, checkpoints, trunk, reached)
-    if not reached:
+    taken = Shared.read(run_folder.path)
+    if taken and (not reached or reached["step"] < taken.steps):  # cut off while it was taken over
         (run_folder.path / SHARED).unlink(missing_ok=True)
     _check_records(prepared, run_folder, reached)
     name = device_name(prepared.device)
@@ -134,6 +135,8 @@ def _from_trunk(
         found = trunk.read(prepared.data, prepared.total_steps)
         state = state_of_training(found)
         _try(prepared, state)
+        if made := _missing(prepared, found["records"], state):
+            raise ValueError(f"its records are not those of its evaluations (step {made[0]})")
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever is in the file
@@ -215,21 +218,30 @@ def _check_records(
         if records:
             log.warning("%s has no checkpoint: starting from scratch", run_folder.path)
         return
-    last, every = _evaluated(prepared, reached), prepared.steps_per_epoch
-    made = {*range(every, last + 1, every), *([last] if last else [])}
-    there = {record["step"] for record in records if record["step"] <= last}
-    if made == there:
+    last = _evaluated(prepared, reached)
+    differing = _missing(prepared, records, reached)
+    if not differing:
         return
-    step = min(made ^ there)
+    step = differing[0]
     problem = (
         f"lacks the evaluation of step {step}"
-        if step in made
+        if step not in {record["step"] for record in records if record["step"] <= last}
         else f"has an evaluation of step {step}, which the run did not make"
     )
     raise UnreadableError.of(
         run_folder.path / RECORDS,
         f"{problem}, and the newest checkpoint is of step {reached['step']}",
     )
+
+
+def _missing(
+    prepared: Prepared, records: Sequence[Record], reached: Mapping[str, Any]
+) -> list[int]:
+    """Return the steps before a checkpoint of evaluations without a record, or the other way."""
+    last, every = _evaluated(prepared, reached), prepared.steps_per_epoch
+    made = {*range(every, last + 1, every), *([last] if last else [])}
+    there = {record["step"] for record in records if record["step"] <= last}
+    return sorted(made ^ there)
 
 
 def _check_best(prepared: Prepared, checkpoints: Checkpoints) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -60,8 +61,10 @@ class Trunk:
     @property
     def wanted(self) -> set[str]:
         """The names of the runs that may need it."""
-        folder = self.folder / _WANTED
-        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        try:  # another run may just remove it
+            return {*os.listdir(self.folder / _WANTED)}
+        except OSError:
+            return set()
 
     def want(self, runs: Iterable[str]) -> None:
         """Note which runs need it.
@@ -133,7 +136,9 @@ class Trunk:
             raise ValueError(f"it is of step {found['step']}")
         for record in take(found, "records", several(mapping(anything))):
             Evaluation.from_json(record)
-        take(found, "best", optional(mapping(anything)))
+        best = take(found, "best", optional(mapping(anything)))
+        if best is not None and best.get("step") != found["observer"]["best_step"]:
+            raise ValueError("its best weights are of another step")
         take(found, "run", text)
         return found
 
@@ -182,4 +187,4 @@ def damage(error: Exception) -> str:
     """Say in a few words why a trunk cannot be used."""
     if isinstance(error, ConfigError):
         return str(error.allowed)
-    return str(error).partition("; pass resume")[0] or type(error).__name__
+    return str(error).partition("; ")[0] or type(error).__name__

@@ -122,6 +122,37 @@ def test_a_damaged_trunk_costs_its_steps_only(tmp_path: Path) -> None:
     assert len([of for of in shared(tmp_path / "a").values() if of]) == 1
 
 
+def test_what_was_not_taken_over_to_the_end_is_not_told(tmp_path: Path) -> None:
+    words = ("-m", "trainer.gamma=0,1", "seed=0")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(9, patch)
+        assert caller(tmp_path)(*words, tiny=TINY).status == 130
+
+    def cut_off(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fishr_exp.training.checkpoint.Checkpoints.save", cut_off)
+        assert caller(tmp_path)("trainer.gamma=1", "seed=0", tiny=TINY).status == 130
+    assert list(tmp_path.glob("fishr-gamma1-*/shared.json"))
+    again = caller(tmp_path)(*words, ALONE, tiny=TINY)
+    assert again.status == 0, again.err
+    assert set(shared(tmp_path).values()) == {None}
+
+
+def test_records_that_lack_an_evaluation_are_not_taken_over(tmp_path: Path) -> None:
+    words = ("-m", "trainer.gamma=0,1", "seed=0")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(9, patch)
+        assert caller(tmp_path)(*words, tiny=TINY).status == 130
+    (state,) = (tmp_path / ".trunks").glob("*/state.pt")
+    found = torch.load(state, weights_only=True)
+    torch.save({**found, "records": []}, state)
+    again = caller(tmp_path)(*words, tiny=TINY)
+    assert again.status == 0, again.err
+    assert "its records are not those of its evaluations" in again.err
+
+
 def test_other_data_are_not_gone_on_from(tmp_path: Path) -> None:
     words = ("-m", "trainer.gamma=0,1", "seed=0")
     with pytest.MonkeyPatch.context() as patch:
@@ -268,6 +299,31 @@ def test_all_mistakes_are_found_before_the_first_run_starts(tmp_path: Path) -> N
     assert hurried.err.count("trainer.ema_decay=7.0: ") >= 3
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["batch_size=16,-1", "holdout_fraction=0.2,2", "optimizer.lr=0.1,-1", "precision=fp32,x"],
+)
+def test_what_needs_no_data_is_found_first(word: str, tmp_path: Path) -> None:
+    outcome = caller(tmp_path)("-m", word, "trainer=erm", tiny=(*TINY[:3], *TINY[4:5]))
+    assert outcome.status == 2
+    assert f"fishr-exp: {word.partition('=')[0]}=" in outcome.err
+    assert outcome.announced == ""
+
+
+def test_a_damaged_folder_stops_no_other_run(tmp_path: Path) -> None:
+    call = caller(tmp_path)
+    words = ("-m", "trainer.gamma=0,1,2", ALONE)
+    assert call(*words, tiny=TINY).status == 0
+    damaged, lost = next(tmp_path.glob("*gamma1-*")), next(tmp_path.glob("*gamma2-*"))
+    (damaged / "done").unlink()
+    (damaged / "result.json").write_text("{")
+    shutil.rmtree(lost)
+    again = call(*words, tiny=TINY)
+    assert again.status == 2
+    assert "result.json" in again.err
+    assert (lost / "done").exists()
+
+
 def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
     from fishr_exp.core.errors import TrainingError
 
@@ -282,6 +338,11 @@ def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
     assert again.status == 1
     assert "2 runs: 0 made, 2 failed" in again.err
     assert "retry_failed=true" in again.err
+    assert (
+        "check_first=maybe: must be true or false"
+        in caller(tmp_path)(*words, "check_first=maybe", tiny=TINY).err
+    )
+    assert "must be true, false or only" in caller(tmp_path)("share_steps=maybe", tiny=TINY).err
     assert again.announced == ""  # nothing was launched
     once_more = caller(tmp_path)(*words, "retry_failed=true", tiny=TINY)
     assert once_more.status == 0
@@ -361,6 +422,8 @@ def test_two_commands_share_the_runs_to_the_end(tmp_path: Path) -> None:
     said = [made_by(first), made_by(second)]
     assert sum(text.count("evaluating all domains") for text in said) == 6
     assert all("6 runs: " in text for text in said)
+    made = [int(re.search(r"6 runs: (\d) made", text)[1]) for text in said]
+    assert sum(made) == 6
     assert len(list(tmp_path.glob("*/done"))) == 6
 
 

@@ -31,7 +31,7 @@ def one_by_one(todo: Sequence[SweptRun], launch: Launch, progress: Progress) -> 
     while pending := _not_made(pending, progress):
         run = next((run for run in pending if _is_free(run, pending)), None)
         if run is None:
-            time.sleep(_PAUSE)
+            _wait(pending, progress)
             continue
         if _attempt([run], launch, (), progress):
             pending.remove(run)
@@ -54,13 +54,14 @@ def in_waves(
         first = [run for run in leaders(pending) if trunk_of(run) not in tried]
         if first := [run for run in first if not is_taken(run.folder)][:most]:
             tried |= {trunk_of(run) for run in first}
+            log.info("making the steps that runs share: %d runs stop after them", len(first))
             made = _attempt(first, launch, ("share_steps=only",), progress)
             failed = [run for run in made if run.has_failed]
             pending = [run for run in pending if run not in failed]
             continue
         free = [run for run in pending if _is_free(run, pending)]
         if not free:
-            time.sleep(_PAUSE)
+            _wait(pending, progress)
             continue
         wave = free[:most]
         for run in _attempt(wave, launch, (), progress):
@@ -117,6 +118,13 @@ def finish(
             progress.lost(run)
     progress.update()
     return attempted
+
+
+def _wait(pending: Sequence[SweptRun], progress: Progress) -> None:
+    """Wait a moment for runs that others make; say so, once for each."""
+    taken = [run.folder.name for run in pending if is_taken(run.folder)]
+    progress.waiting_for(taken)
+    time.sleep(_PAUSE)
 
 
 def _not_made(pending: Sequence[SweptRun], progress: Progress) -> list[SweptRun]:

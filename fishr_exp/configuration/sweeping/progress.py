@@ -27,6 +27,7 @@ from fishr_exp.runs.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 _LEAST = 1.0  # seconds between two looks at the folders, where other processes make the runs
+_SHOWN = ("trainer", "trainer.gamma", "seed", "test_domains")  # words that a line names anyway
 _SHARE = 20  # a look takes at most one part in so many of the time
 
 
@@ -64,6 +65,7 @@ class Progress:
         self._bar: tqdm[Any] | None = None
         self._lock = threading.Lock()
         self._ours: set[int] = set()
+        self._awaited: set[str] = set()
 
     @property
     def ended(self) -> int:
@@ -77,6 +79,13 @@ class Progress:
     def not_ours(self, run: SweptRun) -> None:
         """Note that another command makes a run."""
         self._ours.discard(run.position)
+
+    def waiting_for(self, names: Sequence[str]) -> None:
+        """Say which runs of other commands are waited for, each once."""
+        if new := [name for name in names if name not in self._awaited]:
+            self._awaited |= {*new}
+            shown = ", ".join(new[:3]) + (f" and {len(new) - 3} more" if len(new) > 3 else "")
+            log.info("waiting for %s, made by another command", shown)
 
     def update(self) -> None:
         """Look which runs have ended, and say so."""
@@ -114,18 +123,24 @@ class Progress:
             if result.shared and run.position in self._ours:
                 made.shared += 1
                 made.seconds_shared += result.shared.seconds
-            self._say(run, _came_to(result))
+            self._say(run, _named(result), _came_to(result))
 
     def _note_failed(self, run: SweptRun) -> None:
         del self._open[run.position]
         self.made.failed.append(run)
-        self._say(run, f"{run.folder.name}: no result")
+        why = "no result"
+        with contextlib.suppress(ConfigError, OSError):
+            written = RunFolder(run.folder).result() or {}
+            if run.has_failed:
+                why = f"failed: {str(written.get('error', '')).partition('; records')[0]}"
+        self._say(run, run.folder.name, why)
 
-    def _say(self, run: SweptRun, what: str) -> None:
-        del run
+    def _say(self, run: SweptRun, name: str, what: str) -> None:
         if self._bar is None:
+            words = [word for word in run.varied if word.partition("=")[0] not in _SHOWN]
+            named = " ".join([name, *words])
             left = f"; {self.left}" if self._open and self.left else ""
-            log.info("[%d/%d] %s%s", self.ended, self.total, what, left)
+            log.info("[%d/%d] %s: %s%s", self.ended, self.total, named, what, left)
 
     @property
     def left(self) -> str:
@@ -209,17 +224,21 @@ class Progress:
             self._bar.set_description_str(self.line())
 
 
-def _came_to(result: Result) -> str:
-    """What a run came to, in a line."""
+def _named(result: Result) -> str:
+    """What a run is, in a few words."""
     outline = result.outline
-    name = outline.labels["trainer"]
-    name += f" gamma={outline.gamma:g}" if outline.gamma is not None else ""
-    name += f" seed={outline.seed} [{', '.join(outline.test_domains)}]"
+    gamma = f" gamma={outline.gamma:g}" if outline.gamma is not None else ""
+    domains = ", ".join(outline.test_domains)
+    return f"{outline.labels['trainer']}{gamma} seed={outline.seed} [{domains}]"
+
+
+def _came_to(result: Result) -> str:
+    """What a run came to."""
     shown = [a for a in result.test["accuracy"].values() if a is not None]
     parts = [f"test {100 * sum(shown) / len(shown):.1f} %"] if shown else []
     validation = result.scores.mean("accuracy", "validation")
     parts += [f"validation {100 * validation:.1f} %"] if validation is not None else []
-    return f"{name}: {', '.join([*parts, duration(result.seconds)])}"
+    return ", ".join([*parts, duration(result.seconds)])
 
 
 def duration(seconds: float) -> str:

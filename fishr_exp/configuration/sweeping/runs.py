@@ -40,6 +40,7 @@ class SweptRun:
         words: Its overrides, as Hydra has them.
         folder: Its run folder.
         position: Its place in the sweep as it was written, from 1.
+        varied: Those of its words that not all runs have.
         is_baseline: Whether it is the ERM baseline.
         kind: What runs of equal cost share.
         candidates: The steps that it could share with others, the longest first.
@@ -52,6 +53,7 @@ class SweptRun:
     words: tuple[str, ...]
     folder: Path
     position: int
+    varied: Sequence[str] = ()
     is_baseline: bool = False
     kind: tuple[object, ...] = ()
     candidates: Sequence[Trunk] = field(default_factory=list)

@@ -34,13 +34,18 @@ from fishr_exp.configuration.sweeping.runs import (
     share,
 )
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.content import UnreadableError
 from fishr_exp.runs.keys import CHOICES, PARTS
 from fishr_exp.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 # Which say for each job that they launch it.
-_LAUNCHERS = ("hydra._internal.core_plugins.basic_launcher",)
+_LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra_plugins.hydra_joblib_launcher._core",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+)
 
 
 class Sweep:
@@ -73,6 +78,7 @@ class Sweep:
         self.typed = set(typed_words(config.hydra))
         self.done: list[Path] = []
         self.failed: list[Path] = []
+        self._common: set[str] | None = None  # the words that all runs have
         self._kept: dict[tuple[str, ...], bytes] = {}  # the configurations of the runs, by words
         self._node: object = None  # what the tracker was built from
         self._tracker: Callable[..., Any] | None = None
@@ -86,6 +92,9 @@ class Sweep:
             MistakesError: If runs are not as they must be; none was started.
             Exception: What ends the sweep, such as a stop.
         """
+        if not isinstance(self.config.check_first, bool):
+            hint = "pass check_first=false to start without a check"
+            raise ConfigError("check_first", self.config.check_first, "must be true or false", hint)
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, self.folder / "multirun.yaml")
         todo = self._find()
@@ -117,12 +126,13 @@ class Sweep:
         with composing_once():
             bar = tqdm(self.words, desc="checking", unit="run", disable=None, leave=False, delay=2)
             for position, words in enumerate(bar, start=1):
-                known = None if self._decides(words) else index.find(words)
-                if known in seen or (known and self._is_over(known, self.config)):
-                    seen.add(known)
-                    continue
-                run = SweptRun(tuple(words), self.folder / str(position), position)
+                varied = tuple(self._varied(words))
+                run = SweptRun(tuple(words), self.folder / str(position), position, varied)
                 try:
+                    known = None if self._decides(words) else index.find(words)
+                    if known in seen or (known and self._is_over(known, self.config)):
+                        seen.add(known)
+                        continue
                     config = self._composed(words, position)
                     run.folder = folder_of(config)
                     index.add(words, config)
@@ -197,15 +207,20 @@ class Sweep:
 
     def _varied(self, words: Sequence[str]) -> list[str]:
         """Return the words that not all runs have."""
-        common = set(self.words[0]).intersection(*self.words)
-        return [word for word in words if word not in common] or list(words)
+        if self._common is None:
+            self._common = set(self.words[0]).intersection(*self.words)
+        return [word for word in words if word not in self._common] or list(words)
 
     def _is_over(self, folder: Path, config: DictConfig) -> bool:
         """Note a run that is done, or that failed and is not to be tried again."""
         if not config.resume:
             return False
-        state = RunFolder(folder).state
-        if state == "done" and self._is_tracked(folder, config):
+        try:
+            state = RunFolder(folder).state
+            tracked = state == "done" and self._is_tracked(folder, config)
+        except UnreadableError:  # the run itself will say what is wrong
+            return False
+        if tracked:
             self.done.append(folder)
         elif state == "failed" and not config.retry_failed:
             self.failed.append(folder)
@@ -255,6 +270,8 @@ class Sweep:
                 for run, job in zip(runs, jobs, strict=True)
             ]
 
+        if "Basic" not in self.kind:
+            os.environ["TQDM_DISABLE"] = "1"  # in other processes; bars of several runs overlap
         if "Basic" in self.kind:
             with self._composed_before():
                 one_by_one(todo, launch, progress)

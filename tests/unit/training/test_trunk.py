@@ -131,6 +131,7 @@ def test_a_trunk_goes_with_the_last_run_that_needs_it(tmp_path: Path) -> None:
     found = find_trunk(lambda: [other, trunk], tmp_path / "two")
     assert found is trunk
     assert find_trunk(lambda: [other, trunk], tmp_path / "four") is None
+    assert Trunk(tmp_path / "nowhere", 5, {}).wanted == set()
     trunk.release("one")
     assert trunk.wanted == {"two"}
     trunk.release("two")
