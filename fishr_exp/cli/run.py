@@ -48,7 +48,7 @@ from fishr_exp.core.errors import (
     TrainingError,
     UnfinishedError,
 )
-from fishr_exp.core.stopping import stop_with, stopping_jobs
+from fishr_exp.core.stopping import asked_to_stop, stop_with, stopping_jobs
 from fishr_exp.runs.run_folder import CONFIG, LOCK, RunFolder
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,9 @@ def job(config: DictConfig) -> float | None:
     folder = Path(context.runtime.output_dir)
     if not is_command():  # of a launcher, beside others
         name_lines(folder.name)
+        if number := asked_to_stop():
+            _forget(folder)
+            raise UnfinishedError(STOPPED, 128 + number)
     _announce(config, context.runtime.choices, folder)
     from fishr_exp.core import distributed  # imports torch
     from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow

@@ -40,6 +40,11 @@ def begin_job_process(parent: int) -> None:
     stop_with(parent)
 
 
+def asked_to_stop() -> int:
+    """Return the signal that asked this process to begin no other job; 0: none did."""
+    return _waiting
+
+
 @contextlib.contextmanager
 def stopping_jobs() -> Iterator[None]:
     """In the block, which is a job, let signals of `begin_job_process` raise `Stopped`.

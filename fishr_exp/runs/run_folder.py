@@ -259,13 +259,17 @@ class RunFolder:
             self.check_ours()
             self.lock()
 
-    def lock(self) -> None:
-        """Take the lock of a folder of any files, such as the runs of a search; see `acquire`."""
+    def lock(self, patience: float = 0.2) -> None:
+        """Take the lock of a folder of any files, such as the runs of a search; see `acquire`.
+
+        Args:
+            patience: Seconds to try; others may have the lock for a moment, to see if it is free.
+        """
         with self._explaining_os_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK)
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=patience, poll_interval=0.02)
             except Timeout:
                 raise TakenError(
                     "output_dir", self.path, "another process is running in this folder",

@@ -65,14 +65,20 @@ def assert_equal_sweeps(one: Path, other: Path) -> None:
 METHODS = {
     "fishr": ("trainer.ema_decay=0.9",),
     "fishr as in DomainBed": ("trainer.convention=domainbed", "averaging=ema"),
-    "fishr, watched": ("diagnostics=true", "observer=last_step"),
+    "slow: fishr, watched": ("diagnostics=true", "observer=last_step"),
     "irm": ("trainer=irm",),
-    "coral": ("trainer=coral", "averaging=swad", "averaging.n_converge=1"),
-    "trm": ("trainer=trm",),
+    "slow: coral": ("trainer=coral", "averaging=swad", "averaging.n_converge=1"),
+    "slow: trm": ("trainer=trm",),
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("slow") else ())
+        for name in METHODS
+    ],
+)
 def test_runs_that_share_steps_are_those_made_alone_to_the_last_bit(
     name: str, tmp_path: Path
 ) -> None:
@@ -138,6 +144,7 @@ def test_what_was_not_taken_over_to_the_end_is_not_told(tmp_path: Path) -> None:
     again = caller(tmp_path)(*words, ALONE, tiny=TINY)
     assert again.status == 0, again.err
     assert set(shared(tmp_path).values()) == {None}
+    assert not (tmp_path / ".trunks").exists()
 
 
 def test_records_that_lack_an_evaluation_are_not_taken_over(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from fishr_exp.configuration.sweeping.progress import Progress, is_taken
 from fishr_exp.configuration.sweeping.runs import SweptRun, leaders
 from fishr_exp.core.errors import TakenError
+from fishr_exp.runs.names import TRUNKS
 
 log = logging.getLogger(__name__)
 
@@ -151,8 +152,13 @@ def _is_free(run: SweptRun, pending: Sequence[SweptRun]) -> bool:
     )
 
 
-def forget_trunks(runs: Sequence[SweptRun]) -> None:
-    """Remove the shared steps that no run of the sweep needs any longer."""
-    for run in runs:
-        if run.trunk and (run.is_done or run.has_failed):
-            run.trunk.release(run.folder.name)
+def forget_trunks(folder: Path) -> None:
+    """Remove the shared steps in a sweep's folder that no run needs any longer."""
+    from fishr_exp.training.trunk import Trunk
+
+    for place in (folder / TRUNKS).glob("*"):
+        trunk = Trunk(place, 0, {})
+        for name in trunk.wanted:
+            run = SweptRun((), folder / name, 0)
+            if run.has_result or run.has_failed:
+                trunk.release(name)

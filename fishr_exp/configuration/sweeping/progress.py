@@ -258,7 +258,7 @@ def is_taken(folder: Path) -> bool:
         return False
     with RunFolder(folder) as run, contextlib.suppress(ConfigError):
         try:
-            run.lock()
+            run.lock(patience=0)
         except TakenError:
             return True
     return False

@@ -109,7 +109,7 @@ class Sweep:
             with progress.shown(watching="Basic" not in self.kind):
                 self._launch(todo, progress)
         finally:
-            forget_trunks(todo)
+            forget_trunks(self.folder)
             for line in progress.summary(self.folder):
                 log.info("%s", line)
 
