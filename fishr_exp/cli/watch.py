@@ -157,6 +157,9 @@ def _check(options: argparse.Namespace) -> None:
         if value is not None:
             reason = "--watch only shows the table of all runs, as text"
             raise ConfigError(option, value, reason, "leave one of the two out")
+    if Path(options.folder).is_file():
+        hint = "pass the folder of the runs"
+        raise ConfigError("--watch", options.folder, "is not a folder", hint)
 
 
 def _text(options: argparse.Namespace, runs: Runs) -> str:
@@ -171,7 +174,8 @@ def _text(options: argparse.Namespace, runs: Runs) -> str:
         done = runs_where(runs, parse_conditions(options.where)).done
         if not done:
             of = f" with --where {' '.join(options.where)}" if options.where else ""
-            return f"Waiting for a run that is done under {options.folder}{of}.\n"
+            missing = "" if Path(options.folder).exists() else ", a folder that does not exist yet"
+            return f"Waiting for a run that is done under {options.folder}{missing}{of}.\n"
         sheets = [table_sheet(table) for table in build_tables(done)]
         return to_text(lay_out(sheets, read_layout(options)))
     except ConfigError as error:  # such as a row whose runs are still to come

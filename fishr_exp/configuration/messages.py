@@ -62,7 +62,8 @@ def one_line(error: Exception) -> str | None:
             return str(ConfigError(key, values, "several values are a sweep", hint))
         if "INTERVAL_SWEEP" in str(error):
             reason = "does not draw from an interval"
-            return str(ConfigError("hydra/sweeper", "basic", reason, "pass hydra/sweeper=optuna"))
+            sweeper = _overrides().get("hydra/sweeper", "fishr_exp")
+            return str(ConfigError("hydra/sweeper", sweeper, reason, "pass hydra/sweeper=optuna"))
         removed = [word[1:].partition("=")[0] for word in sys.argv[1:] if word.startswith("~")]
         if removed and "Could not delete" not in str(error):  # Hydra speaks of keys that name it
             value = "NAME" if removed[0] in PARTS else "VALUE"
