@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fishr_exp.core import distributed, seeding
+from fishr_exp.core.compiler import compiler_not_imported
 from fishr_exp.core.contracts import Averaging, Domains, Facts, Loss, Model, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.batch_sizes import check_batch_size
@@ -199,7 +200,8 @@ def _optimizer(arguments: Arguments, *given: Any, **overrides: Any) -> torch.opt
     def make() -> torch.optim.Optimizer:
         return arguments.optimizer(*given, **overrides)
 
-    built = build_part(make, "optimizer", arguments.config, ValueError)
+    with compiler_not_imported():
+        built = build_part(make, "optimizer", arguments.config, ValueError)
     as_kind(built, torch.optim.Optimizer, "optimizer")
     closure = inspect.signature(built.step).parameters.get("closure")
     if closure and closure.default is closure.empty:  # L-BFGS

@@ -331,7 +331,8 @@ def test_a_bad_job_does_not_stop_a_sweep(fishr_exp: Command, tmp_path: Path) -> 
 def test_a_failed_job_does_not_stop_a_sweep(fishr_exp: Command, tmp_path: Path) -> None:
     outcome = fishr_exp("-m", *BLOW_UP, "optimizer.lr=1e38,1e-20")
     assert outcome.status == 1
-    assert outcome.err.count("weights are not finite") == 2  # at once, and at the end
+    # At once, in the sweep's line of the run, and at the end.
+    assert outcome.err.count("weights are not finite") == 3
     assert "Traceback" not in outcome.err
     assert len(list((tmp_path / "runs").glob("*/done"))) == 1
 

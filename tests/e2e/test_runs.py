@@ -464,7 +464,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
                 "observer.mode=min",
             ],
             False,
-            "the selected step lies before trainer.anneal_steps=3",
+            "gamma had not acted yet: trainer.anneal_steps=3",
         ),
     ],
 )

@@ -95,8 +95,6 @@ class Sweep:
         if not isinstance(self.config.check_first, bool):
             hint = "pass check_first=false to start without a check"
             raise ConfigError("check_first", self.config.check_first, "must be true or false", hint)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, self.folder / "multirun.yaml")
         todo = self._find()
         share(todo)
         todo = todo if self.by_number else in_order(todo)
@@ -153,8 +151,10 @@ class Sweep:
                     else:
                         todo[run.folder] = run
                 seen.add(run.folder)
-        index.write()
         raise_mistakes(mistakes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.folder / "multirun.yaml")
+        index.write()
         return list(todo.values())
 
     def _decides(self, words: Sequence[str]) -> bool:
