@@ -362,6 +362,7 @@ def test_a_sweep_makes_shared_steps_first_by_itself(tmp_path: Path) -> None:
     assert "share_steps=only: is for one run" in outcome.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["${hydra.job.num}", "${hydra.job.override_dirname}"])
 def test_folders_that_are_named_by_hydra_stay_what_they_are(name: str, tmp_path: Path) -> None:
     words = ("-m", "trainer.gamma=0,1", f"hydra.sweep.subdir=run{name}")

@@ -41,6 +41,7 @@ def leave_run(sweep: Path, name: str, steps: int, shared: int = 0, accuracy: flo
     (sweep / name / "result.json").write_text(json.dumps({"seconds": 2.0, "step": steps} | taken))
 
 
+@pytest.mark.slow
 def test_a_sweep_with_and_without_shared_steps_into_its_section_of_the_page(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_sweep_with_and_without_shared_steps_into_its_section_of_the_page(
     assert "gamma_colored_mnist is skipped" in text
 
 
+@pytest.mark.slow
 def test_made_up_runs_are_found_as_done_and_are_in_the_table(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
