@@ -59,7 +59,7 @@ MISTAKES = {
     "several values": (["seed=0,1"], ["seed=0,1: several values are a sweep; pass -m to run each",
         "seed=[0,1]"]),
     "a space in a sweep": (["-m", "seed=0,"], ["seed=0,: a sweep is written without spaces"]),
-    "an interval": (["-m", "trainer.gamma=interval(1,9)"], ["hydra/sweeper=basic: does not",
+    "an interval": (["-m", "trainer.gamma=interval(1,9)"], ["hydra/sweeper=fishr_exp: does not",
         "pass hydra/sweeper=optuna"]),
     "no folder": (["output_dir="], ["output_dir=: must name the folder", "pass output_dir=DIR"]),
     "no folder of a sweep": (["-m", "output_dir=", "seed=0,1"], ["output_dir=: must name the fol"]),
