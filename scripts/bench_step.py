@@ -83,10 +83,13 @@ ALL_EVERY, SLOW_EVERY = 5, 15  # rounds
 SLOW = 20  # times ERM
 
 
-class SquaresByBackpack:
+class SquaresByBackpack(Trainer):
     """Fishr over all parameters, from BackPACK's sums of squared gradients of one domain a time."""
 
     min_domains = 2
+
+    def __init__(self) -> None:
+        super().__init__(per_sample_losses)
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:  # noqa: ARG002
         """Return mean risk plus penalty, as `Fishr(1.0, scope="all")` does."""
@@ -94,7 +97,7 @@ class SquaresByBackpack:
         variances, risks = [], []
         for x, y in zip(batch.by_domain(batch.x), batch.by_domain(batch.y), strict=True):
             x = x.clone().requires_grad_()  # else the hooks of the first layer do not fire
-            losses = per_sample_losses(extended(x), y)
+            losses = self.loss(extended(x), y)
             with backpack(SumGradSquared()):
                 sums = torch.autograd.grad(losses.sum(), [*parameters, x], create_graph=True)
             pairs = zip(parameters, sums, strict=False)
