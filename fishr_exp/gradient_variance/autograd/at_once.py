@@ -33,17 +33,17 @@ def with_gradients(
     value: Tensor, gradients: Sequence[Tensor | None], tensors: Sequence[Tensor]
 ) -> Tensor:
     """Return a scalar `value` with these gradients at `tensors`; it is differentiable once."""
-    return _Known.apply(value.detach(), tuple(gradients), *tensors)
+    return _Known.apply((value.detach(),), tuple(gradients), *tensors)
 
 
 class _Known(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, value: Tensor, gradients: tuple[Tensor | None, ...], *tensors: Tensor
+        ctx: Any, value: tuple[Tensor], gradients: tuple[Tensor | None, ...], *tensors: Tensor
     ) -> Tensor:
         del tensors
         ctx.save_for_backward(*gradients)
-        return value.clone()
+        return value[0]
 
     @staticmethod
     @once_differentiable
