@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -27,6 +25,7 @@ from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.options import conf_dir, search_path
 from fishr_exp.configuration.protocol import check_ranges
+from fishr_exp.configuration.sweeping.grids import split
 from fishr_exp.configuration.sweeping.runs import SweptRun, bound, candidates, leaders, share
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import settings
@@ -160,10 +159,8 @@ def _split(config: DictConfig, loader: Any) -> list[list[str]]:
     if sweeper.get("_target_") not in SWEEPERS:
         reason = "this sweeper selects its runs as it goes, so they cannot be planned"
         raise ConfigError("hydra/sweeper", sweeper.get("_target_"), reason, "leave it out")
-    typed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    typed += OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # type: ignore[arg-type]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(typed)
-    return BasicSweeper.split_arguments(parsed, None)[0]
+    typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return split(sweeper.params, typed, loader)
 
 
 class _Parts:
