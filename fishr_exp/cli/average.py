@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from fishr_exp.cli.output import Parser, as_folder, command
-from fishr_exp.configuration.binding import arguments
 from fishr_exp.configuration.messages import is_out_of_memory, one_line
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
+from fishr_exp.configuration.recorded import recorded_arguments
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.keys import KEYS
 from fishr_exp.runs.methods import AVERAGE_OF
 from fishr_exp.runs.reading import Run, read_runs
 from fishr_exp.runs.run_folder import RunFolder
@@ -23,11 +19,6 @@ from fishr_exp.runs.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 HOW = ("uniform", "restricted")
-# Where and how the runs were made does not matter here.
-_HERE = {
-    "tracker": None, "averaging": None, "device": "auto", "compile": False, "diagnostics": False,
-    "show_test_accuracy": False, "resume": True, "retry_failed": False, "checkpoint_every": None,
-}  # fmt: skip
 
 
 @command
@@ -108,7 +99,7 @@ def _average(runs: Sequence[Run], how: str, out: Path | None) -> list[str]:
     from fishr_exp.training.members import Member, check_alike, folder_of
     from fishr_exp.training.soup import make_average
 
-    members = [Member.of(run, _arguments(run)) for run in runs]
+    members = [Member.of(run, recorded_arguments(run)) for run in runs]
     check_alike(members)
     folder = folder_of(members, how, out or runs[0].path.parent)
     result = make_average(members, how, folder)
@@ -116,34 +107,6 @@ def _average(runs: Sequence[Run], how: str, out: Path | None) -> list[str]:
     if (mean := result.scores.mean("accuracy", "validation")) is not None:
         accuracies.append(f"validation {100 * mean:.1f} %")
     return [f"{result.outline.method}: {', '.join(accuracies)}", str(folder)]
-
-
-def _arguments(run: Run) -> Any:
-    """Return what prepares a run, from its recorded configuration; nothing in it is allowed more.
-
-    Raises:
-        ConfigError: If it names what may not be built, or is damaged.
-    """
-    neutral = {k: key.neutral for k, key in KEYS.items() if key.came_later and "." not in k}
-    config: dict[str, Any] = {**neutral, **run.config, **_HERE, ALLOW_TARGETS: []}
-    labels = {"dataset": run.dataset, "model": run.model, "trainer": run.option}
-    try:
-        return arguments(OmegaConf.create(_written(config)), labels)
-    except ConfigError as error:
-        reason = f"its {error.key}={error.value}: {error.allowed}"
-        hint = error.hint
-        if f"{ALLOW_TARGETS}=" in hint:
-            hint = "pass --allow-targets PACKAGE if you trust it"
-        raise ConfigError("RUN", run.path, reason, hint) from error
-
-
-def _written(value: Any) -> Any:
-    """Escape what OmegaConf would interpolate; a recorded value is what it is."""
-    if isinstance(value, Mapping):
-        return {key: _written(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_written(item) for item in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
 
 
 if __name__ == "__main__":
