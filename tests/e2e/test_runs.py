@@ -364,7 +364,7 @@ sys.argv = ["fishr-exp", *sys.argv[1:]]
 try:
     main()
 finally:
-    slow = {"torch", "torch._dynamo", "torchvision", "mlflow", "sklearn", "scipy"}
+    slow = {"torch", "torch._dynamo", "torchvision", "mlflow", "sklearn", "scipy", "sympy"}
     print(sorted((slow | {"matplotlib"}) & set(sys.modules)))
 """
 

@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fishr_exp.cli.run import prefer_own_sweepers
 from fishr_exp.configuration import binding
 from fishr_exp.configuration.binding import SUPPLIED, bind, run_name
 from fishr_exp.configuration.options import conf_dir
@@ -31,6 +32,7 @@ def arguments(config) -> Arguments:
 
 
 def composed(*overrides: str):
+    prefer_own_sweepers()  # as the command does
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("config", [*overrides, "sweep_name=test"])
 

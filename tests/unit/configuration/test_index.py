@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -412,14 +411,6 @@ def test_runs_in_another_folder_are_not_noted(tmp_path: Path) -> None:
 def test_no_word_is_on_the_disk(tmp_path: Path) -> None:
     _filled(Sweep(tmp_path), [["tracker.tracking_uri='https://me:secret@server'"]])
     assert "secret" not in (tmp_path / NAME).read_text()
-
-
-def test_5000_entries_are_read_in_no_time(tmp_path: Path) -> None:
-    names = {f"{k:032x}": [f"fishr-gamma1000-seed{k}-12345678"] for k in range(5000)}
-    (tmp_path / NAME).write_text(json.dumps(names))
-    start = time.process_time()
-    assert len(Index(tmp_path, "inputs")._names) == 5000
-    assert time.process_time() - start < 0.1
 
 
 def test_a_reference_of_a_word_is_resolved_as_ever(tmp_path: Path) -> None:
