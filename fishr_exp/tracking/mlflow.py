@@ -169,7 +169,8 @@ class MlflowMirror(Mirror):
         if _ERROR in there.tags:
             self._client.delete_tag(self.run_id, _ERROR)
         bookkeeping = {key: str(value) for key, value in settings.items() if is_bookkeeping(key)}
-        tags = [RunTag(_name(key), value[:_TAG_LENGTH]) for key, value in bookkeeping.items()]
+        given = {key: value for key, value in bookkeeping.items() if settings[key] is not None}
+        tags = [RunTag(_name(key), value[:_TAG_LENGTH]) for key, value in given.items()]
         self._client.log_batch(self.run_id, tags=tags)
         named = {_name(key): str(settings[key]) for key in settings if key not in bookkeeping}
         missing = [
