@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from fishr_exp.cli.output import Parser, command
-from fishr_exp.cli.run import prefer_own_sweepers, register_run_name
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.planning import Job, compose, without_warnings
+from fishr_exp.configuration.starting import prefer_own_sweepers, register_run_name
 
 if TYPE_CHECKING:
     from fishr_exp.cli.probe import Costs

@@ -9,22 +9,19 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 from filelock import FileLock, Timeout
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import fishr_exp
 from fishr_exp.cli.output import closed_streams, command
 from fishr_exp.configuration import outcomes
-from fishr_exp.configuration.binding import arguments, check_output_dir, run_name, typed_words
+from fishr_exp.configuration.binding import typed_words
 from fishr_exp.configuration.callbacks import (
     handling_signals,
     is_command,
@@ -39,8 +36,11 @@ from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, o
 from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
-from fishr_exp.configuration.protocol import standing
-from fishr_exp.configuration.secrecy import with_variables
+from fishr_exp.configuration.starting import (
+    checked_arguments,
+    prefer_own_sweepers,
+    register_run_name,
+)
 from fishr_exp.core.errors import (
     ConfigError,
     SharedStepsMade,
@@ -120,27 +120,6 @@ def _end_of_sweep(status: int) -> int:
     return status
 
 
-def register_run_name() -> None:
-    """Let configurations name the folders of a run and of a sweep."""
-    # Only hydra.run and hydra.sweep use them; the run's own keys are all at the root.
-    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("runs_dir", _runs_dir, replace=True)
-
-
-def prefer_own_sweepers() -> None:
-    """Make ours the default sweeper, and `hydra/sweeper=optuna` ours.
-
-    A default of `conf/config.yaml` could not be overridden by an experiment. The optuna of
-    hydra-optuna-sweeper would minimize, and Hydra refuses two options of one name.
-    """
-    Plugins.instance()  # which loads the options of other packages
-    options = ConfigStore.instance().repo["hydra"]
-    options["sweeper"].pop("optuna.yaml", None)
-    for default in options["config.yaml"].node.defaults:
-        if "sweeper" in default:
-            default["sweeper"] = "fishr_exp"
-
-
 def job(config: DictConfig) -> float | None:
     """Run one configuration; a sweeper that searches gets the validation accuracy.
 
@@ -167,12 +146,7 @@ def job(config: DictConfig) -> float | None:
             if not distributed.is_first():
                 prefix = f"rank {distributed.rank()}: "
                 _only_errors()
-            choices = context.runtime.choices
-            checked = arguments(config, choices, typed_words(context))
-            checked = replace(checked, config=with_variables(config, checked.config))
-            if config.get("protocol"):
-                checked.config["protocol"].update(_standing(config, choices))
-            result = run(checked, folder)
+            result = run(checked_arguments(config, context), folder)
     except SharedStepsMade:
         log.info("the steps that it shares with other runs are made")
         return None
@@ -246,31 +220,12 @@ def _forget(folder: Path) -> None:
         folder.rmdir()  # unless it holds other things
 
 
-def _standing(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Any]:
-    """Return how the run stands to its protocol's preset, and say where it departs."""
-    found = standing(config, choices)
-    if found["departures"]:
-        keys = ", ".join(found["departures"])
-        log.warning("departs from protocol=%s in: %s", choices["protocol"], keys)
-    return found
-
-
 def _only_errors() -> None:
     """Leave the run's log file, and everything below an error, to the first process."""
     root = logging.getLogger()
     root.setLevel(logging.ERROR)
     for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
         root.removeHandler(handler)
-
-
-def _run_name(*, _root_: DictConfig) -> str:
-    config = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-    trainer = str(_root_.hydra.runtime.choices.get("trainer"))
-    return run_name(config, trainer, typed_words(_root_.hydra))
-
-
-def _runs_dir(*, _root_: DictConfig) -> str:
-    return check_output_dir(_root_.output_dir)
 
 
 def _say(message: str, status: int) -> int:

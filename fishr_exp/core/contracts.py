@@ -47,15 +47,26 @@ class Domain(Protocol):
 
 @dataclass(frozen=True)
 class Domains:
-    """A dataset: its domains by name, in the order of its authors."""
+    """A dataset: its domains by name, in the order of its authors.
+
+    Attributes:
+        name: The dataset's name.
+        by_name: The domains.
+        num_classes: Number of classes.
+        input_shape: Shape of one sample, channels first.
+        skipped: Domain -> number of samples that cannot be read.
+        class_names: In the order of the labels; empty if they have none but their numbers.
+        normalization: Mean and standard deviation of each channel by which `read` scales values in
+            [0, 1]; None if it does not.
+    """
 
     name: str
     by_name: Mapping[str, Domain]
     num_classes: int
-    input_shape: tuple[int, ...]  # of one sample, channels first
-    skipped: Mapping[str, int] = field(
-        default_factory=dict
-    )  # domain -> number of unreadable samples
+    input_shape: tuple[int, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True)

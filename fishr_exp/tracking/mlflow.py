@@ -168,11 +168,10 @@ class MlflowMirror(Mirror):
         there = self._client.get_run(self.run_id).data
         if _ERROR in there.tags:
             self._client.delete_tag(self.run_id, _ERROR)
-        bookkeeping = {key: str(value) for key, value in settings.items() if is_bookkeeping(key)}
-        given = {key: value for key, value in bookkeeping.items() if settings[key] is not None}
-        tags = [RunTag(_name(key), value[:_TAG_LENGTH]) for key, value in given.items()]
+        kept = {key: value for key, value in settings.items() if is_bookkeeping(key)}
+        tags = [RunTag(_name(k), str(v)[:_TAG_LENGTH]) for k, v in kept.items() if v is not None]
         self._client.log_batch(self.run_id, tags=tags)
-        named = {_name(key): str(settings[key]) for key in settings if key not in bookkeeping}
+        named = {_name(key): str(settings[key]) for key in settings if key not in kept}
         missing = [
             Param(key, value[:_PARAMETER_LENGTH])
             for key, value in named.items()

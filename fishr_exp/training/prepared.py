@@ -22,6 +22,7 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.data.digests import digests
 from fishr_exp.data.minibatches import Minibatches, chunks, loader
+from fishr_exp.runs.facts import ModelFacts
 from fishr_exp.runs.records import PARTS, Outline, Scores
 from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.averaging.batch_norm import learning_norms, recompute_statistics
@@ -58,6 +59,19 @@ class Prepared:
             seed=self.arguments.seed,
             training_domains=self.training_domains,
             test_domains=self.arguments.test_domains,
+        )
+
+    @property
+    def model_facts(self) -> ModelFacts:
+        """What the network was built for."""
+        scaled = self.domains.normalization
+        return ModelFacts(
+            input_shape=tuple(self.domains.input_shape),
+            num_classes=self.domains.num_classes,
+            class_names=tuple(self.domains.class_names),
+            training_domains=tuple(self.training_domains),
+            steps=self.total_steps,
+            normalization=scaled and {"mean": [*scaled[0]], "std": [*scaled[1]]},
         )
 
     @property

@@ -108,6 +108,7 @@ def _open(
     try:
         run_folder.checkpoints.mkdir(exist_ok=True)
         run_folder.write_data(prepared.data)
+        prepared.model_facts.write(run_folder.path)
         run_folder.write_environment(
             environment(name, torch.get_num_threads(), distributed.world_size())
         )

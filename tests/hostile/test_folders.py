@@ -29,10 +29,10 @@ from omegaconf import OmegaConf
 from fishr_exp.cli import diagnostics as diagnostics_cli
 from fishr_exp.cli import sync as sync_cli
 from fishr_exp.cli import table as table_cli
-from fishr_exp.cli.run import register_run_name
 from fishr_exp.configuration.binding import arguments
 from fishr_exp.configuration.messages import one_line
 from fishr_exp.configuration.options import conf_dir
+from fishr_exp.configuration.starting import register_run_name
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking.mirror import End, Mirror, Point
 from fishr_exp.tracking.state import State

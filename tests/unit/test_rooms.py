@@ -18,11 +18,11 @@ FLOORS = {
     "core": 1,
 }  # fmt: skip
 # Files beside the rooms: what `python -m` starts, the names for a user's own parts, the version.
-DOORS = {"__main__": 7, "contracts": 2, "__init__": 0}
+DOORS = {"__main__": 8, "api": 7, "contracts": 2, "__init__": 0}
 # A library that is known in these rooms or files only.
 HOMES = {
-    "hydra": {"cli/", "configuration/"},
-    "omegaconf": {"cli/", "configuration/"},
+    "hydra": {"cli/", "configuration/", "api.py"},
+    "omegaconf": {"cli/", "configuration/", "api.py"},
     "mlflow": {"tracking/mlflow.py"},
     "optuna": {"configuration/search.py"},
     "backpack": {"gradient_variance/engines/backpack_engine.py"},

@@ -11,6 +11,8 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.seeding import generator
 from fishr_exp.data.datasets.tensors import TensorDomain
 
+CLASSES = ("5 to 9", "0 to 4")
+
 
 def colored_domain(
     name: str, images: Tensor, digits: Tensor, *, color_flip: float, label_noise: float, seed: int

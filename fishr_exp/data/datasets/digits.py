@@ -42,7 +42,7 @@ def colored_digits(*, seed: int, label_noise: float = 0.25) -> Domains:
     by_name = coloring.colored_domains(
         images, digits, _COLOR_FLIPS, label_noise=label_noise, seed=seed
     )
-    return Domains("colored_digits", by_name, 2, (2, 8, 8))
+    return Domains("colored_digits", by_name, 2, (2, 8, 8), class_names=coloring.CLASSES)
 
 
 def rotated_digits(*, seed: int, angles: Sequence[float]) -> Domains:
@@ -62,7 +62,7 @@ def rotated_digits(*, seed: int, angles: Sequence[float]) -> Domains:
     """
     images, digits = _originals(seed)
     by_name = rotation.rotated_domains(images, digits, angles)
-    return Domains("rotated_digits", by_name, 10, (1, 8, 8))
+    return Domains("rotated_digits", by_name, 10, (1, 8, 8), class_names=tuple("0123456789"))
 
 
 def _originals(seed: int) -> tuple[Tensor, Tensor]:

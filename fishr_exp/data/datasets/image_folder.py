@@ -83,7 +83,7 @@ def image_folder(
     )
     return listed_domains(
         by_class(images),
-        len(next(iter(images.values()))),
+        list(next(iter(images.values()))),
         root=root,
         name=name,
         image_size=image_size,

@@ -80,7 +80,9 @@ def colored_mnist_domainbed(
     by_name = coloring.colored_domains(
         images, digits, _DOMAINBED_FLIPS, label_noise=label_noise, seed=seed
     )
-    return Domains("colored_mnist_domainbed", by_name, 2, (2, *images.shape[1:]))
+    shape = (2, *images.shape[1:])
+    names = coloring.CLASSES
+    return Domains("colored_mnist_domainbed", by_name, 2, shape, class_names=names)
 
 
 def rotated_mnist(*, root: str, download: bool, seed: int, angles: Sequence[float]) -> Domains:
@@ -107,7 +109,8 @@ def rotated_mnist(*, root: str, download: bool, seed: int, angles: Sequence[floa
     """
     images, digits = _shuffled_70k(root, download, seed)
     by_name = rotation.rotated_domains(images, digits, angles)
-    return Domains("rotated_mnist", by_name, 10, (1, *images.shape[1:]))
+    shape = (1, *images.shape[1:])
+    return Domains("rotated_mnist", by_name, 10, shape, class_names=tuple("0123456789"))
 
 
 def _irm_setup(
@@ -131,7 +134,8 @@ def _irm_setup(
     by_name["gray"] = coloring.gray_domain(
         "gray", small[first:], digits[first:], label_noise=label_noise, seed=seed
     )
-    return Domains("colored_mnist", by_name, 2, (2, *small.shape[1:]))
+    shape = (2, *small.shape[1:])
+    return Domains("colored_mnist", by_name, 2, shape, class_names=coloring.CLASSES)
 
 
 def _shuffled_70k(root: str, download: bool, seed: int) -> tuple[Tensor, Tensor]:

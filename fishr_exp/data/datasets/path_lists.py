@@ -103,7 +103,7 @@ def path_lists(
         )
     return listed_domains(
         listed,
-        len(label),
+        [str(number) for number in numbers],
         root=root,
         name=name,
         image_size=image_size,

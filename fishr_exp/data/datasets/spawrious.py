@@ -94,7 +94,7 @@ def spawrious(
     images = find_spawrious(root=root, variant=variant)
     return listed_domains(
         by_class(images),
-        len(CLASSES),
+        CLASSES,
         root=root,
         name=f"spawrious_{variant}",
         image_size=image_size,

@@ -11,6 +11,7 @@ import torch
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.digests import digest_of
+from fishr_exp.data.images.augmentation import NORMALIZATION
 from fishr_exp.data.images.decoding import Picture
 from fishr_exp.data.images.domain import ImageDomain
 
@@ -58,7 +59,8 @@ def wilds(*, root: str, name: str, domain: str, image_size: int, augment: bool) 
         )
         for key, own in parts.items()
     }  # fmt: skip
-    return Domains(name, by_name, int(whole.n_classes), (3, image_size, image_size))
+    shape = (3, image_size, image_size)
+    return Domains(name, by_name, int(whole.n_classes), shape, normalization=NORMALIZATION)
 
 
 class _Pictures:

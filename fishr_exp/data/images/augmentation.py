@@ -32,8 +32,8 @@ STRENGTH = 0.3  # of brightness, contrast, saturation (factors 1 Â± 0.3), hue (Â
 GRAY = 0.1  # probability
 _ATTEMPTS = 10  # attempts to draw a crop, before the center is used
 
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
-_STD = torch.tensor([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
+NORMALIZATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's mean and deviation
+_MEAN, _STD = (torch.tensor(of).reshape(1, 3, 1, 1) for of in NORMALIZATION)
 _SCALE, _OFFSET = 1 / (255 * _STD), _MEAN / _STD  # a product is cheaper than two quotients
 _ON_CPU = _SCALE.flatten().numpy(), _OFFSET.flatten().numpy()
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError, printable
 from fishr_exp.data.digests import digest_of
+from fishr_exp.data.images.augmentation import NORMALIZATION
 from fishr_exp.data.images.decoding import fault
 from fishr_exp.data.images.domain import ImageDomain, stored
 
@@ -75,7 +76,7 @@ def check_classes(key: str, value: object, images: Images, missing_classes: str)
 
 def listed_domains(
     listed: Mapping[str, Listed],
-    num_classes: int,
+    class_names: Sequence[str],
     *,
     root: str,
     name: str,
@@ -90,7 +91,7 @@ def listed_domains(
 
     Args:
         listed: The images by domain.
-        num_classes: Number of classes.
+        class_names: The classes, in the order of the labels.
         root: The folder that contains the images.
         name: The name of the dataset.
         image_size: See `image_folder`.
@@ -160,7 +161,9 @@ def listed_domains(
             sum(len(own.paths) for own in listed.values()),
             *map(printable, next(iter(bad.items()))),
         )
-    return Domains(name, by_name, num_classes, (3, image_size, image_size), skipped)
+    shape = (3, image_size, image_size)
+    names = tuple(map(printable, class_names))
+    return Domains(name, by_name, len(names), shape, skipped, names, NORMALIZATION)
 
 
 def _faults(paths: Sequence[str], max_pixels: int) -> dict[str, str]:

@@ -10,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fishr_exp.cli.run import prefer_own_sweepers
 from fishr_exp.configuration import binding
 from fishr_exp.configuration.binding import SUPPLIED, bind, run_name
 from fishr_exp.configuration.options import conf_dir
+from fishr_exp.configuration.starting import prefer_own_sweepers
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.keys import APART, KEYS, OF_A_PROTOCOL, PARTS
 from fishr_exp.training.arguments import Arguments

@@ -17,10 +17,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, _utils, base
 
-from fishr_exp.cli.run import prefer_own_sweepers, register_run_name
 from fishr_exp.configuration.composing import composing_once, without_hydra
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
+from fishr_exp.configuration.starting import prefer_own_sweepers, register_run_name
 from fishr_exp.core.errors import ConfigError
 
 # The words of a sweep, and those of its jobs, all of which one block composes.

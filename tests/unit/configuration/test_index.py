@@ -16,11 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import fishr_exp
-from fishr_exp.cli.run import prefer_own_sweepers, register_run_name
 from fishr_exp.configuration import index as index_module
 from fishr_exp.configuration.index import NAME, Index, digest_of_inputs
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.permissions import permissions_of
+from fishr_exp.configuration.starting import prefer_own_sweepers, register_run_name
 
 PROTOCOL = ["protocol=paper_2022", "dataset=colored_mnist_domainbed"]
 JOBS = [

@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from fishr_exp.cli.run import prefer_own_sweepers
 from fishr_exp.configuration.options import conf_dir
+from fishr_exp.configuration.starting import prefer_own_sweepers
 from fishr_exp.core.errors import ConfigError, TrainingError
 
 pytest.importorskip("optuna")

@@ -9,10 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fishr_exp.cli.run import register_run_name
 from fishr_exp.configuration import protocol
 from fishr_exp.configuration.binding import run_name
 from fishr_exp.configuration.options import conf_dir
+from fishr_exp.configuration.starting import register_run_name
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs import identity
 from fishr_exp.runs.identity import compared, differences, folder_name, settings

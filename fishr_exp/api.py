@@ -1,0 +1,200 @@
+"""What a notebook needs: compose a configuration, run it, read runs, load a trained network.
+
+from fishr_exp import compose, load_model, load_runs, run
+
+result = run(compose("trainer=fishr", "trainer.gamma=100", "epochs=5"))
+runs = load_runs("outputs/runs")
+model = load_model(result.path)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from fishr_exp.configuration.binding import check_output_dir
+from fishr_exp.configuration.command_line import quoted
+from fishr_exp.configuration.composing import without_hydra
+from fishr_exp.configuration.options import conf_dir, search_path
+from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
+from fishr_exp.configuration.recorded import recorded_arguments
+from fishr_exp.configuration.starting import (
+    checked_arguments,
+    prefer_own_sweepers,
+    register_run_name,
+)
+from fishr_exp.core.errors import ConfigError
+from fishr_exp.reports.output import draw_all
+from fishr_exp.reports.tables.table import build_tables
+from fishr_exp.runs.frames import records_frame, runs_frame
+from fishr_exp.runs.reading import Run, Runs, read_runs
+from fishr_exp.runs.run_folder import CONFIG
+
+if TYPE_CHECKING:
+    import pandas
+
+    from fishr_exp.core.contracts import Model
+
+__all__ = ["compose", "draw_runs", "load_model", "load_records", "load_runs", "run"]
+
+
+def compose(*words: str, config_dir: str | os.PathLike[str] | None = None) -> DictConfig:
+    """Compose the configuration of a run, as `fishr-exp` does from the words of a command line.
+
+    Args:
+        words: Overrides: `trainer=fishr`, `trainer.gamma=100`, `experiment=NAME`, ...
+        config_dir: A folder with options of your own, as `--config-dir`.
+
+    Returns:
+        The configuration. Its values may be changed before it is passed to `run`; the name of the
+        run's folder follows.
+
+    Raises:
+        ConfigError: If a word has no key, or the folder is not there.
+        hydra.errors.HydraException: If there is no such option or key.
+    """
+    register_run_name()
+    prefer_own_sweepers()
+    GlobalHydra.instance().clear()  # of an earlier cell
+    more = search_path(None if config_dir is None else os.fspath(config_dir))
+    with (
+        permissions_of(words),
+        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
+        return hydra.compose("config", [*quoted(words), *more], return_hydra_config=True)
+
+
+def run(config: DictConfig) -> Run:
+    """Make the run of a configuration, in its own folder under `output_dir`.
+
+    As with the command, a run that is done is not made again, and one that was stopped goes on.
+
+    Args:
+        config: What `compose` returned.
+
+    Returns:
+        The run, with its folder (`path`) and accuracies, as `fishr-table` reads it.
+
+    Raises:
+        ConfigError: If what was asked for cannot be; nothing was trained.
+        TrainingError: If the run could not go on; what it has written stays.
+    """
+    from fishr_exp.training.run import run as make
+
+    if "hydra" not in config:
+        reason = "was not made by fishr_exp.compose"
+        raise ConfigError("config", type(config).__name__, reason, "pass what compose returns")
+    with permissions_of(_allowing(config.get(ALLOW_TARGETS) or ())):
+        arguments = checked_arguments(without_hydra(config), config.hydra)
+        folder = Path(check_output_dir(config.hydra.run.dir, "hydra.run.dir"))
+        make(arguments, folder)
+    return _only(folder)
+
+
+def load_runs(folder: str | os.PathLike[str]) -> pandas.DataFrame:
+    """Read all runs under a folder that are done: a row for each.
+
+    Returns:
+        Columns: `path`, `name`, `dataset`, `model`, `method`, `gamma`, `seed`, `test_domains`,
+        `step` (of the checkpoint), `monitor` (what selected it), `seconds` (its own),
+        `train_accuracy`, `validation_accuracy`, `test_accuracy` (means over domains),
+        `test_accuracy/DOMAIN`; and every setting by its key, `optimizer.lr`. Accuracies are
+        fractions.
+
+    Raises:
+        ConfigError: If the folder cannot be read.
+    """
+    return runs_frame(_read(folder).done)
+
+
+def load_records(folder: str | os.PathLike[str]) -> pandas.DataFrame:
+    """Read all evaluations of the runs under a folder that are done: a row for each.
+
+    Returns:
+        Columns: `path`, `name`, `method`, `gamma`, `seed`, `test_domains`, and what the records
+        hold: `step`, `epoch`, `seconds`, losses such as `risk` and `penalty`, `METRIC/DOMAIN/PART`,
+        and the means over the training domains, `validation_accuracy`.
+
+    Raises:
+        ConfigError: If the folder or a record cannot be read.
+    """
+    return records_frame(_read(folder).done)
+
+
+def draw_runs(
+    folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """Draw the figures of `fishr-table`, accuracy over gamma, for the runs under a folder.
+
+    Args:
+        folder: That holds the runs.
+        out: Where the figures are written; by default `table` in the folder.
+
+    Returns:
+        The PNG files, one for each dataset and choice of test domains; `IPython.display.Image`
+        shows one.
+
+    Raises:
+        ConfigError: If the folder cannot be read, or holds no run that is done.
+    """
+    runs = _read(folder)
+    if not runs.done:
+        raise ConfigError("folder", folder, "it contains no run that is done")
+    target = Path(folder) / "table" if out is None else Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    files = draw_all(build_tables(runs.done), target, str, False)
+    return [file for file in files if file.suffix == ".png"]
+
+
+def load_model(run: Run | str | os.PathLike[str], allow_targets: Sequence[str] = ()) -> Model:
+    """Build the network of a run that is done, with the weights of its result.
+
+    The data of the run are not needed; `model.json` beside the weights says what the network reads.
+
+    Args:
+        run: The run, or its folder.
+        allow_targets: Packages, modules or classes of your own that its configuration may name.
+
+    Returns:
+        On the CPU, in evaluation mode; maps x [n, *input_shape] to logits [n, C], or [n, 1] for two
+        classes. `model.featurizer` gives features, `model.classifier` is linear.
+
+    Raises:
+        ConfigError: If it is not such a run, or its weights are not there.
+    """
+    from fishr_exp.training.trained import trained_model
+
+    found = run if isinstance(run, Run) else _only(Path(run))
+    with permissions_of(_allowing(allow_targets)):
+        return trained_model(found, recorded_arguments(found))
+
+
+def _allowing(names: Sequence[str]) -> list[str]:
+    return [f"{ALLOW_TARGETS}=[{','.join(names)}]"]
+
+
+def _read(folder: str | os.PathLike[str]) -> Runs:
+    try:
+        return read_runs(Path(folder))
+    except OSError as error:
+        raise ConfigError("folder", folder, f"cannot be read ({error.strerror})") from error
+
+
+def _only(folder: Path) -> Run:
+    """Return the run in a folder."""
+    runs = _read(folder)
+    for path, problem in runs.broken.items():
+        raise ConfigError("run", path, problem)
+    if len(runs.done) == 1 and runs.done[0].path == folder:
+        return runs.done[0]
+    if len(runs) and not (folder / CONFIG).exists():
+        raise ConfigError("run", folder, "holds several runs", "pass one of them")
+    if len(runs):
+        raise ConfigError("run", folder, "is not done", "go on with it by its command first")
+    raise ConfigError("run", folder, "is not a run folder", "pass one, or what run returned")
