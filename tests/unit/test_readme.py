@@ -19,7 +19,8 @@ def test_the_loop_example_runs_and_matches_the_trainer() -> None:
     from fishr_exp.core.contracts import Batch, Model
     from fishr_exp.trainers.fishr import Fishr
 
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    section = README[README.index("## In your own training loop") :]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert code is not None
     torch.manual_seed(0)
     sizes = (6, 5)
