@@ -17,7 +17,7 @@ from fishr_exp.configuration.permissions import allowed_targets
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.secrets import remember
 from fishr_exp.runs.content import START_AGAIN, UnreadableError
-from fishr_exp.runs.identity import TARGET
+from fishr_exp.runs.identity import TARGET, id_of
 from fishr_exp.runs.reading import run_folders
 from fishr_exp.runs.run_folder import TRACKING, RunFolder
 from fishr_exp.tracking.address import KEY, check_address
@@ -86,54 +86,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def send(folder: RunFolder, to: To) -> str:
-    """Send what its tracker lacks of one run; return the outcome in a few words."""
+    """Send what its trackers lack of one run; return the outcome in a few words."""
     try:
         with folder:
             folder.acquire()
             return _send(folder, to)
-    # ConfigError and a file that is not JSON are ValueErrors; a tracker may need a library.
-    except (ValueError, ImportError) as error:
+    except ValueError as error:  # as are ConfigError and a file that is not JSON
         if "another process" in str(error):
             return "running"
-        if isinstance(error, UnreadableError):
-            hint = error.hint if TRACKING in error.allowed else START_AGAIN
-            log.error("fishr-sync: %s: %s; %s", folder.path, error.allowed, hint)
-        else:
-            log.error("fishr-sync: %s: %s", folder.path, error)
-        return "not sent"
+        return _not_sent(folder, error)
+
+
+def _not_sent(folder: RunFolder, error: Exception) -> str:
+    if isinstance(error, UnreadableError):
+        hint = error.hint if TRACKING in error.allowed else START_AGAIN
+        log.error("fishr-sync: %s: %s; %s", folder.path, error.allowed, hint)
+    else:
+        log.error("fishr-sync: %s: %s", folder.path, error)
+    return "not sent"
 
 
 def _send(folder: RunFolder, to: To) -> str:
-    state = State.read(folder.path)
-    tracker = _tracker(state, folder, to)
-    if not tracker:
+    states = State.read_all(folder.path)
+    trackers = _trackers(states, folder, to)
+    if not trackers:
         return "without a tracker (pass --tracking-uri)"
     result = folder.result_of_done() if folder.state == "done" else folder.result() or {}
-    mirror = _mirror(tracker, folder, to.allowed)
+    labels = next((state.labels for state in states if state.labels), result.get("labels", {}))
+    is_own = to.tracking_uri is None
+    kept = [s for s in states if s.tracker and (is_own or not _is_mlflow(s.tracker))]
+    outcomes = set()
+    for number, tracker in enumerate(trackers):
+        try:
+            mirror = _mirror(tracker, folder, to.allowed)
+        except (ValueError, ImportError) as error:  # a tracker may need a library
+            outcomes.add(_not_sent(folder, error))
+            continue
+        addresses = [state.address for state in kept]  # this one's may have moved with the folder
+        addresses[number : number + is_own] = [mirror.address]
+        mirror.among = addresses if len(addresses) > 1 else ()
+        outcomes.add(_brought_up_to_date(mirror, folder, labels, is_own=is_own))
+    return next(known for known in ("not sent", "sent", "complete already") if known in outcomes)
+
+
+def _brought_up_to_date(
+    mirror: Mirror, folder: RunFolder, labels: Mapping[str, str], *, is_own: bool
+) -> str:
+    """Send what one tracker lacks of a run; return the outcome."""
     status = STATUS[folder.state]
     if not mirror.lacks(status):
         return "complete already"
     if mirror.address in unreachable:
         return "not sent"
-    mirror.patience, mirror.is_own = PATIENCE, to.tracking_uri is None
-    mirror.start(folder.config(), state.labels or result.get("labels", {}))
+    mirror.patience, mirror.is_own = PATIENCE, is_own
+    mirror.start(folder.config(), labels)
     mirror.finish(status)
     return "not sent" if mirror.error else "sent"
 
 
-def _tracker(state: State, folder: RunFolder, to: To) -> Mapping[str, Any]:
-    """Return the configuration of the tracker to send to; empty if there is none."""
-    tracker = dict(state.tracker)
+def _trackers(states: Sequence[State], folder: RunFolder, to: To) -> list[Mapping[str, Any]]:
+    """Return the configurations of the trackers to send to; none if there are none."""
+    trackers = [dict(state.tracker) for state in states if state.tracker]
     if to.tracking_uri is not None:
-        tracker = {
+        before = next(filter(_is_mlflow, trackers), {})
+        mlflow = {
             TARGET: MLFLOW,
             "tracking_uri": to.tracking_uri,
-            "experiment": tracker.get("experiment", "fishr-exp"),
-            "sweep": tracker.get("sweep", folder.path.parent.name),
+            "experiment": before.get("experiment", "fishr-exp"),
+            "sweep": before.get("sweep", folder.path.parent.name),
         }
-    if tracker and to.experiment:
-        tracker["experiment"] = to.experiment
-    return tracker
+        trackers = [mlflow]
+    for tracker in trackers if to.experiment else ():
+        if _is_mlflow(tracker) or "experiment" in tracker:
+            tracker["experiment"] = to.experiment
+    return trackers  # type: ignore[return-value]
+
+
+def _is_mlflow(tracker: Mapping[str, Any]) -> bool:
+    return id_of(str(tracker.get(TARGET))) == id_of(MLFLOW)
 
 
 def _mirror(tracker: Mapping[str, Any], folder: RunFolder, allowed: Sequence[str]) -> Mirror:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from fishr_exp.configuration import protocol  # noqa: F401 - its resolvers must be known
+from fishr_exp.configuration import protocol, several  # noqa: F401 - the protocol's resolvers
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, target
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.files import expanded
@@ -192,18 +192,28 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     return config
 
 
-def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[..., Any] | None:
+def part(
+    node: object, group: str, allowed: Sequence[str] = (), place: str = ""
+) -> Callable[..., Any] | None:
     """Return what a group's node builds, ready to be called; None of an empty group.
 
     Args:
         node: The group's part of the configuration.
         group: Its name.
         allowed: Packages, modules or names that `_target_` may name besides the group's own parts.
+        place: The key of the node, where it is not the group's name.
     """
+    place = place or group
+    if group == several.GROUP and several.is_several(node):
+        from fishr_exp.tracking.several import Mirrors
+
+        named = typing.cast(Mapping[str, Any], node)
+        parts = {k: part(own, group, allowed, f"{group}.{k}") for k, own in named.items()}
+        return functools.partial(Mirrors, build=typing.cast(Mapping[str, Any], parts))
     if node is None and KEYS[group].optional:
         return None
     if not isinstance(node, Mapping) or TARGET not in node:
-        raise ConfigError(group, node, "has no _target_ to build", f"pass {group}=NAME")
+        raise ConfigError(place, node, "has no _target_ to build", f"pass {group}=NAME")
     build = target(str(node[TARGET]), group, allowed)
     keywords = {key: value for key, value in node.items() if key not in (TARGET, NEUTRAL)}
     supplied = KEYS[group].builds or ()
@@ -211,13 +221,13 @@ def part(node: object, group: str, allowed: Sequence[str] = ()) -> Callable[...,
     without = [name for name in supplied if name not in parameters and name != "params"]
     if without and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         if group == "model":  # a network that knows its sizes
-            bound = bind(build, keywords, f"{group}.", supplied)
+            bound = bind(build, keywords, f"{place}.", supplied)
             return lambda **given: build(
                 **bound, **{key: value for key, value in given.items() if key in parameters}
             )
         reason = f"does not take {without[0]}, which every run gives to its {group}"
-        raise ConfigError(f"{group}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
-    return functools.partial(build, **bind(build, keywords, f"{group}.", supplied))
+        raise ConfigError(f"{place}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
+    return functools.partial(build, **bind(build, keywords, f"{place}.", supplied))
 
 
 def bind(

@@ -18,7 +18,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fishr_exp.configuration import full_disk, outcomes, secrecy  # noqa: F401 - before anything is written
+from fishr_exp.configuration import (  # noqa: F401 - before anything is composed or written
+    full_disk,
+    outcomes,
+    secrecy,
+    several,
+)
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError

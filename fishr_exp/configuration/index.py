@@ -51,7 +51,10 @@ _SWEEP_NAME = re.compile(r"\+*sweep_name=[^,]*")  # a word; what it sets is in n
 # Of this package's files, the lines with the time, which are in no name either.
 _WITH_TIME = {
     "config.yaml": re.compile(r"^sweep_name: .*$", re.MULTILINE),
-    "tracker/mlflow.yaml": re.compile(r"^sweep: \$\{sweep_name\}$", re.MULTILINE),
+    **dict.fromkeys(
+        [f"tracker/{name}.yaml" for name in ("mlflow", "csv", "tensorboard", "wandb")],
+        re.compile(r"^sweep: \$\{sweep_name\}$", re.MULTILINE),
+    ),
 }
 
 

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fishr_exp.configuration.binding import unknown_key
 from fishr_exp.configuration.options import conf_dir
+from fishr_exp.configuration.several import GROUP
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.keys import CHOICES, PARTS
 
@@ -58,7 +59,8 @@ def one_line(error: Exception) -> str | None:
         if ambiguous := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
             key, _, values = ambiguous.group(1).partition("=")
             hint = "pass -m to run each"
-            hint += "" if _is_group(key) else f", or write {key}=[{values}] for one list"
+            many = "to have them all" if key == GROUP else "for one list"
+            hint += "" if _is_group(key) and key != GROUP else f", or write {key}=[{values}] {many}"
             return str(ConfigError(key, values, "several values are a sweep", hint))
         if "INTERVAL_SWEEP" in str(error):
             reason = "does not draw from an interval"
@@ -158,7 +160,7 @@ def _unknown(key: str) -> ConfigError:
     """Explain an unknown key, with the keys that are there on this command line."""
     overrides = _overrides()
     group = key.partition(".")[0]
-    if "," in overrides.get(group, ""):
+    if "," in overrides.get(group, "").partition("[")[0]:
         return _unknown_to_some(group, key, overrides)
     choices = [f"{group}={value}" for group, value in overrides.items() if _is_group(group)]
     node: DictConfig = OmegaConf.create()
@@ -191,6 +193,8 @@ def _unknown(key: str) -> ConfigError:
             part for part in PARTS if isinstance(node.get(part), DictConfig) and key in node[part]
         ]
         error.hint = f"did you mean {of[0]}.{key}?" if of else ""
+    elif place == f"{GROUP}." and (of := [n for n in known if name in (node[n] or ())]):
+        error.hint = f"did you mean {place}{of[0]}.{name}?"
     elif group in PARTS and chosen and group not in overrides and not error.hint:
         error.hint = f"these are the keys of {group}={chosen}; for others, pass {group}=NAME"
     return ConfigError(key, *_given(key, overrides, error.allowed, error.hint))

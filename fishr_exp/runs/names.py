@@ -17,10 +17,13 @@ CONFIG, DATA, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "tracking.json",
 )
 SHARED, MODEL = "shared.json", "model.json"
+METRICS, SUMMARY = "metrics.csv", "metrics.json"  # written by the tracking room
 CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
 TRUNKS = ".trunks"  # in the folder of a sweep: steps that its runs share
 # Beside the configuration; in this order they are removed.
-FILES = (DONE, RESULT, RECORDS, SHARED, DATA, MODEL, ENVIRONMENT, TRACKING)
+FILES = (
+    DONE, RESULT, RECORDS, SHARED, DATA, MODEL, ENVIRONMENT, TRACKING, METRICS, SUMMARY,
+)  # fmt: skip
 # The files that a run names: checkpoints, as the training room does, and those being written.
 OF_CHECKPOINTS = re.compile(r"best\.pt|best-\d+\.pt|step-\d+\.pt")
 _OF_HYDRA = ".hydra"  # it writes there, and a log, before the run takes the folder

@@ -8,6 +8,7 @@
     shared.json        of a run that took over its first steps: from which run, see `shared.py`
     result.json        what came out, or the error
     tracking.json      written by the tracking room
+    metrics.csv        with tracker=csv, as is metrics.json: the records as a table
     checkpoints/       written by the training room
     done               empty; written last
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fishr_exp.core.secrets import masked, masked_value
+from fishr_exp.runs.content import read_object, several, take, text
 from fishr_exp.runs.files import to_json
 from fishr_exp.runs.records import Evaluation, Result
 from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RESULT, RunFolder
@@ -94,16 +95,34 @@ def end_of(folder: RunFolder, status: str, started: float) -> Iterator[End]:
         yield End(status, ended, error, selected, files)
 
 
+def origin(folder: Path) -> tuple[str, str, str]:
+    """Return who made the run of a folder, by which command, and at which commit.
+
+    Each may be empty. It is the same wherever the run is sent from.
+    """
+    try:
+        made_on = read_object(folder / ENVIRONMENT)
+        command = take(made_on, "command", several(text), ["fishr-exp"])
+    except ValueError:  # there is none, or it is damaged
+        made_on, command = {}, ["fishr-exp"]
+    try:
+        user = (folder / CONFIG).owner()
+    except (OSError, KeyError, NotImplementedError):  # a user without a name; Windows
+        user = ""
+    words = masked(" ".join([Path(command[0]).name, *command[1:]]))
+    return user, words, str(made_on.get("git_commit") or "")
+
+
 def _shareable(path: Path, copies: Path) -> Path:
     """Return a file, or a copy of it without passwords."""
-    text = path.read_text()
+    there = path.read_text()
     try:
-        content = json.loads(text)
+        content = json.loads(there)
         shown = masked_value("", content)
-        shared = text if shown == content else to_json(shown, indent=2) + "\n"
+        shared = there if shown == content else to_json(shown, indent=2) + "\n"
     except ValueError:  # not JSON
-        shared = masked(text)
-    if shared == text:
+        shared = masked(there)
+    if shared == there:
         return path
     copy = copies / path.name
     copy.write_text(shared)

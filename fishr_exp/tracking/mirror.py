@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from fishr_exp.core.secrets import masked, masked_value
@@ -68,6 +67,7 @@ class Mirror(abc.ABC):
         longest_busy: Seconds for which a busy tracker is tried again before that is a failure.
         is_own: Whether it is the run's own tracker. The address of another one is kept only once
             the run was opened there.
+        among: The addresses of all trackers of the run, in order, where there are several.
     """
 
     name: ClassVar[str] = "the tracker"
@@ -75,6 +75,7 @@ class Mirror(abc.ABC):
     pause: float = 30.0
     longest_busy: float = 120.0
     is_own: bool = True
+    among: Sequence[str] = ()
 
     def __init__(self, folder: RunFolder, address: str, /, **keywords: Any) -> None:
         self.folder, self.address = folder, address
@@ -91,6 +92,7 @@ class Mirror(abc.ABC):
         self._sent_step = -1  # the tracker has the records up to this one
         self._warned = False
         self._status = ""  # how the run ended; empty while it goes on
+        self._ended = 0.0  # when `end` was called
         self._news = threading.Event()
         self._given_up = False  # the folder is no longer ours to write to
         self._writing = threading.Lock()
@@ -157,13 +159,13 @@ class Mirror(abc.ABC):
         self.load()
         self._config, self.labels = config, labels
         self.started = begun(self.folder.records())
-        self.identity = self._state().identity or uuid.uuid4().hex
+        self.identity = next((s.identity for s in self._states()), "") or uuid.uuid4().hex
         self.run_id = self._known().run_id
         with contextlib.suppress(OSError):  # a full disk stops the run elsewhere, or not at all
             if self.is_own:
                 self._save("RUNNING")
             else:
-                replace(self._state(), identity=self.identity).write(self.folder.path)
+                State.identify(self.folder.path, self.identity)
         name = self.name.lower()
         self._thread = threading.Thread(target=self._keep_sending, name=name, daemon=True)
         self._thread.start()
@@ -191,9 +193,17 @@ class Mirror(abc.ABC):
         Args:
             status: `FINISHED`, `FAILED` or `KILLED`.
         """
-        assert self._thread is not None, "start comes first"
-        self._status = status
+        self.end(status)
+        self.wait()
+
+    def end(self, status: str) -> None:
+        """Do as `finish`, without waiting, which is left to `wait`."""
+        self._status, self._ended = status, time.monotonic()
         self._news.set()
+
+    def wait(self) -> None:
+        """Wait as `finish` does, after `end`."""
+        assert self._thread is not None, "start comes first"
         patience = _BRIEFLY if self.address in unreachable else self.patience
         try:
             self._wait(patience)
@@ -213,11 +223,13 @@ class Mirror(abc.ABC):
     def _wait(self, patience: float | None) -> None:
         """Wait for the thread to end, and say so where that takes a while."""
         assert self._thread is not None
-        self._thread.join(_SOON if patience is None else min(_SOON, patience))
-        if self._thread.is_alive() and (patience is None or patience > _SOON):
+        over = time.monotonic() - self._ended  # of the patience, as while another tracker ended
+        left = None if patience is None else max(0.0, patience - over)
+        self._thread.join(_SOON if left is None else min(_SOON, left))
+        if self._thread.is_alive() and (left is None or left > _SOON):
             most = "" if patience is None else f", {patience:g} s at most"
             log.info("waiting for %s%s (%s)", self.name, most, self.address)
-            self._thread.join(None if patience is None else patience - _SOON)
+            self._thread.join(None if left is None else left - _SOON)
 
     # --- the thread ------------------------------------------------------------------------
 
@@ -308,23 +320,23 @@ class Mirror(abc.ABC):
 
     # --- tracking.json ---------------------------------------------------------------------
 
-    def _state(self) -> State:
-        """Return what the last mirror of this folder wrote."""
+    def _states(self) -> list[State]:
+        """Return what the last mirrors of this folder wrote."""
         try:
-            return State.read(self.folder.path)
+            return State.read_all(self.folder.path)
         except ValueError:  # damaged: the tracker finds the run otherwise, or gets it again
-            return State()
+            return []
 
     def _known(self) -> State:
         """Return the state of this folder at this mirror's address; empty if it has none."""
-        state = self._state()
-        if state.address != self.address or not state.run_id:
-            return State()
-        return state if self.holds_run(state.run_id) else State()
+        for state in self._states():
+            if state.address == self.address and state.run_id and self.holds_run(state.run_id):
+                return state
+        return State()
 
     def _save(self, ended: str) -> None:
         state = State(self._tracker, self.address, self.identity, self.run_id, ended, self.labels)
         with self._writing:
             if self._given_up:
                 raise TimeoutError("too late")  # the folder may be another process's by now
-            state.write(self.folder.path)
+            state.write(self.folder.path, self.among)

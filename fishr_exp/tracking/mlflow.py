@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
-from fishr_exp.core.secrets import bare, masked, remember
-from fishr_exp.runs.content import read_object, several, take, text
+from fishr_exp.core.secrets import bare, remember
 from fishr_exp.runs.identity import is_bookkeeping
-from fishr_exp.runs.run_folder import CONFIG, ENVIRONMENT, RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.tracking import database
 from fishr_exp.tracking.address import (
     SQLITE,
@@ -24,7 +23,9 @@ from fishr_exp.tracking.address import (
     sqlite_file,
     warn_of_password,
 )
+from fishr_exp.tracking.content import origin
 from fishr_exp.tracking.database import BUSY, BusyDatabaseError, UnusableDatabaseError
+from fishr_exp.tracking.failures import is_away, is_refused
 from fishr_exp.tracking.mirror import End, Mirror, Point
 
 # MLflow's own defaults block an unreachable server's user for minutes, report usage, and print.
@@ -39,15 +40,6 @@ _FOR_COMMANDS = {
 _PARAMETERS = 100  # MLflow's limit per call
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
 _TAG_LENGTH = 5000  # the same of a tag
-# What is said where nobody answers, or somebody is busy.
-_AWAY = (
-    "max retries", "timed out", "timeout", "refused", "could not connect", "unavailable", "locked",
-    "connection",
-)  # fmt: skip
-_NOT_ALLOWED = (
-    "unauthenticated", "permission_denied", "error code 401", "error code 403", "unauthorized",
-    "forbidden", "authentication failed",
-)  # fmt: skip
 _METRICS = 1000  # MLflow's limit per call
 _ERROR = "error"  # the tag of a failed run
 _IDENTITY = "mirror"  # the tag by which a folder's run is found again, on any server
@@ -226,13 +218,12 @@ class MlflowMirror(Mirror):
                 f"{error.id} restores it, tracker.experiment=NAME names another one (fishr-sync "
                 "--experiment NAME); then fishr-sync sends them"
             )
-        text = str(error).lower()
-        if any(word in text for word in _NOT_ALLOWED):
+        if is_refused(error):
             return (
                 "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
                 "MLFLOW_TRACKING_TOKEN; then fishr-sync sends them"
             )
-        if _is_away(error):
+        if is_away(error):
             return super().advice(error)
         return "once this is fixed, fishr-sync, or the same command given again, sends them"
 
@@ -305,28 +296,14 @@ class DeletedExperimentError(Exception):
         self.id = number
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether nobody answered, or somebody was busy."""
-    text = f"{type(error).__name__}: {error}".lower()
-    return any(word in text for word in _AWAY)
-
-
 def _origin(folder: Path) -> dict[str, str]:
     """Return MLflow's own tags of who and what made a run, wherever it is sent from."""
-    try:
-        made_on = read_object(folder / ENVIRONMENT)
-        command = take(made_on, "command", several(text), ["fishr-exp"])
-    except ValueError:  # there is none, or it is damaged
-        made_on, command = {}, ["fishr-exp"]
-    try:
-        user = (folder / CONFIG).owner()
-    except (OSError, KeyError, NotImplementedError):  # a user without a name; Windows
-        user = ""
+    user, command, commit = origin(folder)
     found = {
         "mlflow.user": user,
-        "mlflow.source.name": masked(" ".join([Path(command[0]).name, *command[1:]])),
+        "mlflow.source.name": command,
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": str(made_on.get("git_commit") or ""),
+        "mlflow.source.git.commit": commit,
     }
     return {name: value[:_TAG_LENGTH] for name, value in found.items() if value}
 

@@ -37,6 +37,8 @@ JOBS = [
     ["+own={a:{b:1}}", "own.a.b=2"],
     ["~tracker.tracking_uri", "~optimizer.lr"],
     ["~tracker", "seed=4"],
+    ["tracker=[mlflow,csv]", "tracker.csv.directory=tables"],
+    ["tracker=[csv,mlflow]", "trainer=erm"],
     ["~averaging=none"],
     ["averaging=ema"],
     ["dataset=colored_mnist", "model=mlp"],
@@ -70,6 +72,7 @@ MISTAKES = [
     ["seed=[1"],
     ["++trainer=erm"],
     ["optimizer.lr=0.1", "+optimizer.lr=0.2"],
+    ["tracker=[mlflow,csv]", "tracker.directory=tables"],
 ]
 
 

@@ -23,16 +23,16 @@ DOCS = Path(__file__).resolve().parents[3] / "docs" / "tracking.md"
 
 
 @pytest.fixture
-def csv_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def own_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The tracker of docs/tracking.md, in a module outside the package."""
     found = re.search(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     assert found
-    (tmp_path / "csv_of_the_docs.py").write_text(found[1])
+    (tmp_path / "lines_of_the_docs.py").write_text(found[1])
     monkeypatch.syspath_prepend(tmp_path)
-    import csv_of_the_docs  # type: ignore[import-not-found]
+    import lines_of_the_docs  # type: ignore[import-not-found]
 
-    yield csv_of_the_docs.CsvMirror
-    del sys.modules["csv_of_the_docs"]
+    yield lines_of_the_docs.LinesMirror
+    del sys.modules["lines_of_the_docs"]
 
 
 def sync(*words: object) -> int:
@@ -40,13 +40,13 @@ def sync(*words: object) -> int:
 
 
 def test_fishr_sync_sends_to_a_tracker_that_it_does_not_know(
-    folder: RunFolder, csv_mirror: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    folder: RunFolder, own_mirror: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     for step in (2, 4):
         folder.append(record(step, losses={}))
-    mirror = csv_mirror(folder, "tables")
+    mirror = own_mirror(folder, "tables")
     mirror.start(CONFIG, LABELS)
     mirror.finish("KILLED")
     assert mirror.error == ""
@@ -58,18 +58,15 @@ def test_fishr_sync_sends_to_a_tracker_that_it_does_not_know(
 
     assert sync(runs) == 1
     assert capsys.readouterr().out == f"1 runs under {runs}: 1 not sent\n"
-    assert "tracker._target_=csv_of_the_docs.CsvMirror: " in caplog.text
+    assert "tracker._target_=lines_of_the_docs.LinesMirror: " in caplog.text
     assert "cannot be synced" in caplog.text
     assert "--allow-targets" in caplog.text
     for outcome in ("sent", "complete already"):
-        assert sync(runs, "--allow-targets", "csv_of_the_docs") == 0
+        assert sync(runs, "--allow-targets", "lines_of_the_docs") == 0
         assert capsys.readouterr().out == f"1 runs under {runs}: 1 {outcome}\n"
 
-    lines = [line.split(",") for line in (tmp_path / "tables/fishr-seed0.csv").read_text().split()]
-    expected = [
-        [str(r["step"]), *map(str, i)] for r in folder.records() for i in numbers(r).items()
-    ]
-    assert lines == expected
+    lines = [json.loads(line) for line in (tmp_path / "tables/fishr-seed0.jsonl").open()]
+    assert lines == [{"step": r["step"], **numbers(r)} for r in folder.records()]
     told = json.loads((tmp_path / "tables/fishr-seed0.json").read_text())
     assert told["status"] == "FINISHED"
     assert told["test_accuracy/minus90"] == 0.3
