@@ -21,6 +21,7 @@ FORMATS = ("text", "markdown", "latex", "csv")
 PROTOCOLS = ("domainbed", "colored_mnist", "single_source")
 TRACED = ("domainbed", "colored_mnist")  # whose cells `--cells` traces to runs
 DEFAULT_SOURCES = ("domainbed", "fishr")  # of a bare --published beside others
+ACCURACY = "accuracy"  # the metric of a table without --metric
 
 
 @command
@@ -118,6 +119,18 @@ def _parser() -> argparse.ArgumentParser:
         help="count only runs with this value, or one of several: seed=0,1. KEY is a key of the"
         " configuration, or method, dataset, model, trainer; can be given several times",
     )
+    parser.add_argument(
+        "--metric",
+        default=ACCURACY,
+        metavar="NAME",
+        help="make the table of all runs of another metric that the runs recorded (metrics=[...]):"
+        " macro_f1, worst_class, balanced_accuracy; the files' names end in it",
+    )
+    _add_layout(parser)
+    return parser
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group(
         "for a paper", "what text, Markdown and LaTeX show; the CSV holds everything"
     )
@@ -153,7 +166,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the highest accuracy of each test domain in bold, in Markdown and LaTeX",
     )
-    return parser
 
 
 def _read_published(options: argparse.Namespace) -> None:
@@ -191,6 +203,9 @@ def _check(options: argparse.Namespace) -> None:
         other = "--watch" if options.watch else "--protocol"
         reason = f"figures are of the table of all runs, and {other} draws none"
         raise ConfigError("--all-figures", "given", reason, "leave one of the two out")
+    if options.metric != ACCURACY and options.protocol:
+        reason = "the tables of a protocol are of accuracy"
+        raise ConfigError("--metric", options.metric, reason, "leave one of the two out")
     layout = {
         "--columns": options.columns,
         "--rows": options.rows,

@@ -28,7 +28,8 @@ def make_table(options: argparse.Namespace) -> None:
         ConfigError: If there is no run to show, or an option does not fit the runs.
     """
     from fishr_exp.reports.figures.curves import draw_curves
-    from fishr_exp.reports.output import CURVES, draw_all, remove_stale, write
+    from fishr_exp.reports.metric import measured_by
+    from fishr_exp.reports.output import CURVES, draw_all, remove_stale, stem_of, write
     from fishr_exp.reports.sheets.layout import lay_out
     from fishr_exp.reports.sheets.table_sheet import table_sheet
     from fishr_exp.reports.tables.table import build_tables
@@ -42,13 +43,16 @@ def make_table(options: argparse.Namespace) -> None:
             f"it contains no completed run ({_count(runs)})",
             "start runs with fishr-exp, or pass the folder that contains them",
         )
-    tables = build_tables(runs.done)
+    metric = options.metric
+    counted, about_others = measured_by(runs.done, metric)
+    tables = build_tables(counted, metric)
     sheets = lay_out([table_sheet(table) for table in tables], layout)
     everything = options.all_figures
-    files = [*write(sheets, out, "table"), *draw_all(tables, out, layout.renamed, everything)]
-    report = [*_report(runs), *_about_figures(tables, everything)]
+    files = write(sheets, out, stem_of("table", metric))
+    files += draw_all(tables, out, layout.renamed, everything)
+    report = [*_report(runs), *about_others, *_about_figures(tables, everything)]
     try:
-        files += draw_curves(tables, out / CURVES, layout.renamed, everything)
+        files += draw_curves(tables, out / stem_of(CURVES, metric), layout.renamed, everything)
     except (OSError, ValueError) as error:  # a record that has changed since it was read
         report.append(f"No curves: {error}")
     stale = remove_stale(tables, out, files)

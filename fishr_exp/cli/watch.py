@@ -165,6 +165,7 @@ def _check(options: argparse.Namespace) -> None:
 def _text(options: argparse.Namespace, runs: Runs) -> str:
     from fishr_exp.cli.tables import read_layout
     from fishr_exp.reports.conditions import parse_conditions, runs_where
+    from fishr_exp.reports.metric import measured_by
     from fishr_exp.reports.sheets.layout import lay_out
     from fishr_exp.reports.sheets.sheet import to_text
     from fishr_exp.reports.sheets.table_sheet import table_sheet
@@ -176,8 +177,10 @@ def _text(options: argparse.Namespace, runs: Runs) -> str:
             of = f" with --where {' '.join(options.where)}" if options.where else ""
             missing = "" if Path(options.folder).exists() else ", a folder that does not exist yet"
             return f"Waiting for a run that is done under {options.folder}{missing}{of}.\n"
-        sheets = [table_sheet(table) for table in build_tables(done)]
-        return to_text(lay_out(sheets, read_layout(options)))
+        counted, about_others = measured_by(done, options.metric)
+        sheets = [table_sheet(table) for table in build_tables(counted, options.metric)]
+        text = to_text(lay_out(sheets, read_layout(options)))
+        return "".join([text, *(f"{line}\n" for line in about_others)])
     except ConfigError as error:  # such as a row whose runs are still to come
         return f"No table yet: {error}\n"
 

@@ -13,6 +13,7 @@ from fishr_exp.reports.sheets.latex import to_latex_notes
 from fishr_exp.reports.sheets.sheet import FORMATS, Sheet
 from fishr_exp.reports.tables.table import Table
 from fishr_exp.runs.files import write_atomically
+from fishr_exp.runs.reading import ACCURACY
 
 SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv"}
 CURVES = "curves"
@@ -79,7 +80,8 @@ def remove_stale(tables: Sequence[Table], out: Path, drawn: Sequence[Path]) -> l
         ConfigError: If one cannot be removed.
     """
     stems = [_figure_name(table, n, len(tables)) for n, table in enumerate(tables, start=1)]
-    files = [out / f"{stem}.{suffix}" for stem in (*stems, CURVES) for suffix in ("pdf", "png")]
+    stems.append(stem_of(CURVES, tables[0].metric))
+    files = [out / f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png")]
     stale = [file for file in files if file not in drawn and file.is_file()]
     with _explaining_os_errors(out):
         for file in stale:
@@ -89,9 +91,15 @@ def remove_stale(tables: Sequence[Table], out: Path, drawn: Sequence[Path]) -> l
 
 def _figure_name(table: Table, number: int, of: int) -> str:
     if of == 1:
-        return "figure"
+        return stem_of("figure", table.metric)
     name = re.sub(r"[^\w-]+", "-", "-".join([table.dataset, *table.test_domains]))
-    return f"figure-{number}-{name[:_LONGEST]}"
+    return stem_of(f"figure-{number}-{name[:_LONGEST]}", table.metric)
+
+
+def stem_of(stem: str, metric: str) -> str:
+    """Return how the files of a table are named, each metric's by itself."""
+    name = re.sub(r"[^\w-]+", "-", metric)[:_LONGEST]
+    return stem if metric == ACCURACY else f"{stem}-{name}"
 
 
 @contextlib.contextmanager

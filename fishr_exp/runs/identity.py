@@ -51,6 +51,7 @@ _DOMAIN_NAMES = ("test_domains", "dataset.domains")
 _PATHS = ("dataset.root", "model.weights_file")
 # Settings that are a list, or its only item: {a: a.txt} and {a: [a.txt]} are one.
 _LISTS = "dataset.lists."
+_METRICS = "metrics"
 
 
 def id_of(target: str) -> str:
@@ -100,9 +101,10 @@ def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that distinguish results: `settings`, but not where the data lie.
 
     The folder of the data is part of a run's name, which stays as it is; of images that have no
-    name of their own, it is the name.
+    name of their own, it is the name. What is measured of a result does not change it.
     """
     values = {**_of_the_root(), **settings(config)}
+    values.pop(_METRICS, None)
     if values.get("dataset.name") != "image_folder":
         values.pop("dataset.root", None)
     return values
@@ -201,13 +203,16 @@ def normal(key: str, value: Any) -> Any:
     """Return a setting's value in normal form.
 
     A whole number is an int, also inside lists and mappings; a domain's name is text; a `_target_`
-    is an id; a path has no superfluous parts; a single list of images is a list of one.
+    is an id; a path has no superfluous parts; a single list of images is a list of one; metrics
+    have no order.
     """
     if key.startswith(_LISTS) and isinstance(value, str):
         return [value]
     if key in _PATHS and isinstance(value, str) and value:
         return os.path.normpath(os.path.expanduser(value))
     value = _whole_as_int(value)
+    if key == _METRICS and isinstance(value, list):
+        return sorted(set(map(str, value)))
     if key in _DOMAIN_NAMES and isinstance(value, list):
         return [str(name) for name in value]
     if key.rpartition(".")[2] == TARGET and isinstance(value, str):

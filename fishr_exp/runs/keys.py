@@ -54,6 +54,7 @@ KEYS: dict[str, Key] = {
     "precision": Key(neutral="fp32"),
     "channels_last": Key(neutral=False),
     "compile": Key(neutral=False),
+    "metrics": Key(of_each_run=True, neutral=["accuracy", "loss"]),
     "evaluation_batch_size": Key(of_each_run=True),
     "diagnostics": Key(bookkeeping=True),
     "show_test_accuracy": Key(bookkeeping=True),

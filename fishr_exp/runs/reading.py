@@ -16,6 +16,17 @@ from fishr_exp.runs.methods import is_erm, method_of
 from fishr_exp.runs.results import read_result
 from fishr_exp.runs.run_folder import CONFIG, DONE, RECORDS, RESULT, RunFolder
 
+ACCURACY = "accuracy"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a metric is of the result of a run."""
+
+    train: float | None  # mean over the training domains' training parts
+    validation: float | None  # mean over the training domains' validation parts
+    test: Mapping[str, float]  # test domain -> over all its samples
+
 
 @dataclass(frozen=True)
 class Run:
@@ -41,6 +52,7 @@ class Run:
     training_domains: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()  # all, in the order of the dataset, if they were recorded
     only_choice: bool = False  # its result is of no record: see `Selected`
+    others: Mapping[str, Measured] = field(default_factory=dict)  # metrics beside accuracy and loss
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:
@@ -168,6 +180,15 @@ def _read_run(folder: Path, alike: Alike) -> Run:
         training_domains=alike.one(tuple(outline.training_domains)),
         domains=alike.one(tuple(scores.by_domain.get("accuracy", ()))),
         only_choice=selected.only_choice,
+        others={
+            alike.one(metric): Measured(
+                scores.mean(metric, "train"),
+                scores.mean(metric, "validation"),
+                {domain: value for domain, value in of.items() if value is not None},
+            )
+            for metric, of in result.test.items()
+            if metric not in (ACCURACY, "loss")
+        },
     )
     vars(found)["settings"] = settings  # as it would be found
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from fishr_exp.core.contracts import Averaging, Domains, Loss, Model, Trainer
@@ -46,6 +46,7 @@ class Arguments:
     epochs: int | None
     total_steps: int | None
     steps_per_epoch: int | None
+    metrics: list[str] = field(default_factory=lambda: ["accuracy", "loss"])  # of an evaluation
     evaluate_train: bool
     evaluation_batch_size: int
     diagnostics: bool

@@ -13,7 +13,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.records import PARTS
 from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.early_stopping import EarlyStopping
-from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS
+from fishr_exp.training.evaluation import LOWER_IS_BETTER, METRICS, measure
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ def prepare_observer(
     filled = {name: [p for p in evaluated if len(parts[name][p])] for name in parts}
     means = [p for p in PARTS if all(p in filled[name] for name in training_domains)]
     places = [f"{name}/{part}" for name in parts for part in filled[name]]
+    metrics = measure(None, arguments.metrics)
     observer.measured = [
-        *(f"{part}_{metric}" for metric in METRICS for part in means),
-        *(f"{metric}/{place}" for metric in METRICS for place in places),
+        *(f"{part}_{metric}" for metric in metrics for part in means),
+        *(f"{metric}/{place}" for metric in metrics for place in places),
     ]
     observer.not_before = trainer.anneal_steps
     metric = _metric_of(observer.monitor)
@@ -47,7 +48,7 @@ def prepare_observer(
             "observer.monitor",
             observer.monitor,
             f"no evaluation gives it; choose from objective, risk, {', '.join(observer.measured)}",
-            f"or {_how_to_validate(arguments.holdout_fraction, parts, training_domains)}",
+            f"or {_how_to_measure(observer.monitor, arguments, parts, training_domains)}",
         )
 
 
@@ -62,12 +63,25 @@ def leave_the_choice(
     if averaging.monitor and averaging.monitor not in observer.measured:
         raise ConfigError(
             "averaging", printed_name(averaging), f"no evaluation gives {averaging.monitor}",
-            _how_to_validate(arguments.holdout_fraction, parts, training_domains),
+            _how_to_measure(averaging.monitor, arguments, parts, training_domains),
         )  # fmt: skip
     if averaging.selects:
         observer.keep, observer.patience = "last", None
     elif observer.watches(arguments.test_domains):
         log.warning("observer.monitor=%s selects by a test domain", observer.monitor)
+
+
+def _how_to_measure(
+    monitor: str,
+    arguments: Arguments,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    training_domains: Sequence[str],
+) -> str:
+    """Say what gives a quantity of the training domains' validation parts."""
+    metric = _metric_of(monitor)
+    if metric and metric not in arguments.metrics:
+        return f"pass 'metrics=[{','.join([*arguments.metrics, metric])}]'"
+    return _how_to_validate(arguments.holdout_fraction, parts, training_domains)
 
 
 def _how_to_validate(

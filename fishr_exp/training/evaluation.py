@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Loss, Minibatch, Model
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.training.step import Autocast
 
 
@@ -30,22 +31,61 @@ class Counts:
         return int(self.confusion.sum())
 
 
+def recalls(confusion: Tensor) -> Tensor:
+    """Return the recall [<= C], float64, of each class that occurs among the labels."""
+    samples = confusion.sum(1)
+    return confusion.diagonal().double()[samples > 0] / samples[samples > 0]
+
+
+def f1_scores(confusion: Tensor) -> Tensor:
+    """Return the F1 [<= C], float64, of each class that occurs among labels or predictions.
+
+    F1 is 2 TP / (2 TP + FP + FN): 0 for a class that occurs and is never predicted correctly.
+    """
+    both = confusion.sum(0) + confusion.sum(1)
+    return 2 * confusion.diagonal().double()[both > 0] / both[both > 0]
+
+
 METRICS: dict[str, Callable[[Counts], float]] = {
     "accuracy": lambda counts: int(counts.confusion.diagonal().sum()) / counts.samples,
     "loss": lambda counts: counts.loss / counts.samples,
+    "macro_f1": lambda counts: f1_scores(counts.confusion).mean().item(),
+    "worst_class": lambda counts: recalls(counts.confusion).min().item(),
+    "balanced_accuracy": lambda counts: recalls(counts.confusion).mean().item(),
 }
-"""What is measured of every domain and part; a new metric is one line here."""
+"""What can be measured of a domain and part, by `metrics`; a new metric is one line here.
+
+Classes that do not occur are left out, as scikit-learn's `f1_score(average="macro")`,
+`recall_score` and `balanced_accuracy_score` do. `worst_class` is the lowest recall.
+"""
 
 
 LOWER_IS_BETTER = ("loss", "risk", "penalty", "objective")
 """Metrics, and losses of trainers, that early stopping minimizes."""
 
 
-def measure(counts: Counts | None) -> dict[str, float | None]:
-    """Return every metric; None of no samples."""
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Refuse what cannot be measured, and a list without accuracy.
+
+    Raises:
+        ConfigError: If that is so.
+    """
+    given = f"[{', '.join(map(str, metrics))}]"
+    if unknown := [name for name in metrics if name not in METRICS]:
+        reason = f"{unknown[0]} is no metric; choose from {', '.join(METRICS)}"
+        raise ConfigError("metrics", given, reason)
+    if "accuracy" not in metrics:
+        more = ",".join(["accuracy", *metrics])
+        reason = "must include accuracy, which every result and table has"
+        raise ConfigError("metrics", given, reason, f"pass 'metrics=[{more}]'")
+
+
+def measure(counts: Counts | None, metrics: Sequence[str]) -> dict[str, float | None]:
+    """Return the metrics asked for, in the order of `METRICS`; None of no samples."""
+    asked = [name for name in METRICS if name in metrics]
     if counts is None or counts.samples == 0:
-        return dict.fromkeys(METRICS)
-    return {name: metric(counts) for name, metric in METRICS.items()}
+        return dict.fromkeys(asked)
+    return {name: METRICS[name](counts) for name in asked}
 
 
 def predictions(logits: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from fishr_exp.training.built import (
 from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.choice import leave_the_choice, prepare_observer
 from fishr_exp.training.early_stopping import EarlyStopping
+from fishr_exp.training.evaluation import check_metrics
 from fishr_exp.training.loop import Training
 from fishr_exp.training.precision import autocast, check_precision, compile_featurizer
 from fishr_exp.training.prepared import Prepared
@@ -65,6 +66,7 @@ def check(arguments: Arguments) -> Checked:
     _check_counts(arguments)
     check_batch_size(arguments.batch_size)
     check_fraction(arguments.holdout_fraction)
+    check_metrics(arguments.metrics)
     _optimizer(arguments, [torch.nn.Parameter(torch.zeros(1))])
     loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks

@@ -27,7 +27,7 @@ from fishr_exp.runs.records import PARTS, Outline, Scores
 from fishr_exp.training.arguments import Arguments
 from fishr_exp.training.averaging.batch_norm import learning_norms, recompute_statistics
 from fishr_exp.training.diagnostics import diagnose
-from fishr_exp.training.evaluation import METRICS, Counts, count, measure
+from fishr_exp.training.evaluation import Counts, count, measure
 from fishr_exp.training.loop import Training
 from fishr_exp.training.signals import Signals
 from fishr_exp.training.step import Autocast
@@ -183,14 +183,15 @@ class Prepared:
             }  # fmt: skip
 
     def scores(self, counted: Mapping[str, Mapping[str, Counts]]) -> Scores:
-        """Read all metrics off what was counted."""
+        """Read the run's metrics off what was counted."""
+        asked = self.arguments.metrics
         measured = {
-            name: {part: measure(parts.get(part)) for part in PARTS}
+            name: {part: measure(parts.get(part), asked) for part in PARTS}
             for name, parts in counted.items()
         }
         by_domain = {
             metric: {n: {p: measured[n][p][metric] for p in PARTS} for n in measured}
-            for metric in METRICS
+            for metric in measure(None, asked)
         }
         means = {
             f"{part}_{metric}": _mean([of[name][part] for name in self.training_domains])
@@ -198,6 +199,17 @@ class Prepared:
             for part in PARTS
         }
         return Scores(by_domain, means)
+
+    def test_scores(
+        self, counted: Mapping[str, Mapping[str, Counts]]
+    ) -> dict[str, dict[str, float | None]]:
+        """Read the run's metrics in each test domain, over all its samples: metric -> domain."""
+        asked = self.arguments.metrics
+        whole = {
+            name: measure(counted[name]["train"] + counted[name]["validation"], asked)
+            for name in self.arguments.test_domains
+        }
+        return {m: {name: whole[name][m] for name in whole} for m in measure(None, asked)}
 
     def test_accuracy(self, scores: Scores) -> dict[str, float]:
         """Return the accuracy on each test domain, over the samples of the parts that it was on."""

@@ -22,7 +22,7 @@ from fishr_exp.training.built import as_mirror
 from fishr_exp.training.changes import changes_since
 from fishr_exp.training.checkpoint import Checkpoints, Interval
 from fishr_exp.training.early_stopping import Verdict
-from fishr_exp.training.evaluation import METRICS, Counts, measure
+from fishr_exp.training.evaluation import Counts
 from fishr_exp.training.loop import fit
 from fishr_exp.training.prepare import prepare
 from fishr_exp.training.prepared import Prepared
@@ -280,9 +280,6 @@ def _result(
     observer, outline = prepared.training.observer, prepared.outline
     averaging, is_best = prepared.training.averaging, observer.keep == "best"
     monitor = observer.monitor if is_best else "last step"
-    whole = {
-        n: measure(counted[n]["train"] + counted[n]["validation"]) for n in outline.test_domains
-    }
     records = journal.run_folder.records() if distributed.is_first() else []
     last = Evaluation.from_json(records[-1]).scores.by_domain["accuracy"] if records else {}
     return Result(
@@ -296,7 +293,7 @@ def _result(
             only_choice=averaging.selects,
         ),
         scores=prepared.scores(counted),
-        test={metric: {n: whole[n][metric] for n in whole} for metric in METRICS},
+        test=prepared.test_scores(counted),
         counts={n: {p: len(parts[p]) for p in PARTS} for n, parts in prepared.parts.items()},
         skipped=prepared.domains.skipped,
         data=prepared.data,

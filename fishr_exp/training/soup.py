@@ -21,7 +21,6 @@ from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.records import PARTS, Outline, Result, Selected
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.checkpoint import Checkpoints
-from fishr_exp.training.evaluation import METRICS, measure
 from fishr_exp.training.members import Mean, Member, config_of, seed_of
 from fishr_exp.training.prepare import prepare
 from fishr_exp.training.prepared import Prepared
@@ -201,10 +200,6 @@ def _result(prepared: Prepared, members: Sequence[Member], how: str, signals: Si
     runs = [member.run for member in members]
     counted = prepared.count(prepared.training.model, PARTS, signals)
     selected = [RunFolder(run.path).result_of_done()["selected"] for run in runs]
-    whole = {
-        name: measure(counted[name]["train"] + counted[name]["validation"])
-        for name in runs[0].test_domains
-    }
     methods = sorted({ERM if run.gamma == 0 else run.method for run in runs})
     gammas = {run.gamma for run in runs}
     options = sorted({run.option for run in runs})
@@ -230,7 +225,7 @@ def _result(prepared: Prepared, members: Sequence[Member], how: str, signals: Si
             only_choice=True,
         ),
         scores=prepared.scores(counted),
-        test={metric: {n: whole[n][metric] for n in whole} for metric in METRICS},
+        test=prepared.test_scores(counted),
         counts={n: {p: len(parts[p]) for p in PARTS} for n, parts in prepared.parts.items()},
         skipped=prepared.domains.skipped,
         data=prepared.data,

@@ -226,7 +226,8 @@ def test_a_metric(own: Own, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     wrong = lambda counts: 1 - evaluation.METRICS["accuracy"](counts)  # noqa: E731
     monkeypatch.setitem(evaluation.METRICS, "error", wrong)
     tiny = tuple(word for word in TINY if "tracker" not in word)
-    run = own("observer.monitor=validation_error", "observer.mode=min", "tracker=lines",
+    run = own("metrics=[accuracy,error]", "observer.monitor=validation_error",
+              "observer.mode=min", "tracker=lines",
               f"tracker.directory={tmp_path / 'lines'}", tiny=tiny)  # fmt: skip
     for record in run.records():
         assert record["validation_error"] == pytest.approx(1 - record["validation_accuracy"])

@@ -205,7 +205,7 @@ def test_the_example_of_a_table_runs(
 
 
 def test_the_example_of_a_metric_measures() -> None:
-    entry = re.search(r'^ +("balanced_accuracy": lambda.*?\n +\)),\n', CONTRIBUTING, re.M | re.S)
+    entry = re.search(r'^ +("median_recall": lambda.*?\n +\)),\n', CONTRIBUTING, re.M | re.S)
     assert entry
     (metric,) = eval(f"{{{entry[1]}}}").values()
     confusion = torch.tensor([[3, 1, 0], [1, 1, 0], [0, 0, 0]])  # the third class is absent

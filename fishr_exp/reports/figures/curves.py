@@ -27,8 +27,10 @@ from fishr_exp.reports.figures.canvas import (
     styled,
 )
 from fishr_exp.reports.figures.gamma import about_seeds, row_label
+from fishr_exp.reports.metric import metric_name
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
 from fishr_exp.reports.tables.table import Row, Table
+from fishr_exp.runs.reading import ACCURACY
 from fishr_exp.runs.records import parse_evaluations
 from fishr_exp.runs.run_folder import RECORDS, Record
 
@@ -64,14 +66,14 @@ def over_steps(row: Row, of: Callable[[Record], float | None]) -> Points:
     return {step: e for step, e in means.items() if e is not None and e.n == len(row.runs)}
 
 
-def of_test_domain(domain: str) -> Callable[[Record], float | None]:
+def of_test_domain(domain: str, metric: str = ACCURACY) -> Callable[[Record], float | None]:
     """Return a domain's accuracy on the validation part, which is always evaluated."""
-    return lambda record: record.get("accuracy", {}).get(domain, {}).get("validation")
+    return lambda record: record.get(metric, {}).get(domain, {}).get("validation")
 
 
-def of_validation(record: Record) -> float | None:
+def of_validation(metric: str = ACCURACY) -> Callable[[Record], float | None]:
     """Return the mean validation accuracy of the training domains of a record."""
-    return record.get("validation_accuracy")
+    return lambda record: record.get(f"validation_{metric}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def draw_curves(
     found = [(table, lines) for table, lines in found if lines]
     if not found:
         return []
+    name = metric_name(tables[0].metric)
     styles = _styles(line for _, lines in found for line in lines)
     datasets = list(dict.fromkeys(table.dataset for table, _ in found))
     panels: list[_Panel | None] = []
@@ -134,10 +137,10 @@ def draw_curves(
             axes.set_title(literal(rename(panel[0])))
             _draw_panel(axes, panel[1], styles)
         for axes in grid[::2]:
-            axes.set_ylabel("accuracy (%)")
+            axes.set_ylabel(f"{name} (%)")
         label_steps(grid, 2)
         seeds = about_seeds(row for table, _ in found for row in table.rows)
-        title = "; ".join([*datasets[: len(datasets) == 1], "accuracy on validation parts", seeds])
+        title = "; ".join([*datasets[: len(datasets) == 1], f"{name} on validation parts", seeds])
         set_title(figure, literal(rename(title)))
         add_legend(figure, _handles(styles), names, columns)
         return save(figure, stem)
@@ -147,11 +150,14 @@ def _lines(table: Table) -> list[_Line]:
     """Return the rows that have two or more evaluations."""
     found = []
     for row in table.rows:
-        test = {domain: over_steps(row, of_test_domain(domain)) for domain in table.test_domains}
+        test = {
+            domain: over_steps(row, of_test_domain(domain, table.metric))
+            for domain in table.test_domains
+        }
         if any(len(points) > 1 for points in test.values()):
             family = (row.method, *(f"{key}={value}" for key, value in row.settings.items()))
             is_erm = row.is_baseline or row.gamma == 0
-            validation = over_steps(row, of_validation)
+            validation = over_steps(row, of_validation(table.metric))
             found.append(_Line(row_label(table, row), family, row.gamma, is_erm, test, validation))
     return found
 

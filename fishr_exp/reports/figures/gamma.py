@@ -24,6 +24,7 @@ from fishr_exp.reports.figures.canvas import (
     set_title,
     styled,
 )
+from fishr_exp.reports.metric import metric_name
 from fishr_exp.reports.sheets.table_sheet import ABSENT, show_gammas
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.statistics.gamma_selection import ORACLE, VALIDATION
@@ -69,7 +70,7 @@ def draw(table: Table, stem: Path, rename: Callable[[str], str] = str) -> list[P
         for axes, domain in zip(panels, domains, strict=True):
             if varies_gamma(table):
                 _draw_over_gamma(axes, table, domain)
-                panels[0].set_ylabel("accuracy (%)")
+                panels[0].set_ylabel(f"{metric_name(table.metric)} (%)")
             else:
                 _draw_points(axes, table, domain, rename)
         _finish(figure, panels, table, rename)
@@ -256,7 +257,7 @@ def _draw_points(axes: Axes, table: Table, domain: str, rename: Callable[[str], 
     labels = _point_labels(table, rename)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)  # the first row on top, as in the table
-    axes.set_xlabel("accuracy (%)")
+    axes.set_xlabel(f"{metric_name(table.metric)} (%)")
     draw_grid(axes, "x")
     baselines = [row.test[domain] for row in table.rows if row.is_baseline]
     if len(table.rows) > 2 and len(baselines) == 1 and baselines[0]:

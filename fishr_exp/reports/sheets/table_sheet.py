@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from fishr_exp.reports.metric import metric_name
 from fishr_exp.reports.sheets.sheet import Line, Sheet
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.statistics.gamma_selection import VALIDATION, SelectedGamma
@@ -18,6 +19,7 @@ from fishr_exp.reports.statistics.paired import (
 )
 from fishr_exp.reports.tables.data import MARK, about_data, on_other_data
 from fishr_exp.reports.tables.table import Curve, Row, Table
+from fishr_exp.runs.reading import ACCURACY
 
 ABSENT = "–"
 _MEANS = "train, validation: mean over the training domains, on their two parts."
@@ -73,7 +75,7 @@ def table_sheet(table: Table) -> Sheet:
         left,
         notes,
         lines,
-        label=f"{table.dataset} {' '.join(table.test_domains)}",
+        label=" ".join([table.dataset, *table.test_domains, *_other(table)]),
         keys=keys,
         about=about,
         compared=frozenset(place for place, key in enumerate(keys) if key == "test"),
@@ -115,18 +117,21 @@ def show_gammas(gammas: Sequence[float]) -> dict[float, str]:
 
 
 def _notes(table: Table, about_differences: Iterable[str]) -> list[str]:
+    name = metric_name(table.metric)
     single = "; one seed has no error" if any(len(row.seeds) == 1 for row in table.rows) else ""
     notes = [
-        f"Accuracy in %, mean ± standard error over seeds{single}.",
+        f"{name[0].upper()}{name[1:]} in %, mean ± standard error over seeds{single}.",
         _MEANS,
     ]
+    if _other(table):
+        notes.append(f"A gamma is selected by its {name}, a checkpoint by what its run monitored.")
     if any(row.difference for row in table.rows):
         notes += about_differences
     elif any(not row.is_baseline and row.gamma != 0 for row in table.rows):
         notes.append("No row of ERM has the same settings and seeds, so there is no Δ ERM.")
     if any(row.selected_by_test_domain for row in table.rows):
         notes.append(
-            "*: checkpoint selected by a test domain, so its accuracy is not a fair estimate."
+            f"*: checkpoint selected by a test domain, so its {name} is not a fair estimate."
         )
     notes += about_data(table.rows)
     if table.repeats:
@@ -198,6 +203,11 @@ def _about_selection(
     )
 
 
+def _other(table: Table) -> list[str]:
+    """Return the metric if it is not accuracy."""
+    return [] if table.metric == ACCURACY else [table.metric]
+
+
 def _name(of: Row | Curve) -> str:
     """Describe a row or a curve."""
     name = of.label if isinstance(of, Row) else of.method
@@ -217,6 +227,7 @@ def _line(table: Table, row: Row) -> Line:
         "dataset": table.dataset,
         "test_domains": " ".join(table.test_domains),
         "model": table.model or "",
+        **({"metric": table.metric} if _other(table) else {}),
         "label": row.label,
         "method": row.method,
         "gamma": "" if row.gamma is None else repr(row.gamma),

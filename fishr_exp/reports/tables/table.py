@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fishr_exp.reports.metric import metric_name
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
 from fishr_exp.reports.statistics.gamma_selection import SelectedGamma, select_gammas
 from fishr_exp.reports.statistics.paired import Paired, compare, holm
@@ -24,7 +25,7 @@ from fishr_exp.reports.tables.grouping import (
     shown,
     varying,
 )
-from fishr_exp.runs.reading import Run
+from fishr_exp.runs.reading import ACCURACY, Run
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,29 @@ class Table:
     rows: tuple[Row, ...]
     curves: tuple[Curve, ...]  # of the methods with a gamma
     repeats: tuple[Run, ...]  # runs whose row already has their seed; not counted
+    metric: str = ACCURACY  # what the accuracies are, in a table of another one
 
     @property
     def title(self) -> str:
         """A short description: dataset, test domains and model."""
         domains = "test domain" if len(self.test_domains) == 1 else "test domains"
         title = f"{self.dataset}; {domains} {', '.join(self.test_domains)}"
-        return title if self.model is None else f"{title}; model {self.model}"
+        title = title if self.model is None else f"{title}; model {self.model}"
+        return title if self.metric == ACCURACY else f"{title}; {metric_name(self.metric)}"
 
 
-def build_tables(runs: Iterable[Run]) -> list[Table]:
-    """Build one table per dataset and set of test domains, in alphabetical order."""
+def build_tables(runs: Iterable[Run], metric: str = ACCURACY) -> list[Table]:
+    """Build one table per dataset and set of test domains, in alphabetical order.
+
+    Args:
+        runs: The runs, as `measured_by` returns them.
+        metric: What is in the place of their accuracies.
+    """
     parts = partition(runs, lambda run: (run.dataset, tuple(sorted(run.test_domains))))
-    return [_build_table(part) for _, part in sorted(parts.items())]
+    return [_build_table(part, metric) for _, part in sorted(parts.items())]
 
 
-def _build_table(runs: list[Run]) -> Table:
+def _build_table(runs: list[Run], metric: str) -> Table:
     groups, repeats = group_runs(runs)
     names = varying(groups)
     test_domains = runs[0].test_domains
@@ -114,6 +122,7 @@ def _build_table(runs: list[Run]) -> Table:
         rows=tuple(sorted(rows, key=_order)),
         curves=tuple(_curves(groups, baselines, rows, test_domains[0])),
         repeats=tuple(repeats),
+        metric=metric,
     )
 
 

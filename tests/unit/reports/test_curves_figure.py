@@ -56,7 +56,7 @@ def test_a_line_is_the_mean_over_seeds_where_all_have_a_record(two_seeds):
     assert list(test) == [11, 12]  # at step 10 nothing was evaluated, at 13 one seed alone
     assert [e.mean for e in test.values()] == pytest.approx([20, 30])
     assert [e.standard_error for e in test.values()] == pytest.approx([10, 10])
-    assert [e.mean for e in over_steps(row, of_validation).values()] == pytest.approx([80, 70])
+    assert [e.mean for e in over_steps(row, of_validation()).values()] == pytest.approx([80, 70])
 
 
 def drawn(tables, tmp_path, monkeypatch):
