@@ -9,7 +9,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.reading import ACCURACY, Run
 
 # What tables and figures call a metric, where its key is not what they would call it.
-_NAMES = {"macro_f1": "macro F1", "worst_class": "recall of the worst class"}
+_NAMES = {"macro_f1": "macro F1", "worst_class": "worst-class recall"}
 _SHOWN = 3  # paths of runs in a line
 
 

@@ -308,8 +308,9 @@ def _finish(
     for axes, domain in zip(panels, table.test_domains, strict=True):
         if len(panels) > 1:
             axes.set_title(literal(rename(f"test domain {domain}")))
-    wrapped = textwrap.fill(rename(table.title), 58 * len(panels))
-    title = f"{literal(wrapped)}\n{about_seeds(table.rows)}"
+    name = literal(rename(table.title))
+    wrapped = textwrap.fill(name, 54 * len(panels), break_on_hyphens=False)
+    title = f"{wrapped}\n{about_seeds(table.rows)}"
     set_title(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))  # curves share the labels of their marks

@@ -294,3 +294,13 @@ def test_a_figure_that_nobody_could_read_is_left_out(factory, capsys, gammas, ba
     assert "figure.pdf" in out
     assert "No figure" not in out
     assert "Removed" not in out
+
+
+def test_a_long_title_is_on_several_lines(factory, drawn):
+    factory.sweep(
+        [0.0, 1.0], labels={"dataset": "a dataset with a name", "model": "a small net " * 4}
+    )
+    figure = drawn()
+    assert figure.get_suptitle().count("\n") >= 2
+    width = figure._suptitle.get_window_extent().width
+    assert width <= figure.bbox.width
