@@ -10,7 +10,7 @@ CACHE  := $(if $(filter camelyon17 fmow,$(DATASET)),,dataset.cache=outputs/cache
 TEST   ?= $(if $(filter pacs,$(DATASET)),sketch)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check format golden bench table
+.PHONY: help install run test test-slow check format golden bench table docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,10 @@ bench: $(READY)  ## time and memory of a step, ERM beside Fishr, MLflow's cost a
 	$(BIN)/python scripts/bench_growth.py --figure docs/growth --json docs/growth.json --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_tracking.py --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_sweep.py --markdown docs/benchmarks.md
+
+docs: $(READY)  ## the manual, into outputs/site; fails on a warning
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "outputs/site/index.html"
 
 table: $(READY)  ## the table of the runs under DIR (outputs/quickstart)
 	$(BIN)/fishr-table $(DIR)
