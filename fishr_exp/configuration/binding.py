@@ -38,7 +38,7 @@ _PLAIN = {
 }
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, type(None))  # of defaults that can be recorded
 # Arguments that no configuration holds.
-SUPPLIED = ("labels", "config")
+SUPPLIED = ("labels", "config", "timing")
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -95,7 +95,7 @@ def arguments(
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
     """
-    from fishr_exp.training.arguments import Arguments  # imports torch
+    from fishr_exp.training.arguments import Arguments, Timing  # imports torch
 
     config = _without_leftovers(config, typed)
     plain, failure = _resolved(config)
@@ -121,7 +121,14 @@ def arguments(
         else choices[group]
         for group in ("dataset", "model", "trainer")
     }
-    return Arguments(**checked, **parts, labels=labels, config=plain)
+    timing = Timing(**_own(plain, "scheduler", Timing))
+    return Arguments(**checked, **parts, timing=timing, labels=labels, config=plain)
+
+
+def _own(config: Mapping[str, Any], group: str, schema: Callable[..., Any]) -> dict[str, Any]:
+    """Return the keys of a group that the run takes, checked against a signature."""
+    node = config.get(group) or {}
+    return bind(schema, {k: node[k] for k in KEYS[group].own if k in node}, f"{group}.")
 
 
 def _resolved(config: DictConfig) -> tuple[dict[str, Any] | None, Exception | None]:
@@ -175,7 +182,8 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
     for group in replaced:
         node = config[group]
         parameters = _parameters(target(str(node[TARGET]), group, allowed))
-        if all(key in (TARGET, NEUTRAL, *parameters) for key in node):
+        kept = (TARGET, NEUTRAL, *KEYS[group].own)
+        if all(key in (*kept, *parameters) for key in node):
             continue  # it takes what the option has
         with open_dict(node):
             for key, parameter in parameters.items():
@@ -186,7 +194,7 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
                     and key not in (KEYS[group].builds or ())
                 ):
                     node[key] = parameter.default
-            for key in [key for key in node if key not in (TARGET, NEUTRAL, *parameters)]:
+            for key in [key for key in node if key not in (*kept, *parameters)]:
                 if f"{group}.{key}" not in words:
                     del node[key]
     return config
@@ -215,19 +223,20 @@ def part(
     if not isinstance(node, Mapping) or TARGET not in node:
         raise ConfigError(place, node, "has no _target_ to build", f"pass {group}=NAME")
     build = target(str(node[TARGET]), group, allowed)
-    keywords = {key: value for key, value in node.items() if key not in (TARGET, NEUTRAL)}
+    own = KEYS[group].own
+    keywords = {k: value for k, value in node.items() if k not in (TARGET, NEUTRAL, *own)}
     supplied = KEYS[group].builds or ()
     parameters = _parameters(build)
     without = [name for name in supplied if name not in parameters and name != "params"]
     if without and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        if group == "model":  # a network that knows its sizes
-            bound = bind(build, keywords, f"{place}.", supplied)
+        if group in ("model", "scheduler"):  # a network that knows its sizes; any schedule
+            bound = bind(build, keywords, f"{place}.", supplied, own)
             return lambda **given: build(
                 **bound, **{key: value for key, value in given.items() if key in parameters}
             )
         reason = f"does not take {without[0]}, which every run gives to its {group}"
         raise ConfigError(f"{place}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
-    return functools.partial(build, **bind(build, keywords, f"{place}.", supplied))
+    return functools.partial(build, **bind(build, keywords, f"{place}.", supplied, own))
 
 
 def bind(
@@ -261,7 +270,10 @@ def bind(
             hint = f"add {given_as(f'{prefix}{name}')}"
             raise ConfigError(f"{prefix}{name}", "???", "must be given", hint)
     is_plain_class = inspect.isclass(build) and not is_dataclass(build)
-    hints = typing.get_type_hints(build.__init__ if is_plain_class else build)
+    try:
+        hints = typing.get_type_hints(build.__init__ if is_plain_class else build)
+    except NameError:  # PyTorch imports some of its types for a type checker only
+        hints = {}
     return {
         name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
         for name, value in keywords.items()

@@ -1,8 +1,9 @@
 """What a configuration may build, and who may allow more: the person who types the command.
 
 A configuration may come from somebody else. By default, each group builds only its own parts, the
-targets of the options in `conf/GROUP/`, and optimizers of `torch.optim`. More is allowed by the
-words of the command line (`allow_targets=[mylab]`) or by the environment, never by a file.
+targets of the options in `conf/GROUP/`, and optimizers and schedulers of `torch.optim`. More is
+allowed by the words of the command line (`allow_targets=[mylab]`) or by the environment, never by
+a file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ from fishr_exp.runs.identity import TARGET, place_of
 
 ALLOW_TARGETS = "allow_targets"
 ALLOW_TARGETS_VARIABLE = "FISHR_EXP_ALLOW_TARGETS"  # of the environment; names, with commas between
-_OPTIMIZERS = "torch.optim"
+# What else a group may build: the subclasses of the second in the first.
+_OF_TORCH = {
+    "optimizer": ("torch.optim", "Optimizer"),
+    "scheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
+}
 _LARGEST_FILE = 100_000  # values in a YAML file, its aliases written out
 
 # --- what the `hydra` section may hold, if it comes from a file -----------------------------------
@@ -162,9 +167,10 @@ def target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
         ConfigError: If it is not a part of this group and not allowed, or cannot be imported.
     """
     key, place = f"{group}.{TARGET}", place_of(name)
-    is_optimizer = group == "optimizer" and _within(place, [_OPTIMIZERS])
+    home = [_OF_TORCH[group][0]] if group in _OF_TORCH else []
+    of_torch = _within(place, home)
     is_part = place in registered(group)
-    if not is_part and not is_optimizer and not _within(place, allowed):
+    if not is_part and not of_torch and not _within(place, allowed):
         raise _refused(key, name, group, place)
     module, _, attribute = place.rpartition(".")
     try:
@@ -179,17 +185,18 @@ def target(name: str, group: str, allowed: Sequence[str]) -> Callable[..., Any]:
     # A name that a module has only imported belongs to where it is defined.
     if inspect.isclass(found) or inspect.isroutine(found):
         defined = f"{found.__module__}.{found.__qualname__}"
-        if not _within(defined, [*allowed, *([_OPTIMIZERS] if is_optimizer else [])]):
+        if not _within(defined, [*allowed, *(home if of_torch else [])]):
             raise _refused(key, name, group, defined)
-    if is_optimizer and not _is_optimizer(found):
-        raise ConfigError(key, name, "is not an optimizer", "pass optimizer=NAME")
+    if of_torch and not _is_of_torch(found, group):
+        article = "an" if group[0] in "aeiou" else "a"
+        raise ConfigError(key, name, f"is not {article} {group}", f"pass {group}=NAME")
     return found
 
 
-def _is_optimizer(found: Callable[..., Any]) -> bool:
-    from torch.optim import Optimizer
-
-    return inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer
+def _is_of_torch(found: Callable[..., Any], group: str) -> bool:
+    module, name = _OF_TORCH[group]
+    kind = getattr(importlib.import_module(module), name)
+    return inspect.isclass(found) and issubclass(found, kind) and found is not kind
 
 
 def check_hydra(config: DictConfig, typed: Sequence[str] = ()) -> None:
@@ -302,7 +309,7 @@ def _check_aliases(root: yaml.Node | None, name: object) -> None:
 
 
 def _refused(key: str, name: str, group: str, place: str) -> ConfigError:
-    also = f" and no optimizer of {_OPTIMIZERS}" if group == "optimizer" else ""
+    also = f" and no {group} of {_OF_TORCH[group][0]}" if group in _OF_TORCH else ""
     reason = f"is not what an option of {group} builds{also}"
     package = place.partition(".")[0]
     least = place if package == "fishr_exp" else package
@@ -318,7 +325,7 @@ def _if_trusted(word: str) -> str:
 
 def _how_to_import(name: str, group: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        if name.startswith(("fishr_exp.", f"{_OPTIMIZERS}.")):
+        if name.startswith(("fishr_exp.", "torch.optim.")):
             own = error.name.startswith(("fishr_exp", "torch"))
             return f"pass {group}=NAME" if own else f"install {error.name}"
         return (

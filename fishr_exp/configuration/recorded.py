@@ -15,8 +15,9 @@ from fishr_exp.runs.reading import Run
 
 # Where and how the run was made does not matter.
 _HERE = {
-    "tracker": None, "averaging": None, "device": "auto", "compile": False, "diagnostics": False,
-    "show_test_accuracy": False, "resume": True, "retry_failed": False, "checkpoint_every": None,
+    "tracker": None, "averaging": None, "scheduler": None, "device": "auto", "compile": False,
+    "diagnostics": False, "show_test_accuracy": False, "resume": True, "retry_failed": False,
+    "checkpoint_every": None,
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ class Key:
 
     # A group that builds a part: the keywords that the run gives to what it builds.
     builds: tuple[str, ...] | None = None
+    own: tuple[str, ...] = ()  # of such a group: the keys that the run takes, not what is built
     optional: bool = False  # a group that may be null
     choice: bool = False  # a group that only changes other keys
     argument: bool = True  # a root key that a run takes; the others say where it is made, and how
@@ -40,6 +41,9 @@ KEYS: dict[str, Key] = {
     "loss": Key(builds=()),
     "trainer": Key(builds=("loss",)),
     "optimizer": Key(builds=("params",)),
+    "scheduler": Key(
+        builds=("optimizer", "total_steps"), own=("per", "monitor"), optional=True, neutral=None
+    ),
     "observer": Key(builds=()),
     "averaging": Key(builds=(), optional=True, neutral=None),
     "tracker": Key(builds=("folder",), optional=True, bookkeeping=True),

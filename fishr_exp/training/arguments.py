@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from torch.optim.lr_scheduler import LRScheduler
+
 from fishr_exp.core.contracts import Averaging, Domains, Loss, Model, Trainer
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.early_stopping import EarlyStopping
@@ -24,6 +26,20 @@ class Mirror(Protocol):
     def finish(self, status: str) -> None: ...
 
 
+@dataclass(frozen=True)
+class Timing:
+    """The keys of `scheduler` that are the run's, and not of what is built.
+
+    Attributes:
+        per: What the schedule counts: steps, or evaluations.
+        monitor: The quantity of each evaluation that it looks at, as `validation_loss`; None if
+            it looks at none.
+    """
+
+    per: Literal["step", "evaluation"] = "step"
+    monitor: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """What a run is asked to do. `conf/config.yaml` describes the keys.
@@ -36,6 +52,7 @@ class Arguments:
     loss: Callable[[], Loss]
     trainer: Callable[..., Trainer]
     optimizer: MakeOptimizer
+    scheduler: Callable[..., LRScheduler] | None
     observer: Callable[[], EarlyStopping]
     averaging: Callable[[], Averaging] | None
     tracker: Callable[[RunFolder], Mirror] | None
@@ -61,5 +78,6 @@ class Arguments:
     checkpoint_every: int | str | None
     share_steps: bool | Literal["only"] = True
     data_seed: int | None = None  # of the splits; None: `seed`. A protocol sets it
+    timing: Timing = Timing()  # of the scheduler
     labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
     config: Mapping[str, Any]  # the resolved configuration, to be recorded

@@ -2,6 +2,7 @@
 
     until early stopping ends it, or all steps are made:
         for every step of the epoch:
+            set the learning rates, if there is a schedule
             make the optimizers from scratch, if the trainer wants it before this step
             one minibatch from each training domain -> batch -> objective(s) -> update(s)
             save, if it is time to; and stop, if a signal asks for it
@@ -29,6 +30,7 @@ from fishr_exp.data.minibatches import awaited
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
 from fishr_exp.training.early_stopping import EarlyStopping, Verdict
+from fishr_exp.training.schedules import MakeSchedule, Schedule
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.step import (
     Autocast,
@@ -56,6 +58,7 @@ class Training:
     averaging: Averaging = field(default_factory=Averaging)
     step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
     autocast: Autocast = contextlib.nullcontext
+    make_schedule: MakeSchedule | None = None
     # Of the steps since the last evaluation: what each logged, and the seconds that all took, and
     # those of them in which the batch was waited for.
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Training:
         self.players: dict[str, Player] = make_players(
             self.trainer, self.model, self.make_optimizer
         )
+        self.schedules = self._new_schedules()
 
     @property
     def device(self) -> torch.device:
@@ -83,18 +87,30 @@ class Training:
         return next(iter(self.players.values())).optimizer.param_groups[0]["lr"]
 
     def reset_optimizers(self) -> None:
-        """Make the optimizers from scratch where the trainer wants it before this step."""
+        """Make the optimizers from scratch where the trainer wants it before this step.
+
+        Their schedules go on from where they are.
+        """
         if (overrides := self.trainer.resets.get(self.step)) is None:
             return
         moved = [name for name, player in self.players.items() if player.has_moved]
         self.players = make_players(self.trainer, self.model, self.make_optimizer, overrides)
         for name in moved:
             self.players[name].has_moved = True
+        earlier, self.schedules = self.schedules, self._new_schedules()
+        for name in earlier.keys() & self.schedules.keys():
+            self.schedules[name].go_on_from(earlier[name])
+
+    def _new_schedules(self) -> dict[str, Schedule]:
+        if self.make_schedule is None:
+            return {}
+        return {name: self.make_schedule(p.optimizer) for name, p in self.players.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next step depends on; every rank calls it."""
         with compiler_not_imported():
             optimizers = {name: p.optimizer.state_dict() for name, p in self.players.items()}
+        schedules = {name: schedule.state_dict() for name, schedule in self.schedules.items()}
         return {
             "step": self.step,
             "logged": {name: torch.stack(values) for name, values in self.logged.items()},
@@ -103,6 +119,7 @@ class Training:
             "model": self.model.state_dict(),
             "trainer": self.trainer.state_dict(),
             "optimizers": optimizers,
+            **({"schedules": schedules} if schedules else {}),
             "moved": [name for name, player in self.players.items() if player.has_moved],
             "averaging": self.averaging.state_dict(),
             "observer": self.observer.state_dict(),
@@ -124,6 +141,8 @@ class Training:
             with compiler_not_imported():
                 player.optimizer.load_state_dict(optimizers[name])
             player.has_moved = before_players or name in state["moved"]
+        for name, schedule in self.schedules.items():
+            schedule.load_state_dict(state["schedules"][name])
         if not before_players:
             self.averaging.load_state_dict(state["averaging"])
         self.observer.load_state_dict(state["observer"])
@@ -214,6 +233,8 @@ def fit(
             numbers = evaluation.numbers()
             training.averaging.after_evaluation(numbers)
             verdict = observer.observe(training.step, numbers)
+            for schedule in training.schedules.values():
+                schedule.after_evaluation(numbers)
             on_evaluation(evaluation, verdict)
             save()
             save_every.restart()
@@ -221,7 +242,7 @@ def fit(
                 _warn_of_idle_players(training)
             bar.set_postfix_str("")
             best = verdict.improved and observer.keep == "best"
-            log.info(_line(evaluation, epochs, total_steps, best))
+            log.info(_line(evaluation, epochs, total_steps, best, bool(training.schedules)))
     if observer.stop and training.step < total_steps:
         log.info(
             "stopped early: %s has not improved for %d evaluations",
@@ -240,6 +261,8 @@ def _warn_of_idle_players(training: Training) -> None:
 def _step(training: Training, batches: Iterator[Batch]) -> None:
     """Take one batch, and make one step with it."""
     started = time.perf_counter()
+    for schedule in training.schedules.values():
+        schedule.after_steps(training.step)
     training.reset_optimizers()
     asked = time.perf_counter()
     batch = next(batches)
@@ -286,11 +309,14 @@ def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> It
         yield batch
 
 
-def _line(evaluation: Evaluation, epochs: int, total_steps: int, best: bool) -> str:
+def _line(
+    evaluation: Evaluation, epochs: int, total_steps: int, best: bool, shows_rate: bool
+) -> str:
     """One evaluation as a line for people."""
     width, steps = len(str(epochs)), len(str(total_steps))
     parts = [f"epoch {evaluation.epoch:>{width}}/{epochs}", f"step {evaluation.step:>{steps}}"]
     parts += [f"{name} {value:<9.4g}" for name, value in evaluation.losses.items()]
+    parts += [f"lr {evaluation.learning_rate:<8.3g}"] if shows_rate else []
     for part in ("train", "validation"):
         mean = evaluation.scores.mean("accuracy", part)
         if mean is not None:

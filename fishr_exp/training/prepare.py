@@ -42,6 +42,12 @@ from fishr_exp.training.evaluation import check_metrics
 from fishr_exp.training.loop import Training
 from fishr_exp.training.precision import autocast, check_precision, compile_featurizer
 from fishr_exp.training.prepared import Prepared
+from fishr_exp.training.schedules import (
+    MakeSchedule,
+    check_monitored,
+    check_schedule,
+    schedule_of,
+)
 from fishr_exp.training.step import Autocast
 
 log = logging.getLogger(__name__)
@@ -67,7 +73,7 @@ def check(arguments: Arguments) -> Checked:
     check_batch_size(arguments.batch_size)
     check_fraction(arguments.holdout_fraction)
     check_metrics(arguments.metrics)
-    _optimizer(arguments, [torch.nn.Parameter(torch.zeros(1))])
+    check_schedule(arguments, _optimizer(arguments, [torch.nn.Parameter(torch.zeros(1))]))
     loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
     seeding.seed_global_streams(arguments.seed, "trainer")  # it may make networks
     trainer = as_trainer(arguments.trainer(loss=loss))
@@ -111,6 +117,7 @@ def prepare(arguments: Arguments) -> Prepared:
     steps_per_epoch = arguments.steps_per_epoch or min(stream.per_pass for stream in streams)
     total_steps = arguments.total_steps or (arguments.epochs or 0) * steps_per_epoch
     prepare_observer(observer, arguments, trainer, parts, training_domains)
+    check_monitored(arguments, observer.measured, training_domains)
     late = _too_late("trainer", arguments.config["trainer"], total_steps)
     if late or trainer.anneal_steps >= total_steps:  # where it is a default, it is not there
         log.warning(
@@ -122,6 +129,7 @@ def prepare(arguments: Arguments) -> Prepared:
     training = _training(
         arguments, domains, trainer, observer, context, device,
         (tuple(training_domains), total_steps),
+        schedule_of(arguments, total_steps, steps_per_epoch),
     )  # fmt: skip
     if training.averaging.first_step > total_steps:
         log.warning(
@@ -162,6 +170,7 @@ def _training(
     context: Autocast,
     device: torch.device,
     facts: tuple[tuple[str, ...], int],
+    make_schedule: MakeSchedule | None,
 ) -> Training:
     """Build the networks and their optimizers."""
     seeding.seed_global_streams(arguments.seed, "model")
@@ -193,7 +202,10 @@ def _training(
     def optimizer(*given: Any, **overrides: Any) -> torch.optim.Optimizer:
         return _optimizer(arguments, *given, **overrides)
 
-    return Training(model, trainer, optimizer, observer, averaging, autocast=context)
+    return Training(
+        model, trainer, optimizer, observer, averaging,
+        autocast=context, make_schedule=make_schedule,
+    )  # fmt: skip
 
 
 def _optimizer(arguments: Arguments, *given: Any, **overrides: Any) -> torch.optim.Optimizer:

@@ -170,7 +170,7 @@ def header(name: str) -> str:
     """Return what heads the column of a setting."""
     # These are their classes; for the model, its name has that column.
     part = name.removesuffix("._target_")
-    return part if part in ("optimizer", "averaging") else name
+    return part if part in ("optimizer", "averaging", "scheduler") else name
 
 
 def _show(name: str, value: object) -> str:
