@@ -66,6 +66,7 @@ class Arguments:
     metrics: list[str] = field(default_factory=lambda: ["accuracy", "loss"])  # of an evaluation
     evaluate_train: bool
     evaluation_batch_size: int
+    clip_norm: float | None
     diagnostics: bool
     show_test_accuracy: bool
     num_workers: int

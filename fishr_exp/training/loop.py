@@ -59,6 +59,7 @@ class Training:
     step: int = 0  # updates made; also the position of every loader, see data/minibatches.py
     autocast: Autocast = contextlib.nullcontext
     make_schedule: MakeSchedule | None = None
+    clip_norm: float | None = None
     # Of the steps since the last evaluation: what each logged, and the seconds that all took, and
     # those of them in which the batch was waited for.
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -268,7 +269,10 @@ def _step(training: Training, batches: Iterator[Batch]) -> None:
     batch = next(batches)
     training.waited += time.perf_counter() - asked
     trainer, model = training.trainer, training.model
-    logs = optimizer_step(trainer, model, training.players, batch, training.step, training.autocast)
+    logs = optimizer_step(
+        trainer, model, training.players, batch, training.step, training.autocast,
+        training.clip_norm,
+    )  # fmt: skip
     training.step += 1
     training.averaging.after_step(model, training.step)
     training.seconds += time.perf_counter() - started

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -204,7 +205,7 @@ def _training(
 
     return Training(
         model, trainer, optimizer, observer, averaging,
-        autocast=context, make_schedule=make_schedule,
+        autocast=context, make_schedule=make_schedule, clip_norm=arguments.clip_norm,
     )  # fmt: skip
 
 
@@ -245,6 +246,9 @@ def _check_counts(arguments: Arguments) -> None:
         if value is not None and value > most:
             reason = "is more than this machine can use" if key == "num_workers" else "is too large"
             raise ConfigError(key, value, reason, f"choose at most {most}")
+    if arguments.clip_norm is not None and not 0 < arguments.clip_norm < math.inf:
+        hint = "write a number, or null to leave the gradients as they are"
+        raise ConfigError("clip_norm", arguments.clip_norm, "must be more than 0", hint)
     Interval(arguments.checkpoint_every)
 
 

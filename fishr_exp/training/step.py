@@ -89,8 +89,13 @@ def optimizer_step(
     batch: Batch,
     step: int,
     autocast: Autocast = contextlib.nullcontext,
+    clip_norm: float | None = None,
 ) -> dict[str, Tensor]:
     """Update each player whose turn it is; return the trainer's logs, freed from the graph.
+
+    With `clip_norm`, the gradients of each player, or the direction that the trainer gives in
+    their place, are scaled down to this total norm if theirs is larger: after the average over
+    the processes, and at each update.
 
     Where several objectives log the same name, the log is their mean. A trainer that does not log
     `objective` logs the total.
@@ -98,7 +103,7 @@ def optimizer_step(
     Raises:
         TrainingError: If an objective is NaN or infinite, with the weights left as they were
             before its update; or if a parameter of the trainer gets no gradient when its player
-            moves for the first time.
+            moves for the first time; or if a gradient that is to be clipped is not finite.
     """
     logs: dict[str, list[Tensor]] = {}
     for objective in _objectives(trainer, model, batch, step, autocast):
@@ -112,10 +117,14 @@ def optimizer_step(
             objective.total.backward()
         else:
             for parameter, gradient in zip(parameters, objective.gradients, strict=True):
+                if clip_norm is not None and gradient is not None:
+                    gradient = gradient.clone()  # which may be the trainer's own
                 parameter.grad = gradient
         distributed.average_gradients(parameters)
         for player in moving:
             _check_reached(trainer, player)
+            if clip_norm is not None:
+                _clip(player, clip_norm, step)
             with compiler_not_imported():
                 player.optimizer.step()
         for name, value in objective.logs.items():
@@ -169,6 +178,13 @@ def _check_finite(objective: Objective, step: int) -> None:
     if not torch.isfinite(objective.total):  # waits for the device; a lost night costs more
         parts = ", ".join(f"{name} {value.item():g}" for name, value in objective.logs.items())
         raise TrainingError(f"the objective is not finite at step {step} ({parts})")
+
+
+def _clip(player: Player, clip_norm: float, step: int) -> None:
+    """Scale the gradients of a player down to a total norm, if theirs is larger."""
+    norm = nn.utils.clip_grad_norm_(player.parameters, clip_norm)
+    if not norm.isfinite():  # waits for the device, as the look at the objective does
+        raise TrainingError(f"the gradient of player {player.name} is not finite at step {step}")
 
 
 def _check_reached(trainer: Trainer, player: Player) -> None:

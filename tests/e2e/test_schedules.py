@@ -142,3 +142,27 @@ def test_what_does_nothing_or_cannot_be_is_one_line(
     assert done.status == 2
     assert f"fishr-exp: {said}" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_clipped_runs_differ_and_a_large_norm_changes_no_bit(
+    fishr_exp: Command, tmp_path: Path
+) -> None:
+    done = {
+        norm: fishr_exp("trainer=fishr", *norm, f"output_dir={tmp_path / str(number)}", tiny=SMALL)
+        for number, norm in enumerate([(), ("clip_norm=1e9",), ("clip_norm=0.01",)])
+    }
+    weights = []
+    for number in range(3):
+        (folder,) = (tmp_path / str(number)).glob("fishr-*")
+        weights.append(torch.load(newest_state(folder), weights_only=True)["model"])
+    assert all(outcome.status == 0 for outcome in done.values())
+    assert same(weights[0], weights[1])
+    assert not same(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan"])
+def test_a_norm_that_clips_everything_or_nothing_is_refused(value: str, fishr_exp: Command) -> None:
+    done = fishr_exp(f"clip_norm={value}", tiny=SMALL)
+    assert done.status == 2
+    said = "must be more than 0; write a number, or null to leave the gradients as they are"
+    assert done.err.splitlines() == [f"fishr-exp: clip_norm={float(value)}: {said}"]

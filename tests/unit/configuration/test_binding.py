@@ -16,9 +16,10 @@ from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.starting import prefer_own_sweepers
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.keys import APART, KEYS, OF_A_PROTOCOL, PARTS
-from fishr_exp.training.arguments import Arguments
+from fishr_exp.training.arguments import Arguments, Timing
 
 YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml"))
+OF_THE_RUN = {"scheduler": Timing}
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
@@ -57,7 +58,8 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         assert config is None
         return
     target = hydra.utils.get_object(config["_target_"])
-    keys = set(config) - {"_target_", "_neutral_"}
+    own = set(KEYS[group].own)
+    keys = set(config) - {"_target_", "_neutral_"} - own
     parameters = set(inspect.signature(target).parameters) - set(KEYS[group].builds or ())
     if config["_target_"].startswith("fishr_exp."):
         assert keys == parameters
@@ -80,6 +82,14 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
     known |= {key: value for key, value in given.items() if key in keys - set(known)}
     known = {key: value for key, value in known.items() if key in keys}
     assert set(bind(target, known, f"{group}.", (KEYS[group].builds or ()))) == keys
+    assert not own & parameters
+    if own:
+        bind(OF_THE_RUN[group], {k: config[k] for k in own & set(config)}, f"{group}.")
+
+
+@pytest.mark.parametrize("group", [group for group in PARTS if KEYS[group].own])
+def test_keys_of_a_group_that_the_run_takes_are_those_of_a_signature(group: str) -> None:
+    assert set(KEYS[group].own) == set(inspect.signature(OF_THE_RUN[group]).parameters)
 
 
 def test_every_yaml_was_found() -> None:

@@ -26,6 +26,8 @@ OVERRIDES = [
     *([f"trainer={name}"] for name in ("erm", "fishr", "fishr_domainbed", "irm", "vrex", "mldg")),
     ["trainer=fishr", "trainer.scope=all", "trainer.unbiased=true", "trainer.l2=0.1"],
     ["trainer=fishr", "trainer.engine=backpack", "trainer.statistic=second_moment"],
+    ["trainer=fishr", "clip_norm=0.001"],
+    ["trainer=mldg", "clip_norm=0.001"],  # whose directions are given
 ]
 SIZES = ((4, 2, 2), (3, 5, 3))  # by rank; the last may have an odd number
 STEPS = (0, 10_000)  # a moving average takes part at the second
@@ -53,15 +55,16 @@ def _method(overrides: list[str]) -> Trainer:
     return make(loss=per_sample_losses)
 
 
-def _steps(method: Trainer, model: Model, batch: Batch) -> list[torch.Tensor]:
+def _steps(method: Trainer, model: Model, batch: Batch, overrides: str = "") -> list[torch.Tensor]:
     """Return the logs and weights of each step."""
+    clip_norm = 0.001 if "clip_norm=0.001" in overrides else None
     torch.manual_seed(0)  # it may make networks
     model = method.prepare(model, Facts(("a", "b", "c"), 3, 4, 20_000)).double()
     method.double()
     players = make_players(method, model, functools.partial(torch.optim.SGD, lr=0.01))
     found: list[torch.Tensor] = []
     for step in STEPS:
-        logs = optimizer_step(method, model, players, batch, step)
+        logs = optimizer_step(method, model, players, batch, step, clip_norm=clip_norm)
         found += [logs[name] for name in sorted(logs)]
         found += [p.detach().clone() for of in (model, method) for p in of.parameters()]
     return found
@@ -74,7 +77,7 @@ def _rank(rank: int, folder: str, methods: dict[str, Trainer]) -> None:
     found: dict[str, Any] = {}
     for overrides, method in methods.items():
         model, minibatches = _problem()
-        found[overrides] = _steps(method, model, Batch.join(minibatches[rank]))
+        found[overrides] = _steps(method, model, Batch.join(minibatches[rank]), overrides)
     model, minibatches = _problem()
     counts = _count(model, minibatches[rank][:1])
     found["counts"] = [counts.confusion, counts.loss]
@@ -111,7 +114,7 @@ def test_several_processes_are_as_one(overrides: list[str], found: list[dict[str
         Minibatch(*(torch.cat(part) for part in zip(*domain, strict=True)))
         for domain in zip(*minibatches, strict=True)
     ]
-    expected = _steps(_method(overrides), model, Batch.join(whole))
+    expected = _steps(_method(overrides), model, Batch.join(whole), " ".join(overrides))
     assert len(expected) >= 2 * (2 + 4)
     for mine in found:
         for ours, theirs in zip(mine[" ".join(overrides)], expected, strict=True):

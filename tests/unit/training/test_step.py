@@ -247,3 +247,63 @@ def test_a_mistake_in_an_objective_is_one_line(change: dict, said: str) -> None:
     trainer, network = Own(wrong, apart), model()
     with pytest.raises(TrainingError, match=f"trainer Own: {said}"):
         optimizer_step(trainer, network, make_players(trainer, network, SGD), batch(), 0)
+
+
+def norm(player) -> float:
+    return float(torch.stack([p.grad.norm() for p in player.parameters]).norm())
+
+
+def gradients_of(of: Own, network: Model, clip_norm: float | None, step: int = 0):
+    players = make_players(of, network, SGD)
+    optimizer_step(of, network, players, batch(), step, clip_norm=clip_norm)
+    return players
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["its gradient", "given"])
+def test_gradients_are_clipped_to_a_total_norm_and_smaller_ones_stay(given: bool) -> None:
+    kept: list[torch.Tensor] = []
+
+    def objective(trainer: Own, network: Model, batch: Batch, step: int) -> Objective:
+        found = both(trainer, network, batch, step)
+        if not given:
+            return found
+        kept[:] = torch.autograd.grad(found.total, trainable(network, trainer))
+        return found._replace(gradients=kept)
+
+    plain = gradients_of(Own(objective), model(), None)["model"]
+    whole = norm(plain)
+    before = [gradient.clone() for gradient in kept]
+    clipped = gradients_of(Own(objective), model(), whole / 4)["model"]
+    assert norm(clipped) == pytest.approx(whole / 4, rel=1e-5)
+    for one, other in zip(clipped.parameters, plain.parameters, strict=True):
+        torch.testing.assert_close(one.grad, other.grad / 4, rtol=1e-5, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, kept, strict=True))  # the trainer's own
+    untouched = gradients_of(Own(objective), model(), whole * 2)["model"]
+    for one, other in zip(untouched.parameters, plain.parameters, strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+def test_each_player_is_clipped_by_itself_at_each_of_its_updates() -> None:
+    def in_turn(trainer: Own, network: Model, batch: Batch, step: int) -> Iterator[Objective]:
+        found = both(trainer, network, batch, step)
+        yield Objective(found.total, {"risk": found.total}, player=("model", "own"))
+
+    plain = gradients_of(Own(in_turn, apart), model(), None)
+    norms = {name: norm(player) for name, player in plain.items()}
+    limit = min(norms.values()) / 3
+    clipped = gradients_of(Own(in_turn, apart), model(), limit)
+    assert [norm(clipped[name]) for name in norms] == pytest.approx([limit] * 2, rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_cannot_be_clipped() -> None:
+    def objective(trainer: Own, network: Model, batch: Batch, step: int) -> Objective:
+        found = both(trainer, network, batch, step)
+        bad = [torch.full_like(p, torch.inf) for p in trainable(network, trainer)]
+        return found._replace(gradients=bad)
+
+    network = model()
+    before = network.classifier.weight.detach().clone()
+    said = "the gradient of player model is not finite at step 7"
+    with pytest.raises(TrainingError, match=said):
+        gradients_of(Own(objective), network, 1.0, step=7)
+    assert torch.equal(network.classifier.weight, before)
