@@ -38,7 +38,7 @@ _PLAIN = {
 }
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, type(None))  # of defaults that can be recorded
 # Arguments that no configuration holds.
-SUPPLIED = ("labels", "config", "timing")
+SUPPLIED = ("labels", "config", "grouping", "timing")
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -95,7 +95,7 @@ def arguments(
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
     """
-    from fishr_exp.training.arguments import Arguments, Timing  # imports torch
+    from fishr_exp.training.arguments import Arguments, Grouping, Timing  # imports torch
 
     config = _without_leftovers(config, typed)
     plain, failure = _resolved(config)
@@ -121,8 +121,11 @@ def arguments(
         else choices[group]
         for group in ("dataset", "model", "trainer")
     }
-    timing = Timing(**_own(plain, "scheduler", Timing))
-    return Arguments(**checked, **parts, timing=timing, labels=labels, config=plain)
+    own: dict[str, Any] = {
+        "grouping": Grouping(**_own(plain, "optimizer", Grouping)),
+        "timing": Timing(**_own(plain, "scheduler", Timing)),
+    }
+    return Arguments(**checked, **parts, **own, labels=labels, config=plain)
 
 
 def _own(config: Mapping[str, Any], group: str, schema: Callable[..., Any]) -> dict[str, Any]:
@@ -183,6 +186,10 @@ def _without_leftovers(config: DictConfig, typed: Sequence[str]) -> DictConfig:
         node = config[group]
         parameters = _parameters(target(str(node[TARGET]), group, allowed))
         kept = (TARGET, NEUTRAL, *KEYS[group].own)
+        later = [k for k, neutral in (node.get(NEUTRAL) or {}).items() if node.get(k) == neutral]
+        with open_dict(node):  # without the keys that came later, it is what it was before them
+            for key in set(later) - {*kept, *parameters, *(w.partition(".")[2] for w in words)}:
+                del node[key]
         if all(key in (*kept, *parameters) for key in node):
             continue  # it takes what the option has
         with open_dict(node):

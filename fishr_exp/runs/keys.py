@@ -40,7 +40,7 @@ KEYS: dict[str, Key] = {
     "model": Key(builds=("input_shape", "num_classes")),
     "loss": Key(builds=()),
     "trainer": Key(builds=("loss",)),
-    "optimizer": Key(builds=("params",)),
+    "optimizer": Key(builds=("params",), own=("classifier_lr_factor", "decay_norms_and_biases")),
     "scheduler": Key(
         builds=("optimizer", "total_steps"), own=("per", "monitor"), optional=True, neutral=None
     ),

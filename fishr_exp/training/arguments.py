@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol
 from torch.optim.lr_scheduler import LRScheduler
 
 from fishr_exp.core.contracts import Averaging, Domains, Loss, Model, Trainer
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.step import MakeOptimizer
@@ -24,6 +26,29 @@ class Mirror(Protocol):
     def sync(self) -> None: ...
 
     def finish(self, status: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """The keys of `optimizer` that are the run's, and not of what is built.
+
+    Attributes:
+        classifier_lr_factor: Learning rate of the model's classifier, as a multiple of that of
+            its player, > 0.
+        decay_norms_and_biases: Whether normalization layers and biases have the weight decay of
+            the other parameters, or none.
+
+    Raises:
+        ConfigError: If the factor is outside its range.
+    """
+
+    classifier_lr_factor: float = 1.0
+    decay_norms_and_biases: bool = True
+
+    def __post_init__(self) -> None:
+        factor = self.classifier_lr_factor
+        if not 0 < factor < math.inf:
+            raise ConfigError("optimizer.classifier_lr_factor", factor, "must be more than 0")
 
 
 @dataclass(frozen=True)
@@ -79,6 +104,7 @@ class Arguments:
     checkpoint_every: int | str | None
     share_steps: bool | Literal["only"] = True
     data_seed: int | None = None  # of the splits; None: `seed`. A protocol sets it
+    grouping: Grouping = Grouping()  # of the optimizer
     timing: Timing = Timing()  # of the scheduler
     labels: Mapping[str, str]  # what the parts are called: dataset, model, trainer
     config: Mapping[str, Any]  # the resolved configuration, to be recorded

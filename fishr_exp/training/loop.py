@@ -25,11 +25,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fishr_exp.core import distributed
 from fishr_exp.core.compiler import compiler_not_imported
-from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Trainer
+from fishr_exp.core.contracts import Averaging, Batch, Minibatch, Model, Overrides, Trainer
 from fishr_exp.data.minibatches import awaited
 from fishr_exp.runs.records import Diagnostics, Evaluation, Scores
+from fishr_exp.training.arguments import Grouping
 from fishr_exp.training.checkpoint import Interval, random_state, restore_random_state
 from fishr_exp.training.early_stopping import EarlyStopping, Verdict
+from fishr_exp.training.grouping import check_grouping, divided
 from fishr_exp.training.schedules import MakeSchedule, Schedule
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.step import (
@@ -60,6 +62,7 @@ class Training:
     autocast: Autocast = contextlib.nullcontext
     make_schedule: MakeSchedule | None = None
     clip_norm: float | None = None
+    grouping: Grouping = field(default_factory=Grouping)
     # Of the steps since the last evaluation: what each logged, and the seconds that all took, and
     # those of them in which the batch was waited for.
     logged: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -67,9 +70,8 @@ class Training:
     waited: float = 0.0
 
     def __post_init__(self) -> None:
-        self.players: dict[str, Player] = make_players(
-            self.trainer, self.model, self.make_optimizer
-        )
+        self.players: dict[str, Player] = self._new_players({})
+        check_grouping(self.grouping, [p.optimizer for p in self.players.values()], self.model)
         self.schedules = self._new_schedules()
 
     @property
@@ -95,12 +97,18 @@ class Training:
         if (overrides := self.trainer.resets.get(self.step)) is None:
             return
         moved = [name for name, player in self.players.items() if player.has_moved]
-        self.players = make_players(self.trainer, self.model, self.make_optimizer, overrides)
+        self.players = self._new_players(overrides)
         for name in moved:
             self.players[name].has_moved = True
         earlier, self.schedules = self.schedules, self._new_schedules()
         for name in earlier.keys() & self.schedules.keys():
             self.schedules[name].go_on_from(earlier[name])
+
+    def _new_players(self, overrides: Overrides) -> dict[str, Player]:
+        def divide(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return divided(groups, self.model, self.trainer, self.grouping)
+
+        return make_players(self.trainer, self.model, self.make_optimizer, overrides, divide)
 
     def _new_schedules(self) -> dict[str, Schedule]:
         if self.make_schedule is None:
@@ -314,7 +322,7 @@ def _batches(loaders: Iterable[Iterable[Minibatch]], device: torch.device) -> It
 
 
 def _line(
-    evaluation: Evaluation, epochs: int, total_steps: int, best: bool, shows_rate: bool
+    evaluation: Evaluation, epochs: int, total_steps: int, best: bool, shows_rate: bool = False
 ) -> str:
     """One evaluation as a line for people."""
     width, steps = len(str(epochs)), len(str(total_steps))

@@ -206,6 +206,7 @@ def _training(
     return Training(
         model, trainer, optimizer, observer, averaging,
         autocast=context, make_schedule=make_schedule, clip_norm=arguments.clip_norm,
+        grouping=arguments.grouping,
     )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ Autocast = Callable[[], AbstractContextManager[object]]
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 """Makes an optimizer of parameters or groups; keywords replace the configured ones."""
 
+Divide = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+"""Divides groups of parameters into further ones."""
+
 
 class Player:
     """Parameters that one optimizer updates.
@@ -30,6 +33,7 @@ class Player:
         given: Its parameters, or groups of them, as `Trainer.players` gives them.
         make_optimizer: Makes its optimizer.
         overrides: Keywords in place of the configured ones.
+        divide: Divides the groups further for the optimizer; the order of `parameters` stays.
 
     Attributes:
         parameters: All of them, in order.
@@ -42,6 +46,7 @@ class Player:
         given: Sequence[Any],
         make_optimizer: MakeOptimizer,
         overrides: Overrides,
+        divide: Divide = list,
     ) -> None:
         self.name = name
         groups = given if given and isinstance(given[0], Mapping) else [{"params": given}]
@@ -49,7 +54,7 @@ class Player:
         self.parameters: list[Tensor] = [p for group in groups for p in group["params"]]
         self.has_moved = False
         with compiler_not_imported():
-            self.optimizer = make_optimizer(groups, **overrides)
+            self.optimizer = make_optimizer(divide(groups), **overrides)
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr"] * group.get("lr_factor", 1)
 
@@ -59,6 +64,7 @@ def make_players(
     model: Model,
     make_optimizer: MakeOptimizer,
     overrides: Overrides | None = None,
+    divide: Divide = list,
 ) -> dict[str, Player]:
     """Make the players of a trainer, each with a new optimizer.
 
@@ -66,7 +72,7 @@ def make_players(
         ConfigError: If a trainable parameter has no owner, or a player no parameter.
     """
     players = {
-        name: Player(name, list(given), make_optimizer, overrides or {})
+        name: Player(name, list(given), make_optimizer, overrides or {}, divide)
         for name, given in trainer.players(model).items()
     }
     owned = {id(p) for player in players.values() for p in player.parameters}

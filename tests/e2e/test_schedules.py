@@ -32,6 +32,10 @@ CASES = {
         "+scheduler.milestones=[1,3]", *LATE,
     ),
     "two players": ("scheduler=cosine", "trainer=dann", "trainer.discriminator_steps=2"),
+    "groups": (
+        "scheduler=cosine", "optimizer=adamw", "optimizer.classifier_lr_factor=10",
+        "optimizer.decay_norms_and_biases=false", "clip_norm=0.5", *LATE,
+    ),
     "classifier first": ("scheduler=cosine", "trainer=erm_plus_plus", "trainer.classifier_steps=5"),
 }  # fmt: skip
 

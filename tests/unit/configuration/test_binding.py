@@ -16,10 +16,10 @@ from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.starting import prefer_own_sweepers
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.keys import APART, KEYS, OF_A_PROTOCOL, PARTS
-from fishr_exp.training.arguments import Arguments, Timing
+from fishr_exp.training.arguments import Arguments, Grouping, Timing
 
 YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml"))
-OF_THE_RUN = {"scheduler": Timing}
+OF_THE_RUN = {"optimizer": Grouping, "scheduler": Timing}
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))

@@ -44,6 +44,21 @@ def test_a_command_line_names_the_run_that_it_named_in_the_version_before(known)
 @pytest.mark.parametrize(
     ("words", "name"),
     [
+        (["optimizer=sgd"], "fishr-gamma1-seed0-ba544e0a"),
+        (["optimizer=adam_fine_tuning", "trainer=erm"], "erm-seed0-afc19ee5"),
+        # a class without nesterov, which came later
+        (["optimizer=sgd", "optimizer._target_=torch.optim.RMSprop"],
+         "fishr-gamma1-seed0-a384b776"),
+    ],
+)  # fmt: skip
+def test_keys_of_optimizers_that_came_later_change_no_name(words, name) -> None:
+    config, trainer, _ = composed(*words)
+    assert run_name(config, trainer, words) == name
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
         (["averaging=ema"], "fishr-gamma1-seed0-4ac4d258"),
         (["trainer=erm", "averaging=ema", "averaging.decay=0.9", "averaging.start=5"],
          "erm-seed0-48025000"),
