@@ -19,30 +19,18 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fishr_exp.configuration import protocol, several  # noqa: F401 - the protocol's resolvers
+from fishr_exp.configuration.converting import convert
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, target
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.files import expanded
 from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name
 from fishr_exp.runs.keys import APART, CHOICES, KEYS, OF_A_PROTOCOL, PARTS, given_as
 
-# How types are called to people.
-_PLAIN = {
-    "torch.Tensor": "Tensor",
-    "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
-    "Mapping[str, Mapping[str, Any]]": "{NAME:{KEY:VALUE,...},...}",
-    "str | Mapping[str, Mapping[str, Any] | None]": "WORD or {NAME:{KEY:VALUE,...}}",
-    "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
-    "Sequence[str]": "[WORD,...]",
-    "Union[bool, Literal['only']]": "true, false or only",
-    "bool | Literal['only']": "true, false or only",
-}
 _PLAIN_TYPES = (bool, int, float, str, list, tuple, type(None))  # of defaults that can be recorded
 # Arguments that no configuration holds.
 SUPPLIED = ("labels", "config", "grouping", "timing")
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
     from fishr_exp.training.arguments import Arguments
 
 
@@ -282,7 +270,7 @@ def bind(
     except NameError:  # PyTorch imports some of its types for a type checker only
         hints = {}
     return {
-        name: _convert(f"{prefix}{name}", value, hints.get(name, Any))
+        name: convert(f"{prefix}{name}", value, hints.get(name, Any))
         for name, value in keywords.items()
     }
 
@@ -301,52 +289,3 @@ def unknown_key(key: str, value: object, allowed: Iterable[str]) -> ConfigError:
         hint = f"did you mean {near[0]}?"
     known = f"; known are {', '.join(allowed)}" if allowed else ""
     return ConfigError(key, value, f"no such key{known}", hint)
-
-
-def _convert(key: str, value: object, annotation: Any) -> Any:
-    """Return `value` as the annotation wants it; a number may be written as its text."""
-    from pydantic import ValidationError
-
-    kinds = (annotation, *typing.get_args(annotation))
-    if isinstance(value, bool) and bool not in kinds and Any not in kinds:
-        value = str(value).lower()  # else pydantic takes true for 1
-    try:
-        return _adapter(annotation).validate_python(value)
-    except ValidationError as error:
-        if typing.get_origin(annotation) is typing.Literal:
-            words = [str(word) for word in typing.get_args(annotation)]
-            near = difflib.get_close_matches(str(value), words, n=1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            raise ConfigError(key, value, f"choose from {', '.join(words)}", hint) from None
-        wanted = getattr(annotation, "__name__", None)
-        if wanted is None or typing.get_args(annotation):
-            wanted = str(annotation).replace("typing.", "").replace("collections.abc.", "")
-            for python, plain in _PLAIN.items():
-                wanted = wanted.replace(python, plain)
-        reason = error.errors()[0]["msg"]
-        one = wanted.startswith("list") and isinstance(value, str | int)
-        hint = f"write {key}=[{str(value).strip('[]')}]" if one else ""
-        raise ConfigError(
-            key, value, f"must be {wanted.replace('None', 'null')} ({reason})", hint
-        ) from None
-
-
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    """Return what converts to an annotation; those of equal ones are made once."""
-    try:
-        return _kept_adapter(repr(annotation), annotation)
-    except TypeError:  # it cannot be hashed
-        return _new_adapter(annotation)
-
-
-def _new_adapter(annotation: Any) -> TypeAdapter[Any]:
-    from pydantic import ConfigDict, TypeAdapter
-
-    lenient = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
-    return TypeAdapter(annotation, config=lenient)
-
-
-@functools.lru_cache(maxsize=256)
-def _kept_adapter(spelled: str, annotation: Any) -> TypeAdapter[Any]:
-    del spelled  # `int | float` equals `float | int`, whose messages are others
-    return _new_adapter(annotation)
