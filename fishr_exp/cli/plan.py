@@ -6,7 +6,7 @@ import logging
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,7 +129,8 @@ def _distinguishing(job: Job, jobs: Sequence[Job]) -> list[str]:
 
 def _cost_order(job: Job) -> tuple[float, float]:
     batch = job.arguments.batch_size
-    return (float("inf") if batch is None else batch, job.gamma or 0.0)
+    sizes = [*batch.values()] if isinstance(batch, Mapping) else [batch]
+    return (max(float("inf") if size is None else size for size in sizes), job.gamma or 0.0)
 
 
 def _seconds(job: Job, costs: Costs) -> float:

@@ -20,6 +20,7 @@ _PLAIN = {
     "str | Mapping[str, Mapping[str, Any] | None]": "WORD or {NAME:{KEY:VALUE,...}}",
     "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
+    "int | Mapping[str, int | None] | None": "a number, null or {DOMAIN:NUMBER,...}",
     "Union[bool, Literal['only']]": "true, false or only",
     "bool | Literal['only']": "true, false or only",
 }

@@ -28,8 +28,9 @@ class Domain(Protocol):
     """The images and labels of one domain, read by index.
 
     A domain may have an attribute `digest`, text that is another one when the names or labels of
-    its samples change: a run is then not continued over other data (`data/digests.py`). And it may
-    have an attribute `validation`, the indices of its validation part (`data/splits.py`).
+    its samples change: a run is then not continued over other data (`data/digests.py`). It may have
+    an attribute `validation`, the indices of its validation part (`data/splits.py`), and `labels`,
+    int64 [N], without which samples cannot be drawn by class (`data/sampling.py`).
     """
 
     name: str

@@ -24,6 +24,7 @@ from fishr_exp.data.batch_sizes import check_sizes, shard_of
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.images.domain import ImageDomain
 from fishr_exp.data.images.threads import PATIENCE, Request, Threads
+from fishr_exp.data.sampling import Sampling, draws
 
 _MORE_SPACE = "enlarge /dev/shm (docker run --shm-size=1g), or pass num_workers=0"
 
@@ -36,7 +37,8 @@ class Minibatches(Dataset[Minibatch]):
 
     Minibatch k depends only on the seed, the domain's name and k: not on what was read before, on
     the number of workers, or on the other domains. So a checkpoint only needs the step counter.
-    Each pass over the part has its own order, and leaves out an incomplete last minibatch.
+    Each pass over the part has its own order, and leaves out an incomplete last minibatch; or the
+    samples are drawn with replacement, see `sampling.py`.
 
     Several processes read the same minibatches as one process, each its shard of every minibatch.
     Only the augmentation differs: each process has its own draws.
@@ -48,16 +50,18 @@ class Minibatches(Dataset[Minibatch]):
             of `indices`.
         seed: The run's seed.
         shard: Rank and number of the processes that read.
+        sampling: How a minibatch's samples are chosen.
 
     Attributes:
-        per_pass: Minibatches in a pass over the part.
+        per_pass: Minibatches in a pass over the part; with replacement as many as would fit, which
+            may be none.
         constant: Whether every minibatch is the same, the whole part of a domain in memory. It is
             then read once, and its tensors are the same objects at every step, so that a copy on
             another device can be reused. Treat them as read-only.
 
     Raises:
         ConfigError: If a minibatch would have fewer than two samples per process, or more than
-            the part has.
+            the part has, without replacement; or `sampling` does nothing.
     """
 
     def __init__(
@@ -67,8 +71,11 @@ class Minibatches(Dataset[Minibatch]):
         batch_size: int | None,
         seed: int,
         shard: tuple[int, int] = (0, 1),
+        sampling: Sampling = "permutation",
     ) -> None:
-        check_sizes(domain.name, len(indices), batch_size, shard[1])
+        repeats = sampling != "permutation"
+        check_sizes(domain.name, len(indices), batch_size, shard[1], may_repeat=repeats)
+        self._draws = draws(sampling, domain, indices, batch_size, seed)
         self.domain = domain
         self.indices = indices
         self.batch_size = batch_size
@@ -92,6 +99,8 @@ class Minibatches(Dataset[Minibatch]):
         return self._indices_of(k)[self.shard], augment
 
     def _indices_of(self, k: int) -> Tensor:
+        if self._draws is not None:
+            return self._draws(k)
         if self.batch_size is None:
             return self.indices
         number, position = divmod(k, self.per_pass)

@@ -55,6 +55,7 @@ KEYS: dict[str, Key] = {
     "test_domains": Key(of_each_run=True, example="[NAME] (a domain to leave out)"),
     "total_steps": Key(neutral=None),
     "data_seed": Key(of_a_protocol=True),
+    "sampling": Key(neutral="permutation"),
     "clip_norm": Key(neutral=None),
     "precision": Key(neutral="fp32"),
     "channels_last": Key(neutral=False),

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fishr_exp.core.contracts import Averaging, Domains, Loss, Model, Trainer
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.sampling import Sampling
 from fishr_exp.runs.run_folder import RunFolder
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.step import MakeOptimizer
@@ -84,7 +85,8 @@ class Arguments:
     seed: int
     test_domains: list[str]
     holdout_fraction: float
-    batch_size: int | None
+    batch_size: int | Mapping[str, int | None] | None
+    sampling: Sampling
     epochs: int | None
     total_steps: int | None
     steps_per_epoch: int | None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +18,7 @@ from fishr_exp.core import distributed, seeding
 from fishr_exp.core.compiler import compiler_not_imported
 from fishr_exp.core.contracts import Averaging, Domains, Facts, Loss, Model, Trainer
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.data.batch_sizes import check_batch_size
+from fishr_exp.data.batch_sizes import batch_size_of, check_batch_size, check_named
 from fishr_exp.data.minibatches import Minibatches
 from fishr_exp.data.splits import check_fraction, split
 from fishr_exp.gradient_variance import UnsupportedError
@@ -36,8 +34,8 @@ from fishr_exp.training.built import (
     check_fit,
     two_samples,
 )
-from fishr_exp.training.checkpoint import Interval
 from fishr_exp.training.choice import leave_the_choice, prepare_observer
+from fishr_exp.training.counts import check_counts
 from fishr_exp.training.early_stopping import EarlyStopping
 from fishr_exp.training.evaluation import check_metrics
 from fishr_exp.training.loop import Training
@@ -53,7 +51,6 @@ from fishr_exp.training.step import Autocast
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_LARGEST = 10**12  # of a count; PyTorch's own have 64 bits
 
 
 class Checked(NamedTuple):
@@ -70,7 +67,7 @@ def check(arguments: Arguments) -> Checked:
     Raises:
         ConfigError: If what was asked for cannot be.
     """
-    _check_counts(arguments)
+    check_counts(arguments)
     check_batch_size(arguments.batch_size)
     check_fraction(arguments.holdout_fraction)
     check_metrics(arguments.metrics)
@@ -105,17 +102,21 @@ def prepare(arguments: Arguments) -> Prepared:
         name: dict(zip(PARTS, split(domain, arguments.holdout_fraction, split_seed), strict=True))
         for name, domain in domains.by_name.items()
     }
+    check_named(arguments.batch_size, domains.by_name, training_domains)
     streams = [
         Minibatches(
             domains.by_name[name],
             parts[name]["train"],
-            arguments.batch_size,
+            batch_size_of(arguments.batch_size, name),
             arguments.seed,
             (distributed.rank(), distributed.world_size()),
+            arguments.sampling,
         )
         for name in training_domains
     ]
-    steps_per_epoch = arguments.steps_per_epoch or min(stream.per_pass for stream in streams)
+    # A domain smaller than its minibatch, which repeats its samples, does not shorten the epochs.
+    passes = [stream.per_pass for stream in streams if stream.per_pass]
+    steps_per_epoch = arguments.steps_per_epoch or min(passes, default=1)
     total_steps = arguments.total_steps or (arguments.epochs or 0) * steps_per_epoch
     prepare_observer(observer, arguments, trainer, parts, training_domains)
     check_monitored(arguments, observer.measured, training_domains)
@@ -224,33 +225,6 @@ def _optimizer(arguments: Arguments, *given: Any, **overrides: Any) -> torch.opt
         reason = "needs a closure, which evaluates the objective several times a step"
         raise ConfigError("optimizer", type(built).__name__, reason, "choose another optimizer")
     return built
-
-
-def _check_counts(arguments: Arguments) -> None:
-    epochs, total_steps = arguments.epochs, arguments.total_steps
-    if (epochs is None) == (total_steps is None):
-        hint = "pass epochs=NUMBER" if epochs is None else "pass epochs=null, or total_steps=null"
-        given = "null" if total_steps is None else total_steps
-        reason = f"exactly one of epochs and total_steps (={given}) must be given"
-        raise ConfigError("epochs", epochs, reason, hint)
-    workers = max(32, 8 * (os.cpu_count() or 1))  # more only wait for one another
-    for key, least, most in (
-        ("epochs", 1, _LARGEST),
-        ("total_steps", 1, _LARGEST),
-        ("steps_per_epoch", 1, _LARGEST),
-        ("evaluation_batch_size", 1, _LARGEST),
-        ("num_workers", 0, workers),
-    ):
-        value = getattr(arguments, key)
-        if value is not None and value < least:
-            raise ConfigError(key, value, f"must be {least} or more")
-        if value is not None and value > most:
-            reason = "is more than this machine can use" if key == "num_workers" else "is too large"
-            raise ConfigError(key, value, reason, f"choose at most {most}")
-    if arguments.clip_norm is not None and not 0 < arguments.clip_norm < math.inf:
-        hint = "write a number, or null to leave the gradients as they are"
-        raise ConfigError("clip_norm", arguments.clip_norm, "must be more than 0", hint)
-    Interval(arguments.checkpoint_every)
 
 
 def _check_named_domains(arguments: Arguments) -> None:

@@ -165,6 +165,7 @@ def _kind(given: Arguments, values: dict[str, Any]) -> tuple[object, ...]:
         "dataset.domains",
     )
     words = [f"{k}={v}" for k, v in values.items() if k.startswith("trainer.") and not _number(v)]
+    words += [f"{key}={value}" for key, value in values.items() if key.startswith("batch_size.")]
     return (*given.labels.values(), *sorted(words), *(str(values.get(key)) for key in keys))
 
 

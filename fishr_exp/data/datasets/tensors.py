@@ -29,6 +29,11 @@ class TensorDomain:
         self._all = torch.arange(len(y))
 
     @property
+    def labels(self) -> Tensor:
+        """The labels, int64 [N]."""
+        return self._y
+
+    @property
     def digest(self) -> str:
         """Of the labels; see `digests.py`."""
         return digest_of((), self._y)

@@ -35,12 +35,17 @@ class DatasetDomain:
         return len(self._dataset)  # type: ignore[arg-type]
 
     @property
-    def digest(self) -> str:
-        """Of the labels, where the dataset has them at hand (`targets`); see `digests.py`."""
+    def labels(self) -> Tensor | None:
+        """The labels, int64 [N], where the dataset has them at hand (`targets`)."""
         labels = getattr(self._dataset, "targets", None)
         if labels is None and isinstance(self._dataset, TensorDataset):
             labels = self._dataset.tensors[1]
-        return "" if labels is None else digest_of((), torch.as_tensor(labels))
+        return None if labels is None else torch.as_tensor(labels)
+
+    @property
+    def digest(self) -> str:
+        """Of the labels, where the dataset has them at hand; see `digests.py`."""
+        return "" if self.labels is None else digest_of((), self.labels)
 
     def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
         """Read the samples at `indices` ([n], int64)."""

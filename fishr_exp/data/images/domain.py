@@ -73,6 +73,11 @@ class ImageDomain:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 [N]; no image is read."""
+        return self._y
+
     def read(self, indices: Tensor, augment: torch.Generator | None = None) -> Minibatch:
         """Read the images at `indices` ([n], int64), augmented by draws from `augment`.
 

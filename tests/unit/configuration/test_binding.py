@@ -190,7 +190,7 @@ def test_every_method_has_its_yaml() -> None:
     [
         ("trainer.gamma=abc", ["trainer.gamma=abc", "must be float"]),
         ("epochs=many", ["epochs=many", "must be int"]),
-        ("batch_size=[1]", ["batch_size=[1]", "int | null"]),
+        ("batch_size=[1]", ["batch_size=[1]", "a number, null or {DOMAIN:NUMBER,...}"]),
         ("test_domains=minus90", ["test_domains=minus90", "list[str]"]),
         ("+trainer.stps=3", ["trainer.stps=3", "no such key", "gamma"]),
         ("+trainer.gama=3", ["trainer.gama=3", "did you mean trainer.gamma?"]),
