@@ -1,14 +1,14 @@
 """fishr-exp: experiments with Fishr, invariant gradient variances across domains.
 
-`compose`, `run`, `load_runs`, `load_records`, `load_model` and `draw_runs` are for notebooks; see
-`fishr_exp.api`.
+`compose`, `run`, `load_runs`, `load_records`, `load_model`, `model_card` and `draw_runs` are for
+notebooks; see `fishr_exp.api`.
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compose", "draw_runs", "load_model", "load_records", "load_runs", "run"]
+__all__ = ["compose", "draw_runs", "load_model", "load_records", "load_runs", "model_card", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,18 +30,23 @@ from fishr_exp.configuration.starting import (
     register_run_name,
 )
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.data.download.sources import terms_of
+from fishr_exp.reports.card import model_card as write_card
 from fishr_exp.reports.output import draw_all
 from fishr_exp.reports.tables.table import build_tables
+from fishr_exp.runs.facts import ModelFacts
 from fishr_exp.runs.frames import records_frame, runs_frame
 from fishr_exp.runs.reading import Run, Runs, read_runs
-from fishr_exp.runs.run_folder import CONFIG
+from fishr_exp.runs.run_folder import CONFIG, RunFolder
 
 if TYPE_CHECKING:
     import pandas
 
     from fishr_exp.core.contracts import Model
 
-__all__ = ["compose", "draw_runs", "load_model", "load_records", "load_runs", "run"]
+__all__ = [
+    "compose", "draw_runs", "load_model", "load_records", "load_runs", "model_card", "run",
+]  # fmt: skip
 
 
 def compose(*words: str, config_dir: str | os.PathLike[str] | None = None) -> DictConfig:
@@ -173,6 +178,30 @@ def load_model(run: Run | str | os.PathLike[str], allow_targets: Sequence[str] =
     found = run if isinstance(run, Run) else _only(Path(run))
     with permissions_of(_allowing(allow_targets)):
         return trained_model(found, recorded_arguments(found))
+
+
+def model_card(run: Run | str | os.PathLike[str]) -> str:
+    """Write the model card of a run that is done.
+
+    Args:
+        run: The run, or its folder.
+
+    Returns:
+        Markdown: what the network reads and returns, data and their terms of use as far as they
+        are known, accuracies, settings, versions.
+
+    Raises:
+        ConfigError: If it is not such a run.
+    """
+    found = run if isinstance(run, Run) else _only(Path(run))
+    folder = RunFolder(found.path)
+    return write_card(
+        found,
+        ModelFacts.read(found.path),
+        folder.environment(),
+        folder.result_of_done().get("counts") or {},
+        terms_of(found.dataset),
+    )
 
 
 def _allowing(names: Sequence[str]) -> list[str]:

@@ -122,6 +122,11 @@ class RunFolder:
         """Record what the run runs on."""
         write_atomically(self.path / ENVIRONMENT, to_json(environment, indent=2) + "\n")
 
+    def environment(self) -> Record:
+        """Read what the run ran on; empty if there is none."""
+        path = self.path / ENVIRONMENT
+        return read_object(path) if path.exists() else {}
+
     def write_data(self, data: Mapping[str, str]) -> None:
         """Record what the data are, by domain."""
         write_atomically(self.path / DATA, to_json(data, indent=2) + "\n")

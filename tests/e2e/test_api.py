@@ -11,7 +11,7 @@ import torch
 from hydra.errors import HydraException
 
 import fishr_exp
-from fishr_exp import compose, draw_runs, load_model, load_records, load_runs, run
+from fishr_exp import compose, draw_runs, load_model, load_records, load_runs, model_card, run
 from fishr_exp.configuration.recorded import recorded_arguments
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.facts import ModelFacts
@@ -95,6 +95,30 @@ def images(tmp_path: Path) -> Path:
             for i in range(6):
                 Image.new("RGB", (8, 8), (color, 40 * i, 99 * k)).save(folder / f"{i}.png")
     return tmp_path / "images"
+
+
+def test_a_card_has_what_a_user_of_the_network_asks(tmp_path: Path) -> None:
+    found = _made(tmp_path, "trainer.gamma=3", "trainer.anneal_steps=1")
+    card = model_card(found.path)
+    accuracy = f"{100 * found.test_accuracy['minus90']:.1f}"
+    for words in (
+        "# Fishr on colored_digits, tested on minus90",
+        "gamma 3 (seed 0) on the domains plus90, plus80",
+        "[n, 2, 8, 8], values in [0, 1]. Output: logits of 2 classes: 5 to 9, 0 to 4",
+        "| minus90 | test | 480 | 119 |",
+        f"| test domain minus90 | {accuracy} |",
+        "| trainer.anneal_steps | 1 |",
+        "Creative Commons",
+        f"fishr-exp {fishr_exp.__version__}",
+    ):
+        assert words in card
+    assert "selected by a test domain" not in card
+    assert str(tmp_path) not in card
+    (found.path / MODEL).unlink()
+    (found.path / "environment.json").unlink()
+    assert "Input:" not in model_card(found)
+    chosen = _made(tmp_path, "observer.monitor=accuracy/minus90/validation")
+    assert "selected by a test domain" in model_card(chosen)
 
 
 def test_a_run_is_that_of_the_command(tmp_path: Path, fishr_exp) -> None:

@@ -42,6 +42,7 @@ _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
 _MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist")
 _FAIR_USE = "fair-use notice of the authors: non-commercial research and education only"
 _NO_LICENSE = "no license was found"
+_UCI = "Creative Commons Attribution 4.0 (Alpaydin and Kaynak 1998, from UCI by scikit-learn)"
 _TORCHVISION = "torchvision"
 _LARSKUE = "LarsKue/context-aware-domain-generalization, for DomainBed's archive"
 _DOMAIN_NET = {
@@ -162,3 +163,11 @@ SOURCES = {
         ),
     ),
 }  # fmt: skip
+
+
+def terms_of(dataset: str) -> str:
+    """Return the terms of use of an option of `dataset`; empty if they are not known."""
+    found = [source.terms for source in SOURCES.values() if dataset in source.datasets]
+    return (
+        found[0] if found else EMBEDDED if dataset in ("colored_digits", "rotated_digits") else ""
+    )
