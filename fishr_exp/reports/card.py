@@ -47,8 +47,8 @@ def model_card(
     tested = ", ".join(run.test_domains)
     sections = [
         f"# {run.method} on {run.dataset}, tested on {tested}",
-        f"The network `{run.model}`, trained by {run.method}{gamma} (seed {run.seed}) on the domains"
-        f" {', '.join(run.training_domains) or 'of its configuration'}; the result is that of step"
+        f"The network `{run.model}`, trained by {run.method}{gamma} (seed {run.seed}) on the"
+        f" domains {', '.join(run.training_domains) or 'of its configuration'}; the result is that of step"
         f" {run.step}, selected by {run.monitor}.",
         _warning(run),
         "## Use",

@@ -168,6 +168,5 @@ SOURCES = {
 def terms_of(dataset: str) -> str:
     """Return the terms of use of an option of `dataset`; empty if they are not known."""
     found = [source.terms for source in SOURCES.values() if dataset in source.datasets]
-    return (
-        found[0] if found else EMBEDDED if dataset in ("colored_digits", "rotated_digits") else ""
-    )
+    embedded = _UCI if dataset in ("colored_digits", "rotated_digits") else ""
+    return found[0] if found else embedded
