@@ -48,8 +48,8 @@ def model_card(
     sections = [
         f"# {run.method} on {run.dataset}, tested on {tested}",
         f"The network `{run.model}`, trained by {run.method}{gamma} (seed {run.seed}) on the"
-        f" domains {', '.join(run.training_domains) or 'of its configuration'}; the result is that of step"
-        f" {run.step}, selected by {run.monitor}.",
+        f" domains {', '.join(run.training_domains) or 'of its configuration'}; the result is that"
+        f" of step {run.step}, selected by {run.monitor}.",
         _warning(run),
         "## Use",
         f"`fishr_exp.load_model(FOLDER)` returns the network. Its weights are in `{CHECKPOINTS}`,"

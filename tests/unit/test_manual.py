@@ -18,9 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fishr_exp.api import compose
-from fishr_exp.configuration.binding import arguments
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.composing import composing_once, without_hydra
+from fishr_exp.configuration.starting import checked_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -100,7 +100,7 @@ def test_a_command_is_one_that_can_be_given(case: tuple[Path, str]) -> None:
     own = without_hydra(config)
     for key in OmegaConf.missing_keys(own):
         OmegaConf.update(own, key, ["somewhere"] if key == "test_domains" else "somewhere")
-    assert arguments(own, config.hydra.runtime.choices)
+    assert checked_arguments(own, config.hydra)
     GlobalHydra.instance().clear()
 
 
@@ -120,7 +120,7 @@ def test_the_manual_builds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial", "what_next"])
+@pytest.mark.parametrize("page", ["tutorial", "what_next", "training"])
 def test_the_blocks_of_a_page_run(page: str, tmp_path: Path) -> None:
     """One after another, in one folder, as a reader would give them."""
     bash = [b for b in blocks(DOCS / f"{page}.md") if b.language == "bash" and not b.needs_data]
