@@ -15,20 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.composing import without_hydra
-from fishr_exp.configuration.options import conf_dir, search_path
+from fishr_exp.configuration.options import search_path
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
 from fishr_exp.configuration.recorded import recorded_arguments
-from fishr_exp.configuration.starting import (
-    checked_arguments,
-    prefer_own_sweepers,
-    register_run_name,
-)
+from fishr_exp.configuration.starting import application, checked_arguments
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.download.sources import terms_of
 from fishr_exp.reports.card import model_card as write_card
@@ -64,14 +59,8 @@ def compose(*words: str, config_dir: str | os.PathLike[str] | None = None) -> Di
         ConfigError: If a word has no key, or the folder is not there.
         hydra.errors.HydraException: If there is no such option or key.
     """
-    register_run_name()
-    prefer_own_sweepers()
-    GlobalHydra.instance().clear()  # of an earlier cell
     more = search_path(None if config_dir is None else os.fspath(config_dir))
-    with (
-        permissions_of(words),
-        hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"),
-    ):
+    with permissions_of(words), application():
         return hydra.compose("config", [*quoted(words), *more], return_hydra_config=True)
 
 
@@ -96,7 +85,8 @@ def run(config: DictConfig) -> Run:
         reason = "was not made by fishr_exp.compose"
         raise ConfigError("config", type(config).__name__, reason, "pass what compose returns")
     with permissions_of(_allowing(config.get(ALLOW_TARGETS) or ())):
-        arguments = checked_arguments(without_hydra(config), config.hydra)
+        with application():
+            arguments = checked_arguments(without_hydra(config), config.hydra)
         folder = Path(check_output_dir(config.hydra.run.dir, "hydra.run.dir"))
         make(arguments, folder)
     return _only(folder)

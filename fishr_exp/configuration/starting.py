@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from fishr_exp.configuration.binding import arguments, check_output_dir, run_name, typed_words
+from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.protocol import standing
 from fishr_exp.configuration.secrecy import with_variables
 
@@ -42,18 +46,28 @@ def prefer_own_sweepers() -> None:
             default["sweeper"] = "fishr_exp"
 
 
-def checked_arguments(config: DictConfig, hydra: Any) -> Arguments:
+@contextlib.contextmanager
+def application() -> Iterator[None]:
+    """In the block, let configurations be composed without the command's own start of Hydra."""
+    register_run_name()
+    prefer_own_sweepers()
+    GlobalHydra.instance().clear()  # of an earlier cell of a notebook
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield
+
+
+def checked_arguments(config: DictConfig, of_hydra: Any) -> Arguments:
     """Return the plain arguments of a run that is about to start.
 
     Args:
         config: Composed, without Hydra's own part.
-        hydra: Hydra's own part.
+        of_hydra: Hydra's own part.
 
     Raises:
         ConfigError: If a key is unknown or missing, or a value is of the wrong type.
     """
-    choices = hydra.runtime.choices
-    checked = arguments(config, choices, typed_words(hydra))
+    choices = of_hydra.runtime.choices
+    checked = arguments(config, choices, typed_words(of_hydra))
     checked = replace(checked, config=with_variables(config, checked.config))
     if config.get("protocol"):
         checked.config["protocol"].update(_standing(config, choices))

@@ -135,6 +135,13 @@ def test_a_run_is_that_of_the_command(tmp_path: Path, fishr_exp) -> None:
     assert RunFolder(other.path).config()["seed"] == 1
 
 
+def test_a_run_of_a_protocol_says_how_it_stands_to_it(tmp_path: Path) -> None:
+    words = ["protocol=paper_2022", "dataset=rotated_digits", "test_domains=['0']", "trainer=erm"]
+    words += ["total_steps=4", "steps_per_epoch=2", "batch_size=8", "model=mlp"]
+    found = run(compose("tracker=none", *words, f"output_dir={tmp_path}"))
+    assert "total_steps" in found.config["protocol"]["departures"]
+
+
 def test_a_frame_has_a_row_a_run_and_a_row_a_record(tmp_path: Path) -> None:
     runs = [_made(tmp_path, f"seed={seed}", "trainer.gamma=2") for seed in (0, 1)]
     frame = load_runs(tmp_path).set_index("seed")

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fishr_exp.api import compose
 from fishr_exp.configuration.command_line import quoted
-from fishr_exp.configuration.composing import composing_once, without_hydra
-from fishr_exp.configuration.starting import checked_arguments
+from fishr_exp.configuration.composing import without_hydra
+from fishr_exp.configuration.starting import application, checked_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -95,13 +94,12 @@ def test_a_command_is_one_that_can_be_given(case: tuple[Path, str]) -> None:
             word = f"{parsed.get_key_element()}={values}"
         if not word.startswith("hydra.sweep"):
             one.append(word)
-    with composing_once():
-        config = compose(*one)
+    config = compose(*one)
     own = without_hydra(config)
     for key in OmegaConf.missing_keys(own):
         OmegaConf.update(own, key, ["somewhere"] if key == "test_domains" else "somewhere")
-    assert checked_arguments(own, config.hydra)
-    GlobalHydra.instance().clear()
+    with application():
+        assert checked_arguments(own, config.hydra)
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="MkDocs is not installed")
