@@ -24,6 +24,8 @@ HOMES = {
     "hydra": {"cli/", "configuration/", "api.py"},
     "omegaconf": {"cli/", "configuration/", "api.py"},
     "mlflow": {"tracking/mlflow.py"},
+    "tensorboard": {"tracking/tensorboard.py"},
+    "wandb": {"tracking/wandb.py"},
     "optuna": {"configuration/search.py"},
     "backpack": {"gradient_variance/engines/backpack_engine.py"},
     "matplotlib": {"reports/figures/"},
@@ -31,7 +33,7 @@ HOMES = {
     "numba": {"data/images/compiled.py"},
 }
 # Imported inside functions, never when a module is loaded: the command line must answer at once.
-LAZY = {"mlflow", "matplotlib", "backpack", "scipy"}
+LAZY = {"mlflow", "tensorboard", "wandb", "matplotlib", "backpack", "scipy"}
 
 
 def modules() -> list[Path]:
