@@ -135,9 +135,11 @@ def job(config: DictConfig) -> float | None:
     _announce(config, context.runtime.choices, folder)
     from fishr_exp.core import distributed  # imports torch
     from fishr_exp.tracking.mlflow import quiet_mlflow  # imports no MLflow
+    from fishr_exp.tracking.wandb import quiet_wandb
     from fishr_exp.training.run import run
 
     quiet_mlflow()
+    quiet_wandb()
     prefix = ""
     try:
         if distributed.launched() and context.mode is RunMode.MULTIRUN:

@@ -24,6 +24,7 @@ from fishr_exp.tracking.address import KEY, check_address
 from fishr_exp.tracking.mirror import Mirror, unreachable
 from fishr_exp.tracking.mlflow import quiet_mlflow
 from fishr_exp.tracking.state import State
+from fishr_exp.tracking.wandb import quiet_wandb
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_mlflow()
+    quiet_wandb()
     if not options.dir.is_dir():
         sys.stderr.write(f"fishr-sync: {options.dir} is not a folder; pass a folder of runs\n")
         return 2
