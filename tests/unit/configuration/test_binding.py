@@ -71,6 +71,8 @@ def test_yaml_is_bound_to_what_it_builds(path: Path) -> None:
         "seed": 0,
         "root": "text",
         "sweep": "text",
+        "project": "text",
+        "mode": "offline",
         "lists": {},
         "name": "some",
         "freeze_bn": True,
