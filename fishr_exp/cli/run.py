@@ -41,6 +41,7 @@ from fishr_exp.configuration.starting import (
     prefer_own_sweepers,
     register_run_name,
 )
+from fishr_exp.configuration.tree import tree
 from fishr_exp.core.errors import (
     ConfigError,
     SharedStepsMade,
@@ -148,7 +149,11 @@ def job(config: DictConfig) -> float | None:
             if not distributed.is_first():
                 prefix = f"rank {distributed.rank()}: "
                 _only_errors()
-            result = run(checked_arguments(config, context), folder)
+            checked = checked_arguments(config, context)
+            if config.get("print_config") and distributed.is_first():
+                for line in tree(checked.config):
+                    log.info("%s", line)
+            result = run(checked, folder)
     except SharedStepsMade:
         log.info("the steps that it shares with other runs are made")
         return None

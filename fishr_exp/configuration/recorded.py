@@ -14,10 +14,10 @@ from fishr_exp.runs.keys import KEYS
 from fishr_exp.runs.reading import Run
 
 # Where and how the run was made does not matter.
-_HERE = {
+_HERE: dict[str, Any] = {
     "tracker": None, "averaging": None, "scheduler": None, "device": "auto", "compile": False,
-    "diagnostics": False, "show_test_accuracy": False, "resume": True, "retry_failed": False,
-    "checkpoint_every": None,
+    "diagnostics": False, "profile_steps": None, "tags": [], "show_test_accuracy": False,
+    "resume": True, "retry_failed": False, "checkpoint_every": None,
 }  # fmt: skip
 
 

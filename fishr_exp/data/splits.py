@@ -29,6 +29,25 @@ def check_fraction(holdout_fraction: float) -> None:
         raise ConfigError("holdout_fraction", holdout_fraction, "must be a fraction in [0, 1)")
 
 
+def limited(parts: Split, limit: int | None, seed: int, name: str) -> Split:
+    """Leave at most so many samples of each part, drawn at random; of 10, all are among 20.
+
+    Args:
+        parts: The split of a domain.
+        limit: Samples of each part; None: all.
+        seed: The seed of the split.
+        name: The domain's name.
+    """
+    if limit is None:
+        return parts
+
+    def of(part: Tensor, purpose: str) -> Tensor:
+        order = torch.randperm(len(part), generator=generator(seed, "limit", purpose, name))
+        return part[order[:limit]].sort().values
+
+    return Split(of(parts.train, "train"), of(parts.validation, "validation"))
+
+
 def split(domain: Domain, holdout_fraction: float, seed: int) -> Split:
     """Split a domain at random, by a stream that depends on `seed` and the domain's name only.
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def environment(device: str, threads: int, ranks: int = 1) -> dict[str, Any]:
+def environment(
+    device: str, threads: int, ranks: int = 1, tags: Sequence[str] = ()
+) -> dict[str, Any]:
     """Describe what the run runs on.
 
     Args:
@@ -25,6 +28,7 @@ def environment(device: str, threads: int, ranks: int = 1) -> dict[str, Any]:
         threads: Threads of one operation on the CPU; results are the same bits only at the same
             number.
         ranks: Processes that train together; at another number, results differ by rounding.
+        tags: Words of the user's.
     """
     versions = {"fishr-exp": fishr_exp.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
@@ -40,6 +44,7 @@ def environment(device: str, threads: int, ranks: int = 1) -> dict[str, Any]:
         "ranks": ranks,
         "platform": platform.platform(),
         "command": sys.argv,
+        **({"tags": [*tags]} if tags else {}),
     }
 
 

@@ -49,6 +49,7 @@ KEYS: dict[str, Key] = {
     "tracker": Key(builds=("folder",), optional=True, bookkeeping=True),
     # groups without a part
     "experiment": Key(choice=True, argument=False),
+    "debug": Key(choice=True, argument=False),
     "protocol": Key(choice=True, argument=False),
     "search": Key(choice=True, argument=False),
     # the root
@@ -56,6 +57,7 @@ KEYS: dict[str, Key] = {
     "total_steps": Key(neutral=None),
     "data_seed": Key(of_a_protocol=True),
     "sampling": Key(neutral="permutation"),
+    "limit_samples": Key(neutral=None),
     "clip_norm": Key(neutral=None),
     "precision": Key(neutral="fp32"),
     "channels_last": Key(neutral=False),
@@ -63,6 +65,9 @@ KEYS: dict[str, Key] = {
     "metrics": Key(of_each_run=True, neutral=["accuracy", "loss"]),
     "evaluation_batch_size": Key(of_each_run=True),
     "diagnostics": Key(bookkeeping=True),
+    "profile_steps": Key(bookkeeping=True),
+    "tags": Key(bookkeeping=True),
+    "print_config": Key(bookkeeping=True, argument=False),
     "show_test_accuracy": Key(bookkeeping=True),
     "num_workers": Key(bookkeeping=True),
     "device": Key(bookkeeping=True),

@@ -17,12 +17,14 @@ CONFIG, DATA, ENVIRONMENT, RECORDS, RESULT, TRACKING = (
     "tracking.json",
 )
 SHARED, MODEL = "shared.json", "model.json"
+PROFILE, TRACE = "profile.txt", "trace.json"  # with profile_steps
 METRICS, SUMMARY = "metrics.csv", "metrics.json"  # written by the tracking room
 CHECKPOINTS, DONE, LOCK = "checkpoints", "done", ".lock"
 TRUNKS = ".trunks"  # in the folder of a sweep: steps that its runs share
 # Beside the configuration; in this order they are removed.
 FILES = (
-    DONE, RESULT, RECORDS, SHARED, DATA, MODEL, ENVIRONMENT, TRACKING, METRICS, SUMMARY,
+    DONE, RESULT, RECORDS, SHARED, DATA, MODEL, ENVIRONMENT, TRACKING, METRICS, SUMMARY, PROFILE,
+    TRACE,
 )  # fmt: skip
 # The files that a run names: checkpoints, as the training room does, and those being written.
 OF_CHECKPOINTS = re.compile(r"best\.pt|best-\d+\.pt|step-\d+\.pt")

@@ -161,6 +161,7 @@ class MlflowMirror(Mirror):
         if _ERROR in there.tags:
             self._client.delete_tag(self.run_id, _ERROR)
         kept = {key: value for key, value in settings.items() if is_bookkeeping(key)}
+        kept["tags"] = ", ".join(map(str, kept.get("tags") or ())) or None
         tags = [RunTag(_name(k), str(v)[:_TAG_LENGTH]) for k, v in kept.items() if v is not None]
         self._client.log_batch(self.run_id, tags=tags)
         named = {_name(key): str(settings[key]) for key in settings if key not in kept}

@@ -85,6 +85,7 @@ class Arguments:
     seed: int
     test_domains: list[str]
     holdout_fraction: float
+    limit_samples: int | None
     batch_size: int | Mapping[str, int | None] | None
     sampling: Sampling
     epochs: int | None
@@ -95,6 +96,8 @@ class Arguments:
     evaluation_batch_size: int
     clip_norm: float | None
     diagnostics: bool
+    profile_steps: int | None
+    tags: list[str]
     show_test_accuracy: bool
     num_workers: int
     device: str

@@ -30,6 +30,8 @@ def check_counts(arguments: Arguments) -> None:
         ("total_steps", 1, _LARGEST),
         ("steps_per_epoch", 1, _LARGEST),
         ("evaluation_batch_size", 1, _LARGEST),
+        ("limit_samples", 2, _LARGEST),
+        ("profile_steps", 1, 1000),
         ("num_workers", 0, workers),
     ):
         value = getattr(arguments, key)
@@ -41,4 +43,6 @@ def check_counts(arguments: Arguments) -> None:
     if arguments.clip_norm is not None and not 0 < arguments.clip_norm < math.inf:
         hint = "write a number, or null to leave the gradients as they are"
         raise ConfigError("clip_norm", arguments.clip_norm, "must be more than 0", hint)
+    if empty := [tag for tag in arguments.tags if not tag.strip() or not tag.isprintable()]:
+        raise ConfigError("tags", repr(empty[0]), "a tag is a word or some words", "leave it out")
     Interval(arguments.checkpoint_every)

@@ -62,6 +62,7 @@ class Training:
     autocast: Autocast = contextlib.nullcontext
     make_schedule: MakeSchedule | None = None
     clip_norm: float | None = None
+    after_step: Callable[[], None] | None = None  # for the profiler
     grouping: Grouping = field(default_factory=Grouping)
     # Of the steps since the last evaluation: what each logged, and the seconds that all took, and
     # those of them in which the batch was waited for.
@@ -286,6 +287,8 @@ def _step(training: Training, batches: Iterator[Batch]) -> None:
     training.seconds += time.perf_counter() - started
     if training.step == 1:
         training.observer.check_losses(logs)
+    if training.after_step:
+        training.after_step()
     for name, value in logs.items():
         training.logged.setdefault(name, []).append(value.to(training.device))
 

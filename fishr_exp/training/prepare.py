@@ -20,7 +20,7 @@ from fishr_exp.core.contracts import Averaging, Domains, Facts, Loss, Model, Tra
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.batch_sizes import batch_size_of, check_batch_size, check_named
 from fishr_exp.data.minibatches import Minibatches
-from fishr_exp.data.splits import check_fraction, split
+from fishr_exp.data.splits import check_fraction, limited, split
 from fishr_exp.gradient_variance import UnsupportedError
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.records import PARTS
@@ -98,10 +98,11 @@ def prepare(arguments: Arguments) -> Prepared:
     domains = as_domains(arguments.dataset())
     training_domains = _training_domains(arguments, domains, trainer)
     split_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    parts = {
-        name: dict(zip(PARTS, split(domain, arguments.holdout_fraction, split_seed), strict=True))
-        for name, domain in domains.by_name.items()
-    }
+    parts = {}
+    for name, domain in domains.by_name.items():
+        whole = split(domain, arguments.holdout_fraction, split_seed)
+        few = limited(whole, arguments.limit_samples, split_seed, name)
+        parts[name] = dict(zip(PARTS, few, strict=True))
     check_named(arguments.batch_size, domains.by_name, training_domains)
     streams = [
         Minibatches(

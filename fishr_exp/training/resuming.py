@@ -110,7 +110,9 @@ def _open(
         run_folder.write_data(prepared.data)
         prepared.model_facts.write(run_folder.path)
         run_folder.write_environment(
-            environment(name, torch.get_num_threads(), distributed.world_size())
+            environment(
+                name, torch.get_num_threads(), distributed.world_size(), prepared.arguments.tags
+            )
         )
         run_folder.keep_until(_evaluated(prepared, reached) if reached else 0)
     except OSError as error:

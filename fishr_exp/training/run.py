@@ -26,6 +26,7 @@ from fishr_exp.training.evaluation import Counts
 from fishr_exp.training.loop import fit
 from fishr_exp.training.prepare import prepare
 from fishr_exp.training.prepared import Prepared
+from fishr_exp.training.profiling import profiling
 from fishr_exp.training.resuming import device_name, start_or_continue
 from fishr_exp.training.signals import InterruptedEvaluationError, Signals
 from fishr_exp.training.trunk import Trunk, find_trunk, trunks
@@ -80,7 +81,9 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
             _failure_recorded(run_folder, journal, prepared.outline),
             distributed.failing_together(),
             signals,
+            profiling(arguments.profile_steps, run_folder.path, prepared.device) as note,
         ):
+            training.after_step = note
 
             def evaluate() -> tuple[Scores, dict[str, float | None] | None]:
                 diagnostics = prepared.diagnose()

@@ -234,6 +234,15 @@ def test_what_keeps_books_is_a_tag(tracked: Tracked) -> None:
     assert run.data.metrics["test_accuracy"] == pytest.approx(sum(means) / len(means))
 
 
+def test_tags_of_the_user_are_one_tag_by_which_runs_are_found(tracked: Tracked) -> None:
+    command = tracked.command("words", "words")
+    command("trainer=erm", "tags=[pilot,two words]")
+    command("trainer=erm", "seed=1")
+    runs = {run.data.params["seed"]: run.data.tags for run in tracked.runs("words")}
+    assert runs["0"]["tags"] == "pilot, two words"
+    assert "tags" not in runs["1"]
+
+
 def test_a_deleted_experiment_is_told_with_what_helps(tracked: Tracked) -> None:
     command = tracked.command("deleted", "deleted")
     command("trainer=erm")

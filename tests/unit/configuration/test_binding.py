@@ -21,6 +21,7 @@ from fishr_exp.training.arguments import Arguments, Grouping, Timing
 YAMLS = sorted(p for group in PARTS for p in (conf_dir() / group).glob("*.yaml"))
 OF_THE_RUN = {"optimizer": Grouping, "scheduler": Timing}
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
+DEBUG = sorted((conf_dir() / "debug").glob("*.yaml"))
 PROTOCOLS = sorted((conf_dir() / "protocol").glob("*.yaml"))
 SWEEPERS = sorted((conf_dir() / "hydra" / "sweeper").glob("*.yaml"))
 LOGGING = [*(conf_dir() / "hydra").glob("*_logging/fishr_exp.yaml")]
@@ -96,7 +97,16 @@ def test_keys_of_a_group_that_the_run_takes_are_those_of_a_signature(group: str)
 
 def test_every_yaml_was_found() -> None:
     found = set((conf_dir()).rglob("*.yaml")) - {conf_dir() / "config.yaml"}
-    assert found == {*YAMLS, *EXPERIMENTS, *PROTOCOLS, *SEARCHES, *SWEEPERS, *FITTING, *LOGGING}
+    assert found == {
+        *YAMLS,
+        *EXPERIMENTS,
+        *DEBUG,
+        *PROTOCOLS,
+        *SEARCHES,
+        *SWEEPERS,
+        *FITTING,
+        *LOGGING,
+    }
 
 
 @pytest.mark.parametrize("path", FITTING, ids=lambda p: p.stem)

@@ -8,7 +8,7 @@ import torch
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.data.datasets.digits import colored_digits
 from fishr_exp.data.datasets.tensors import TensorDomain
-from fishr_exp.data.splits import split
+from fishr_exp.data.splits import limited, split
 
 
 def domain(name, count):
@@ -44,3 +44,21 @@ def test_only_seed_and_name_decide():
 def test_a_fraction_out_of_range_names_its_key(fraction):
     with pytest.raises(ConfigError, match="holdout_fraction="):
         split(domain("some", 5), fraction, seed=0)
+
+
+def test_a_limit_leaves_so_many_of_each_part_and_fewer_are_among_more():
+    whole = split(domain("some", 100), 0.3, seed=0)
+    one, other = (limited(whole, n, 0, "some") for n in (10, 20))
+    for few, more, part in zip(one, other, whole, strict=True):
+        assert (len(few), len(more)) == (10, 20)
+        assert set(few.tolist()) < set(more.tolist()) < set(part.tolist())
+        assert torch.equal(few, few.sort().values)
+    assert not torch.equal(one.train, limited(whole, 10, 1, "some").train)
+    assert not torch.equal(one.train, whole.train[:10])
+
+
+def test_a_limit_above_the_size_leaves_all():
+    whole = split(domain("some", 10), 0.3, seed=0)
+    for limit in (None, 7, 100):
+        parts = limited(whole, limit, 0, "some")
+        assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
