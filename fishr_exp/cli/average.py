@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fishr_exp.cli.given_runs import read_done
 from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.configuration.messages import is_out_of_memory, one_line
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
 from fishr_exp.configuration.recorded import recorded_arguments
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.runs.methods import AVERAGE_OF
-from fishr_exp.runs.reading import Run, read_runs
-from fishr_exp.runs.run_folder import RunFolder
+from fishr_exp.runs.reading import Run
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         with permissions_of([f"{ALLOW_TARGETS}=[{','.join(options.allow_targets)}]"]):
-            lines = _average(_runs(options.runs), options.how, options.out)
+            runs = read_done(options.runs, averages=False)
+            lines = _average(runs, options.how, options.out)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -62,36 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) and not is_out_of_memory(error) else 1
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
-
-
-def _runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the runs, each once, in the order of their folders.
-
-    Raises:
-        ConfigError: If there is none, or one is not done or cannot be read.
-    """
-    found: dict[Path, Run] = {}
-    for folder in folders:
-        try:
-            runs = read_runs(folder)
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror})"
-            hint = "pass run folders, or the folder that they are in"
-            raise ConfigError("RUN", folder, reason, hint) from error
-        if not len(runs):
-            raise ConfigError("RUN", folder, "is not a run folder, and holds none", "pass one")
-        for path, problem in runs.broken.items():
-            raise ConfigError("RUN", path, problem)
-        for path in (*runs.failed, *runs.unfinished):
-            if AVERAGE_OF in RunFolder(path).config():  # stopped while it was written
-                continue
-            reason = "failed" if path in runs.failed else "is not done"
-            hint = "go on with it by its command first, or pass the others"
-            raise ConfigError("RUN", path, reason, hint)
-        found |= {run.path.resolve(): run for run in runs.done if AVERAGE_OF not in run.config}
-    if not found:
-        raise ConfigError("RUN", folders[0], "holds averages only", "pass the runs")
-    return list(found.values())
 
 
 def _average(runs: Sequence[Run], how: str, out: Path | None) -> list[str]:

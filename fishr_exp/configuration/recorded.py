@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 from fishr_exp.configuration.binding import arguments
 from fishr_exp.configuration.permissions import ALLOW_TARGETS
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.keys import KEYS
+from fishr_exp.runs.methods import AVERAGE_OF
 from fishr_exp.runs.reading import Run
 
 # Where and how the run was made does not matter.
@@ -20,19 +22,45 @@ _HERE: dict[str, Any] = {
     "resume": True, "retry_failed": False, "checkpoint_every": None,
 }  # fmt: skip
 
+# Of an average, what its runs differ in is not recorded, and the network is a plain one.
+_OF_TRAINING = {
+    "trainer": {TARGET: "fishr_exp.trainers.erm.Erm"},
+    "optimizer": {TARGET: "torch.optim.Adam"},
+    "observer": {
+        TARGET: "fishr_exp.training.early_stopping.EarlyStopping", "monitor": "risk", "mode": "min",
+        "patience": None, "min_delta": 0.0, "keep": "last",
+    },
+    "epochs": 1, "total_steps": None, "steps_per_epoch": 1,
+}  # fmt: skip
+_OF_TRAINING_ROOT = {"batch_size": None, "evaluate_train": True, "evaluation_batch_size": 256}
 
-def recorded_arguments(run: Run) -> Any:
+
+def recorded_arguments(
+    run: Run,
+    changes: Mapping[str, Any] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> Any:
     """Return what prepares a run, from its recorded configuration; nothing in it is allowed more.
+
+    Args:
+        run: The run.
+        changes: What to put in the place of root keys and groups.
+        renamed: What parts are called then, by group.
 
     Raises:
         ConfigError: If it names what may not be built, or is damaged.
     """
     neutral = {k: key.neutral for k, key in KEYS.items() if key.came_later and "." not in k}
-    config: dict[str, Any] = {**neutral, **run.config, **_HERE, ALLOW_TARGETS: []}
-    labels = {"dataset": run.dataset, "model": run.model, "trainer": run.option}
+    here = {**_HERE, ALLOW_TARGETS: [], **(changes or {})}
+    config: dict[str, Any] = {**neutral, **run.config, **here}
+    if config.pop(AVERAGE_OF, None):
+        config = {**_OF_TRAINING_ROOT, **config, **_OF_TRAINING}
+    labels = {"dataset": run.dataset, "model": run.model, "trainer": run.option, **(renamed or {})}
     try:
         return arguments(OmegaConf.create(_written(config)), labels)
     except ConfigError as error:
+        if error.key.partition(".")[0] in (changes or {}):  # the mistake is not the run's
+            raise
         reason = f"its {error.key}={error.value}: {error.allowed}"
         hint = error.hint
         if f"{ALLOW_TARGETS}=" in hint:

@@ -34,7 +34,7 @@ def write(
     contents = {f"{stem}.{SUFFIXES[name]}": FORMATS[name](sheets) for name in formats}
     if "latex" in formats:
         contents[f"{stem}-notes.tex"] = to_latex_notes(sheets)
-    with _explaining_os_errors(out):
+    with explaining_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(out / name, content.encode(errors="backslashreplace"))
@@ -58,7 +58,7 @@ def draw_all(
         ConfigError: If the folder cannot be written.
     """
     files: list[Path] = []
-    with _explaining_os_errors(out):
+    with explaining_os_errors(out):
         for number, table in enumerate(tables, start=1):
             if everything or is_drawn(table):
                 files += draw(table, out / _figure_name(table, number, len(tables)), rename)
@@ -83,7 +83,7 @@ def remove_stale(tables: Sequence[Table], out: Path, drawn: Sequence[Path]) -> l
     stems.append(stem_of(CURVES, tables[0].metric))
     files = [out / f"{stem}.{suffix}" for stem in stems for suffix in ("pdf", "png")]
     stale = [file for file in files if file not in drawn and file.is_file()]
-    with _explaining_os_errors(out):
+    with explaining_os_errors(out):
         for file in stale:
             file.unlink()
     return stale
@@ -103,7 +103,12 @@ def stem_of(stem: str, metric: str) -> str:
 
 
 @contextlib.contextmanager
-def _explaining_os_errors(out: Path) -> Iterator[None]:
+def explaining_os_errors(out: Path) -> Iterator[None]:
+    """Turn a failure to write in the block into a line about `--out`.
+
+    Raises:
+        ConfigError: If there is one.
+    """
     try:
         yield
     except OSError as error:

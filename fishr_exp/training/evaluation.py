@@ -101,6 +101,7 @@ def count(
     classes: int,
     device: torch.device,
     autocast: Autocast = contextlib.nullcontext,
+    look: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Counts:
     """Count predictions and add up losses, in evaluation mode.
 
@@ -113,6 +114,7 @@ def count(
         classes: C, the number of classes.
         device: Where the model is.
         autocast: Makes the context of forward passes.
+        look: Is shown the logits and labels of each chunk.
     """
     was_training = model.training
     model.eval()
@@ -123,6 +125,8 @@ def count(
             x, y = chunk.to(device)
             with autocast():
                 logits = model(x)
+            if look:
+                look(logits, y)
             cells = y * classes + predictions(logits)
             confusion += torch.bincount(cells, minlength=classes * classes)
             summed += loss(logits.float(), y).sum(dtype=torch.float64)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fishr_exp.core import distributed, seeding
 from fishr_exp.core.compiler import compiler_not_imported
@@ -97,12 +97,7 @@ def prepare(arguments: Arguments) -> Prepared:
     context = autocast(arguments.precision, device)
     domains = as_domains(arguments.dataset())
     training_domains = _training_domains(arguments, domains, trainer)
-    split_seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-    parts = {}
-    for name, domain in domains.by_name.items():
-        whole = split(domain, arguments.holdout_fraction, split_seed)
-        few = limited(whole, arguments.limit_samples, split_seed, name)
-        parts[name] = dict(zip(PARTS, few, strict=True))
+    parts = split_domains(arguments, domains)
     check_named(arguments.batch_size, domains.by_name, training_domains)
     streams = [
         Minibatches(
@@ -155,6 +150,17 @@ def prepare(arguments: Arguments) -> Prepared:
         total_steps=total_steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def split_domains(arguments: Arguments, domains: Domains) -> dict[str, dict[str, Tensor]]:
+    """Split each domain: name -> part -> indices, int64."""
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+    parts = {}
+    for name, domain in domains.by_name.items():
+        whole = split(domain, arguments.holdout_fraction, seed)
+        few = limited(whole, arguments.limit_samples, seed, name)
+        parts[name] = dict(zip(PARTS, few, strict=True))
+    return parts
 
 
 def _too_late(key: str, value: Any, total_steps: int) -> list[str]:

@@ -49,6 +49,7 @@ class ImageDomain:
             1 of 10 images. See `augmentation.py`.
         validation: Indices of the validation part, int64; None: drawn by `split`.
         digest: Of the names and labels of the images, see `digests.py`.
+        paths: Of the images, for reports; empty if they have none.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class ImageDomain:
         augment: bool,
         validation: Tensor | None = None,
         digest: str = "",
+        paths: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.digest = digest
+        self.paths = paths
         self.validation = validation
         self.pictures = pictures
         self._y = labels

@@ -148,6 +148,7 @@ def listed_domains(
             image_size=image_size,
             augment=augment,
             validation=None if validation is None else validation[kept].nonzero()[:, 0],
+            paths=[paths[i] for i in kept],
             digest=digest_of(
                 [os.path.relpath(paths[i], os.path.expanduser(root)) for i in kept],
                 labels[kept],

@@ -24,6 +24,7 @@ CALLS = {
     "fishr-sweep-plan": ("plan", "trainer=erm", "model.hidden=8", "output_dir=RUNS"),
     "fishr-diagnostics": ("diagnostics", "--help"),
     "fishr-average": ("average", "--help"),
+    "fishr-eval": ("evaluate", "--help"),
 }
 
 
