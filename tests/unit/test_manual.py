@@ -118,7 +118,7 @@ def test_the_manual_builds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial", "what_next", "training"])
+@pytest.mark.parametrize("page", ["tutorial", "what_next", "training", "evaluate"])
 def test_the_blocks_of_a_page_run(page: str, tmp_path: Path) -> None:
     """One after another, in one folder, as a reader would give them."""
     bash = [b for b in blocks(DOCS / f"{page}.md") if b.language == "bash" and not b.needs_data]
