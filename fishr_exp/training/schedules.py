@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from fishr_exp.core.compiler import compiler_not_imported
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.training.arguments import Arguments, Timing
 from fishr_exp.training.built import as_kind, build_part
+
+log = logging.getLogger(__name__)
 
 _OF_GROUPS = ("base_lrs", "min_lrs")  # in a scheduler's state: what follows from the optimizer
 _TRIED = 3  # ticks
@@ -118,6 +121,7 @@ def schedule_of(
         return None
     build, timing = arguments.scheduler, arguments.timing
     ticks = total_steps if timing.per == "step" else -(-total_steps // steps_per_epoch)
+    _warn_of_late(arguments.config["scheduler"], ticks, timing)
 
     def make(optimizer: Optimizer) -> Schedule:
         with compiler_not_imported():
@@ -241,6 +245,18 @@ def warmup_cosine(
         return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * part)) / 2
 
     return LambdaLR(optimizer, factor)
+
+
+def _warn_of_late(node: Mapping[str, Any], ticks: int, timing: Timing) -> None:
+    """Say if the rate would change for the first time after the last update."""
+    for key in ("step_size", "milestones"):
+        value = node.get(key) or ticks - 1
+        if (min(value) if isinstance(value, list) else value) >= ticks:
+            log.warning(
+                "scheduler.%s=%s: the learning rate never changes in the %d %ss of this run; lower "
+                "it, or raise epochs or total_steps",
+                key, value, ticks, timing.per,
+            )  # fmt: skip
 
 
 def _alike(ours: Any, theirs: Any) -> bool:

@@ -30,6 +30,7 @@ from .test_runs import assert_same_run, differences, without_seconds
 SMALL = ("model.hidden=8", "tracker=none", "dataset=colored_digits")
 SWEEP = ("-m", "trainer.gamma=0,100", "seed=0,1", "epochs=8", "steps_per_epoch=25",
          "trainer.ema_decay=0.9", "trainer.anneal_steps=60", "checkpoint_every=4",
+         "scheduler=cosine", "clip_norm=1", "sampling=class_balanced", "optimizer=adamw",
          *SMALL)  # fmt: skip
 
 

@@ -107,6 +107,19 @@ def test_a_damaged_state_of_the_schedule_is_passed_over(
 
 
 @pytest.mark.parametrize(
+    "words", [("scheduler.step_size=4",), ("scheduler.step_size=12", "scheduler.per=step")]
+)
+def test_a_rate_that_never_changes_is_said(words: tuple[str, ...], fishr_exp: Command) -> None:
+    done = fishr_exp("trainer=erm", "scheduler=step", *words, tiny=SMALL)
+    assert done.status == 0
+    per = "12 steps" if len(words) > 1 else "4 evaluations"
+    assert f"{words[0]}: the learning rate never changes in the {per} of this run" in done.err
+    smaller = words[0].replace("4", "3").replace("12", "11")
+    done = fishr_exp("trainer=erm", "scheduler=step", smaller, *words[1:], tiny=SMALL)
+    assert "never changes" not in done.err
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["scheduler=plateau", "scheduler.per=step"],
