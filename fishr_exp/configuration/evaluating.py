@@ -40,15 +40,18 @@ def asked_arguments(run: Run, words: Sequence[str], config_dir: str | None = Non
     changes = {o.key_or_group: _value(o) for o in given if o.key_or_group in _ROOT}
     option = run.dataset
     if chosen := of_data.pop("dataset", None):
-        option = str(_value(chosen))
-        typed = [o.input_line for o in (chosen, *of_data.values()) if o.input_line]
-        dataset = _composed(run, typed, config_dir)
-        size = run.config.get("dataset", {}).get(_OF_THE_NETWORK)
+        option = _value(chosen)
+        if not isinstance(option, str) or not option:
+            reason = "must be the name of an option"
+            raise ConfigError("dataset", option, reason, "pass dataset=NAME")
+        typed = [o.input_line for o in of_data.values() if o.input_line]
+        dataset = _composed(run, [f"dataset={option}", *typed], config_dir)
+        size = _own_dataset(run).get(_OF_THE_NETWORK)
         is_given = f"dataset.{_OF_THE_NETWORK}" in of_data
         if size is not None and _OF_THE_NETWORK in dataset and not is_given:
             dataset[_OF_THE_NETWORK] = size
     else:
-        dataset = dict(run.config.get("dataset", {}))
+        dataset = _own_dataset(run)
         for key, override in of_data.items():
             _set(dataset, key.split(".")[1:], _value(override))
     if chosen or of_data:
@@ -60,6 +63,11 @@ def changes_data(words: Sequence[str]) -> bool:
     """Whether overrides ask for other data than a run's own."""
     keys = (word.lstrip("+").partition("=")[0] for word in words)
     return any(key == "dataset" or key.startswith("dataset.") for key in keys)
+
+
+def _own_dataset(run: Run) -> dict[str, Any]:
+    recorded = run.config.get("dataset")
+    return dict(recorded) if isinstance(recorded, Mapping) else {}
 
 
 def _checked(override: Override) -> Override:

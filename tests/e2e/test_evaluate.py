@@ -259,6 +259,11 @@ def test_other_data_that_do_not_fit_are_one_line(
         (["RUN", "evaluation_batch_size=0"], "evaluation_batch_size=0: must be 1 or more"),
         (["RUN", "num_workers=-1"], "num_workers=-1: must be 0 or more"),
         (["RUN", "dataset=pacs,vlcs"], "dataset=pacs,vlcs: must be a single value"),
+        (["RUN", "dataset=null"], "dataset=null: must be the name of an option"),
+        (["RUN", "dataset={}"], "dataset={}: must be the name of an option"),
+        (["RUN", "dataset=mnist"], "dataset=mnist: no such option; choose from camelyon17"),
+        (["RUN", "dataset._target_=os.system"], "is not what an option of dataset builds"),
+        (["RUN", "~seed=0"], "seed=0: a run keeps what it was trained with"),
         (["RUN", "--domains", "gray"], "--domains=gray: colored_digits has no domain gray; choose"),
         (["RUN", "--predictions", "a.json"], "--predictions=a.json: must end in .csv or .parquet"),
         (["NONE"], "cannot be read (No such file or directory)"),
@@ -292,6 +297,19 @@ def test_a_run_that_is_not_done_is_one_line(
 
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("value", [None, [], {}, -1, "x"])
+@pytest.mark.parametrize(
+    "key", ["dataset", "model", "loss", "precision", "seed", "holdout_fraction"]
+)
+def test_a_damaged_setting_is_one_line(
+    key: str, value: object, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, key: value}))
+    assert evaluate.main([str(run)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

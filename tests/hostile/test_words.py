@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fishr_exp.cli import data, diagnostics, plan, sync, table
+from fishr_exp.cli import data, diagnostics, evaluate, plan, sync, table
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.runs.identity import flatten
 from tests.e2e.conftest import Command
@@ -133,6 +133,10 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], list[str]]] = {
     "sync": (sync.main, [
         "", "''", "nowhere", "/dev/null", ". --tracking-uri ''",
         ". --tracking-uri sqlite://", ". --nosuch",
+    ]),
+    "evaluate": (evaluate.main, [
+        "", "''", "nowhere", "/dev/null", ".", "--nosuch", "seed=1", "dataset=pacs", ". --out ''",
+        ". --predictions x", ". --format nosuch", "~nobody", "=", ". dataset",
     ]),
     "diagnostics": (diagnostics.main, ["", "''", "nowhere", "/dev/null", ".", "--nosuch"]),
 }  # fmt: skip
