@@ -24,6 +24,7 @@ from fishr_exp.training.built import as_domains, build_part, check_fit, two_samp
 from fishr_exp.training.calibration import Reliability, probabilities
 from fishr_exp.training.counts import check_counts
 from fishr_exp.training.evaluation import METRICS, Counts, count, measure, predictions
+from fishr_exp.training.members import Member
 from fishr_exp.training.precision import PRECISIONS, autocast
 from fishr_exp.training.prepare import find_device, split_domains
 from fishr_exp.training.trained import trained_model
@@ -77,6 +78,7 @@ def assess(
         raise ConfigError("precision", asked.precision, f"choose from {', '.join(PRECISIONS)}")
     check_counts(asked)
     device = find_device(asked.device)
+    Member.of(run, arguments)  # without its weights, no data need be read
     data = as_domains(asked.dataset())
     facts = ModelFacts.read(run.path)
     own = not other_data or dict(run.data) == digests(data.by_name)

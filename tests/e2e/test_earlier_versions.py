@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fishr_exp.cli import evaluate
 from tests.conftest import GOLDEN, processor
 
 from .conftest import Command, newest_state
@@ -41,7 +42,7 @@ def test_methods_train_to_the_weights_of_the_version_before(
 
 
 def test_a_run_that_the_version_before_stopped_goes_on_to_its_end(
-    fishr_exp: Command, tmp_path: Path
+    fishr_exp: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It was stopped in the middle of an epoch, after a reset of the optimizer, with averages."""
     words = ("trainer=fishr_domainbed", "trainer.anneal_steps=7", "checkpoint_every=4")
@@ -58,3 +59,6 @@ def test_a_run_that_the_version_before_stopped_goes_on_to_its_end(
         assert there["losses"] == pytest.approx(here["losses"], rel=1e-4)
         for domain, parts in there["accuracy"].items():
             assert here["accuracy"][domain] == pytest.approx(parts, abs=0.02)
+    (done.folder / "model.json").unlink()  # which that version did not write
+    assert evaluate.main([str(done.folder)]) == 0
+    assert "Test accuracies are those in result.json." in capsys.readouterr().out

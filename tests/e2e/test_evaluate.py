@@ -346,6 +346,15 @@ def test_of_several_runs_the_others_are_evaluated(
     assert (other / evaluate.FOLDER / "colored_digits/evaluation.json").exists()
 
 
+def test_a_run_without_weights_needs_no_data_to_say_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(trained / "checkpoints")
+    shutil.rmtree(tmp_path / "own")
+    assert evaluate.main([str(trained)]) == 2
+    assert "has no weights of step" in capsys.readouterr().err
+
+
 def test_weights_of_another_network_are_one_line(
     fishr_exp: Command, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
