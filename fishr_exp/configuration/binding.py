@@ -207,6 +207,8 @@ def part(
         place: The key of the node, where it is not the group's name.
     """
     place = place or group
+    if group == several.GROUP and node is not None:
+        _lend_networks()
     if group == several.GROUP and several.is_several(node):
         from fishr_exp.tracking.several import Mirrors
 
@@ -232,6 +234,14 @@ def part(
         reason = f"does not take {without[0]}, which every run gives to its {group}"
         raise ConfigError(f"{place}.{TARGET}", node[TARGET], reason, f"add {without[0]} to it")
     return functools.partial(build, **bind(build, keywords, f"{place}.", supplied, own))
+
+
+def _lend_networks() -> None:
+    """Let trackers have the network of a run, which they cannot build."""
+    from fishr_exp.configuration.recorded import network_of
+    from fishr_exp.tracking.mirror import Mirror
+
+    Mirror.model_of = staticmethod(network_of)
 
 
 def bind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,7 +14,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.identity import TARGET
 from fishr_exp.runs.keys import KEYS
 from fishr_exp.runs.methods import AVERAGE_OF
-from fishr_exp.runs.reading import Run
+from fishr_exp.runs.reading import Run, read_runs
 
 # Where and how the run was made does not matter.
 _HERE: dict[str, Any] = {
@@ -66,6 +67,18 @@ def recorded_arguments(
         if f"{ALLOW_TARGETS}=" in hint:
             hint = "pass --allow-targets PACKAGE if you trust it"
         raise ConfigError("RUN", run.path, reason, hint) from error
+
+
+def network_of(folder: Path) -> Any:
+    """Build the network of a done run, with the weights of its result, from the run's folder.
+
+    Raises:
+        ConfigError: If it names what may not be built, or lacks its weights.
+    """
+    from fishr_exp.training.trained import trained_model  # imports torch
+
+    (run,) = read_runs(folder).done
+    return trained_model(run, recorded_arguments(run))
 
 
 def _written(value: Any) -> Any:

@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fishr_exp.core.secrets import masked, masked_value
@@ -68,6 +69,7 @@ class Mirror(abc.ABC):
         is_own: Whether it is the run's own tracker. The address of another one is kept only once
             the run was opened there.
         among: The addresses of all trackers of the run, in order, where there are several.
+        model_of: What builds a done run's network from its folder; None where nobody has set it.
     """
 
     name: ClassVar[str] = "the tracker"
@@ -76,6 +78,7 @@ class Mirror(abc.ABC):
     longest_busy: float = 120.0
     is_own: bool = True
     among: Sequence[str] = ()
+    model_of: ClassVar[Callable[[Path], Any] | None] = None
 
     def __init__(self, folder: RunFolder, address: str, /, **keywords: Any) -> None:
         self.folder, self.address = folder, address
@@ -113,6 +116,9 @@ class Mirror(abc.ABC):
 
         It is called before the thread starts: a data loader that forks during an import can hang.
         """
+
+    def before_end(self, status: str) -> None:  # noqa: B027 - most trackers need nothing
+        """Make what the end needs and the thread must not make; `status` is that of `finish`."""
 
     @abc.abstractmethod
     def connect(self) -> None:
@@ -198,6 +204,8 @@ class Mirror(abc.ABC):
 
     def end(self, status: str) -> None:
         """Do as `finish`, without waiting, which is left to `wait`."""
+        if self.address not in unreachable:
+            self.before_end(status)
         self._status, self._ended = status, time.monotonic()
         self._news.set()
 

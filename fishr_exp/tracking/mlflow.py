@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
+import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
+from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.secrets import bare, remember
 from fishr_exp.runs.identity import is_bookkeeping
 from fishr_exp.runs.run_folder import RunFolder
@@ -23,10 +26,23 @@ from fishr_exp.tracking.address import (
     sqlite_file,
     warn_of_password,
 )
-from fishr_exp.tracking.content import origin
 from fishr_exp.tracking.database import BUSY, BusyDatabaseError, UnusableDatabaseError
 from fishr_exp.tracking.failures import is_away, is_refused
 from fishr_exp.tracking.mirror import End, Mirror, Point
+from fishr_exp.tracking.mlflow_objects import (
+    MODEL,
+    TAG_LENGTH,
+    Tables,
+    log_domains,
+    log_model,
+    metrics_of,
+    milliseconds,
+    saved_model,
+    tags_of_origin,
+    valid_name,
+)
+
+log = logging.getLogger(__name__)
 
 # MLflow's own defaults block an unreachable server's user for minutes, report usage, and print.
 _FOR_COMMANDS = {
@@ -39,7 +55,6 @@ _FOR_COMMANDS = {
 }
 _PARAMETERS = 100  # MLflow's limit per call
 _PARAMETER_LENGTH = 6000  # MLflow's limit, characters
-_TAG_LENGTH = 5000  # the same of a tag
 _METRICS = 1000  # MLflow's limit per call
 _ERROR = "error"  # the tag of a failed run
 _IDENTITY = "mirror"  # the tag by which a folder's run is found again, on any server
@@ -74,19 +89,40 @@ class MlflowMirror(Mirror):
         experiment: MLflow's name for a group of runs; it is made when missing.
         sweep: The value of the tag `sweep`, which the runs of a sweep share. Runs are not nested:
             MLflow's charts hide nested ones.
+        log_model: Whether the network of the result is sent, too, as a model that MLflow can load
+            where this package is not installed.
+        system_metrics: Whether the use of processor, memory, disk, network and GPU is sent while
+            the run goes on, every ten seconds.
+
+    Raises:
+        ConfigError: If the address cannot be MLflow's, or `system_metrics` lacks psutil.
     """
 
     name: ClassVar[str] = "MLflow"
 
-    def __init__(self, folder: RunFolder, tracking_uri: str, experiment: str, sweep: str) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        tracking_uri: str,
+        experiment: str,
+        sweep: str,
+        log_model: bool = False,
+        system_metrics: bool = False,
+    ) -> None:
         check_address(tracking_uri)
+        if system_metrics and find_spec("psutil") is None:
+            hint = "pip install psutil"
+            raise ConfigError("tracker.system_metrics", True, "needs the package psutil", hint)
         self._database = sqlite_file(tracking_uri)
         _, mark, query = tracking_uri.partition("?")
         self._uri = f"{SQLITE}{self._database}{mark}{query}" if self._database else tracking_uri
         uri = bare(self._uri)
         remember(self._uri)
         warn_of_password(self._uri)
-        super().__init__(folder, uri, tracking_uri=uri, experiment=experiment, sweep=sweep)
+        asked = {"log_model": log_model, "system_metrics": system_metrics}
+        more = {key: True for key, value in asked.items() if value}
+        super().__init__(folder, uri, tracking_uri=uri, experiment=experiment, sweep=sweep, **more)
+        self.log_model, self.system_metrics = log_model, system_metrics
         self.experiment = experiment
         self.sweep = sweep
         # Where files of a database go, instead of the current folder; servers have their own.
@@ -96,14 +132,27 @@ class MlflowMirror(Mirror):
         self._client: Any = None
         self._experiment_id = ""
         self._deleted = False  # the experiment, which can be restored
+        self._model: tempfile.TemporaryDirectory[str] | None = None  # the saved network
+        self._monitor: Any = None  # MLflow's, of the system
 
     def holds_run(self, run_id: str) -> bool:
         """Whether a SQLite file has the run; of servers it is taken for granted."""
         return self._database is None or database.holds_run(self._database, run_id)
 
+    def lacks(self, status: str) -> bool:
+        """Whether MLflow lacks anything; the network, too, if it was not asked for before."""
+        unasked = self.log_model and not self._known().tracker.get("log_model")
+        return super().lacks(status) or (unasked and status == "FINISHED")
+
     def load(self) -> None:
         """Import MLflow, which takes 1.5 s."""
         import mlflow  # noqa: F401
+
+    def before_end(self, status: str) -> None:
+        """Save the network of the result, if it is to be sent; building it uses PyTorch's state."""
+        build = type(self).model_of
+        if self.log_model and status == "FINISHED" and build is not None:
+            self._model = saved_model(self.folder, build)
 
     def connect(self) -> None:
         """Reach the server; find the experiment, or make it."""
@@ -117,7 +166,7 @@ class MlflowMirror(Mirror):
         # The client makes the tables, and two processes that make them at once spoil them for good.
         with self._creation_lock():
             if self._database:
-                database.prepare(self._database, _Tables(str(self._artifact_location())))
+                database.prepare(self._database, Tables(str(self._artifact_location())))
             client = MlflowClient(tracking_uri=self._uri)
             found: Any = client.get_experiment_by_name(self.experiment)
             if found is None:
@@ -141,10 +190,10 @@ class MlflowMirror(Mirror):
             self._client.update_run(self.run_id, status="RUNNING")
             return self.run_id
         tags = {"sweep": self.sweep, "folder": str(self.folder.path), **self.labels}
-        tags |= _origin(self.folder.path)
+        tags |= tags_of_origin(self.folder.path)
         made = self._client.create_run(
             self._experiment_id,
-            start_time=_milliseconds(self.started),
+            start_time=milliseconds(self.started),
             run_name=self.folder.path.name,
             tags={**tags, _IDENTITY: self.identity},
         )
@@ -162,9 +211,10 @@ class MlflowMirror(Mirror):
             self._client.delete_tag(self.run_id, _ERROR)
         kept = {key: value for key, value in settings.items() if is_bookkeeping(key)}
         kept["tags"] = ", ".join(map(str, kept.get("tags") or ())) or None
-        tags = [RunTag(_name(k), str(v)[:_TAG_LENGTH]) for k, v in kept.items() if v is not None]
+        known = {valid_name(k): str(v)[:TAG_LENGTH] for k, v in kept.items() if v is not None}
+        tags = [RunTag(key, value) for key, value in known.items()]
         self._client.log_batch(self.run_id, tags=tags)
-        named = {_name(key): str(settings[key]) for key in settings if key not in kept}
+        named = {valid_name(key): str(settings[key]) for key in settings if key not in kept}
         missing = [
             Param(key, value[:_PARAMETER_LENGTH])
             for key, value in named.items()
@@ -172,6 +222,9 @@ class MlflowMirror(Mirror):
         ]
         for first in range(0, len(missing), _PARAMETERS):
             self._client.log_batch(self.run_id, params=missing[first : first + _PARAMETERS])
+        dataset = self.labels.get("dataset", "dataset")
+        log_domains(self._client, self.run_id, self.folder, dataset)
+        self._watch_system(on=not self._status)
 
     def last_step(self) -> int:
         """Return the last step of the metric `epoch`, which every record has."""
@@ -182,7 +235,7 @@ class MlflowMirror(Mirror):
         """Send records as metrics, many in a call, each record in one."""
         waiting: list[Any] = []
         for point in points:
-            own = _metrics(point)
+            own = metrics_of(point)
             if len(waiting) + len(own) > _METRICS:
                 self._client.log_batch(self.run_id, metrics=waiting)
                 waiting = []
@@ -196,12 +249,17 @@ class MlflowMirror(Mirror):
         self._find_run(self._client)
         if end.error is not None:
             self._client.log_batch(self.run_id, tags=[RunTag(_ERROR, end.error[:5000])])
+        run, model = self._client.get_run(self.run_id), None
+        check_place(self.address, run.info.artifact_uri)
+        if end.result and self._model is not None:
+            path = Path(self._model.name) / MODEL
+            model = log_model(self._client, run, path, end.result.step)
         if end.result:
-            self._client.log_batch(self.run_id, metrics=_metrics(end.result))
-        check_place(self.address, self._client.get_run(self.run_id).info.artifact_uri)
+            self._client.log_batch(self.run_id, metrics=metrics_of(end.result, model))
         for path in end.files:
             self._client.log_artifact(self.run_id, str(path))
-        self._client.set_terminated(self.run_id, end.status, _milliseconds(end.time))
+        self._watch_system(on=False)
+        self._client.set_terminated(self.run_id, end.status, milliseconds(end.time))
 
     def is_busy(self, error: Exception) -> bool:
         """Whether a SQLite file is locked by others, who will be done in a while."""
@@ -236,6 +294,25 @@ class MlflowMirror(Mirror):
         command = f"mlflow ui --backend-store-uri {self.address}"
         return f"MLflow shows the runs: {command}, then http://127.0.0.1:5000/{page}"
 
+    def wait(self) -> None:
+        """Wait as `finish` does; where that ends too early, nothing watches the system further."""
+        super().wait()
+        if self._given_up:
+            threading.Thread(target=self._watch_system, kwargs={"on": False}, daemon=True).start()
+
+    def _watch_system(self, *, on: bool) -> None:
+        """Begin to send the use of the system, if that is asked for, or end it."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None:
+            monitor.finish()
+        if on and self.system_metrics:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(
+                self.run_id, resume_logging=True, tracking_uri=self._uri
+            )
+            self._monitor.start()
+
     def _find_run(self, client: Any) -> None:
         """Find MLflow's run of this folder, and remove others.
 
@@ -260,69 +337,9 @@ class MlflowMirror(Mirror):
         return (self._home / "mlflow_artifacts").as_uri() if self._home else None
 
 
-class _Tables:
-    """The tables of the installed MLflow; `artifacts`: the place of its default experiment."""
-
-    def __init__(self, artifacts: str) -> None:
-        self._artifacts = artifacts
-
-    def head(self) -> str | None:
-        return self._revisions().get_current_head()
-
-    def knows(self, revision: str) -> bool:
-        return any(script.revision == revision for script in self._revisions().walk_revisions())
-
-    def make(self, file: Path) -> None:
-        self._store(file).engine.dispose()
-
-    close = make  # both open the file, unless it is open
-
-    def _revisions(self) -> Any:
-        import mlflow
-        from alembic.script import ScriptDirectory
-
-        return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
-
-    def _store(self, file: Path) -> Any:
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        return SqlAlchemyStore(f"{SQLITE}{file}", self._artifacts)
-
-
 class DeletedExperimentError(Exception):
     """The experiment was deleted, and can be restored."""
 
     def __init__(self, experiment: str, number: str) -> None:
         super().__init__(f"the experiment {experiment} was deleted")
         self.id = number
-
-
-def _origin(folder: Path) -> dict[str, str]:
-    """Return MLflow's own tags of who and what made a run, wherever it is sent from."""
-    user, command, commit = origin(folder)
-    found = {
-        "mlflow.user": user,
-        "mlflow.source.name": command,
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": commit,
-    }
-    return {name: value[:_TAG_LENGTH] for name, value in found.items() if value}
-
-
-def _milliseconds(seconds: float) -> int:
-    return int(1000 * seconds)
-
-
-def _name(name: str) -> str:
-    """Replace what MLflow's names must not hold."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
-
-
-def _metrics(point: Point) -> list[Any]:
-    """Return the numbers of a point as MLflow's metrics."""
-    from mlflow.entities import Metric
-
-    written = _milliseconds(point.time)
-    return [
-        Metric(_name(name), value, written, point.step) for name, value in point.numbers.items()
-    ]

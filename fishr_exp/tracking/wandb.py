@@ -148,6 +148,8 @@ class WandbMirror(Mirror):
 
     def send_settings(self, settings: Mapping[str, Any]) -> None:
         """Send the settings as its config, bookkeeping ones under `bookkeeping`."""
+        asked = [str(tag)[:_TAG] for tag in settings.get("tags") or ()]
+        self._run.tags = (*dict.fromkeys([*(self._run.tags or ()), *asked]),)
         own = {key: value for key, value in settings.items() if not is_bookkeeping(key)}
         bookkeeping = {key: value for key, value in settings.items() if is_bookkeeping(key)}
         about = {"sweep": self.sweep, "folder": str(self.folder.path), "started": self.started}

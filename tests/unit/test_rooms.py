@@ -23,7 +23,7 @@ DOORS = {"__main__": 8, "api": 7, "contracts": 2, "__init__": 0}
 HOMES = {
     "hydra": {"cli/", "configuration/", "api.py"},
     "omegaconf": {"cli/", "configuration/", "api.py"},
-    "mlflow": {"tracking/mlflow.py"},
+    "mlflow": {"tracking/mlflow.py", "tracking/mlflow_objects.py"},
     "tensorboard": {"tracking/tensorboard.py"},
     "wandb": {"tracking/wandb.py"},
     "optuna": {"configuration/search.py"},

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,34 @@ def test_a_busy_database_is_not_taken_for_a_lost_one(folder: RunFolder, database
     with contextlib.closing(sqlite3.connect(database)) as writer:
         writer.execute("BEGIN EXCLUSIVE")
         assert not mirror.lacks("FINISHED")
+
+
+def test_the_use_of_the_system_is_sent_while_a_run_goes_on(
+    folder: RunFolder, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    uri = f"sqlite:///{database}"
+    folder.append(record(2))
+    mirror = MlflowMirror(folder, uri, "system", "sweep", system_metrics=True)
+    mirror.start(CONFIG, LABELS)
+    deadline = time.monotonic() + 60
+    while mirror._monitor is None or mirror._monitor._logging_step < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    watching = mirror._monitor._process
+    mirror.finish("KILLED")
+    (run,) = runs_of(database, "system")
+    assert (mirror.error, run.info.status) == ("", "KILLED")
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert not watching.is_alive()
+    # A run that has ended is not watched when it is sent.
+    folder.finish(RESULT)
+    again = MlflowMirror(folder, uri, "system", "sweep", system_metrics=True)
+    again.catch_up(CONFIG, LABELS)
+    assert again._monitor is None
+    assert again._tracker["system_metrics"] is True
+    assert "log_model" not in again._tracker
 
 
 def test_a_folder_that_the_first_version_mirrored_stays_one_run(

@@ -138,6 +138,14 @@ def test_what_is_there_is_not_sent_again(folder: RunFolder, tmp_path: Path) -> N
     assert [row["_step"] for row in Sent(tmp_path).rows] == [2, 4, 6]
 
 
+def test_tags_of_the_configuration_are_its_tags(folder: RunFolder, tmp_path: Path) -> None:
+    folder.append(record(2))
+    mirror = mirror_of(folder, tmp_path)
+    mirror.start({**CONFIG, "tags": ["first try", "digits"]}, LABELS)
+    mirror.finish("KILLED")
+    assert {"first try", "digits", "trainer:fishr"} <= {*Sent(tmp_path).runs[-1].tags}
+
+
 def test_a_failed_run_says_why(folder: RunFolder, tmp_path: Path) -> None:
     folder.append(record(2))
     folder.fail("TrainingError: the risk is not finite")
