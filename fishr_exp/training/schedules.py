@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import math
@@ -97,9 +98,11 @@ class Schedule:
         self.ticks = state["ticks"]
 
     def _tick(self, *value: float) -> None:
-        with warnings.catch_warnings(), compiler_not_imported():
-            # A player whose turn has not come made no update yet, which may be what is wanted.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        # A player whose turn has not come made no update yet, which may be what is wanted.
+        quiet = warnings.catch_warnings() if self.ticks == 0 else contextlib.nullcontext()
+        with quiet, compiler_not_imported():
+            if self.ticks == 0:  # PyTorch warns at the first tick only
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step(*value)  # type: ignore[arg-type]
         self.ticks += 1
 
