@@ -167,3 +167,22 @@ def test_the_names_in_the_page_of_notebooks_exist() -> None:
     page = (DOCS / "notebooks.md").read_text()
     (names,) = re.findall(r"from fishr_exp import (.*)", page)
     assert sorted(names.split(", ")) == fishr_exp.__all__
+
+
+def test_the_page_on_export_tells_the_truth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from fishr_exp.api import load_model, run
+
+    words = ("tracker=none", "total_steps=2", "steps_per_epoch=2", "model.hidden=4")
+    found = run(compose(*words, f"output_dir={tmp_path}"))
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(DOCS / "export.md"):
+        text = block.text.replace('"outputs/runs/NAME"', repr(str(found.path)))
+        exec(text.replace("INPUT_SHAPE", "(2, 8, 8)"), {})
+    assert "# Fishr on colored_digits" in capsys.readouterr().out
+    x = torch.rand(5, 2, 8, 8)
+    exported = torch.export.load("network.pt2").module()
+    torch.testing.assert_close(exported(x), load_model(found)(x))
