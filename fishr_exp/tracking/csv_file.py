@@ -64,7 +64,11 @@ class CsvMirror(Mirror):
         if self._directory:
             directory = self._directory
             known = place_of_run(
-                self.folder, self.identity, lambda name: directory / f"{name}.json", known
+                self.folder,
+                self.identity,
+                lambda name: directory / f"{name}.json",
+                lambda name: (directory / f"{name}.csv").exists(),
+                known,
             )
         self._set_place(known)
         if not self.table.exists():

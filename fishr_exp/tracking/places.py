@@ -14,17 +14,23 @@ IDENTITY = "identity"
 
 
 def place_of_run(
-    folder: RunFolder, identity: str, marker: Callable[[str], Path], known: str = ""
+    folder: RunFolder,
+    identity: str,
+    marker: Callable[[str], Path],
+    occupied: Callable[[str], bool],
+    known: str = "",
 ) -> str:
     """Return the name of a run's place, which is marked; it is made where it is missing.
 
     That is the name of its folder. Where another run of that name has the place, as one of another
-    `output_dir` or an earlier one from before `resume=false`, it is `NAME-2`, and so on.
+    `output_dir` or an earlier one from before `resume=false`, or files of somebody else's are
+    there, it is `NAME-2`, and so on.
 
     Args:
         folder: The run folder.
         identity: Of the run.
         marker: The file that marks the place of a name.
+        occupied: Whether there is something at the place of a name, beside the marker.
         known: The name that was returned before.
 
     Raises:
@@ -35,7 +41,7 @@ def place_of_run(
     for number in itertools.count(1):
         name = folder.path.name if number == 1 else f"{folder.path.name}-{number}"
         path = marker(name)
-        if not path.exists():
+        if not path.exists() and not occupied(name):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, to_json({IDENTITY: identity, "folder": str(folder.path)}) + "\n")
         if _owner(path) == identity:

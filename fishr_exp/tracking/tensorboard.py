@@ -73,7 +73,11 @@ class TensorBoardMirror(Mirror):
     def open_run(self) -> str:
         """Take the run's own folder; another run may have its name."""
         known = place_of_run(
-            self.folder, self.identity, lambda name: self.directory / name / _MARKER, self.run_id
+            self.folder,
+            self.identity,
+            lambda name: self.directory / name / _MARKER,
+            lambda name: any((self.directory / name).glob("*")),
+            self.run_id,
         )
         self._there = {*_written(self.directory / known)}
         return known

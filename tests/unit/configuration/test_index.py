@@ -298,9 +298,12 @@ def test_a_packaged_file_that_a_person_has_changed(
         assert old in text
         assert not check(text.replace(old, new), "config.yaml", is_ours=True)
     assert not check(text, "config.yaml", is_ours=False)
-    tracker = (conf_dir() / "tracker" / "mlflow.yaml").read_text()
-    assert check(tracker, "tracker/mlflow.yaml", is_ours=True)
-    assert not check(tracker, "tracker/mlflow.yaml", is_ours=False)
+    trackers = sorted((conf_dir() / "tracker").glob("*.yaml"))
+    assert len(trackers) >= 5
+    for path in trackers:
+        name, tracker = f"tracker/{path.name}", path.read_text()
+        assert check(tracker, name, is_ours=True)
+        assert check(tracker, name, is_ours=False) == ("${sweep_name}" not in tracker)
 
 
 def test_without_inputs_it_knows_and_keeps_nothing(tmp_path: Path) -> None:

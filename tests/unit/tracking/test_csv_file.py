@@ -109,6 +109,18 @@ def test_runs_of_one_name_do_not_share_a_table(folder: RunFolder, tmp_path: Path
     ]  # fmt: skip
 
 
+def test_a_table_of_somebody_else_is_left_alone(folder: RunFolder, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "fishr-seed0.csv").write_text("mine\n1\n")
+    (tables / "fishr-seed0-2.json").write_text('{"mine": 1}')
+    folder.append(record(2))
+    mirrored(folder, "KILLED", tables)
+    assert_holds_all(folder, tables / "fishr-seed0-3.csv")
+    assert (tables / "fishr-seed0.csv").read_text() == "mine\n1\n"
+    assert (tables / "fishr-seed0-2.json").read_text() == '{"mine": 1}'
+
+
 def test_a_failed_run_says_why(folder: RunFolder) -> None:
     folder.append(record(2))
     folder.fail("TrainingError: the risk is not finite")
