@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             runs = _runs(folders)
             with contextlib.ExitStack() as stack:
-                sink = _sink(options.predictions, stack)
+                names = _names(runs)
+                sink = _sink(options.predictions, names, stack)
                 for run in runs:
                     try:
-                        out = _out(options.out, run, len(runs))
+                        several = options.out and len(runs) > 1
+                        out = options.out / names[run.path] if several else options.out
                         _evaluate(run, words, options, out, sink)
                     except Exception as error:
                         if len(runs) == 1:
@@ -100,18 +103,23 @@ def _runs(folders: Sequence[Path]) -> list[Run]:
     return read_done(folders, averages=True)
 
 
-def _sink(path: Path | None, stack: contextlib.ExitStack) -> Any:
+def _sink(path: Path | None, names: Mapping[Path, str], stack: contextlib.ExitStack) -> Any:
     """Open the file of the predictions, if there is to be one."""
     if path is None:
         return None
     from fishr_exp.reports.predictions import Predictions
 
-    return stack.enter_context(Predictions(path))
+    return stack.enter_context(Predictions(path, names))
 
 
-def _out(given: Path | None, run: Run, runs: int) -> Path | None:
-    """Return the folder for the files of one of several runs; None: below its own."""
-    return given / run.path.resolve().name if given and runs > 1 else given
+def _names(runs: Sequence[Run]) -> dict[Path, str]:
+    """Name each run by its folder; a second one of that name, in another folder, is NAME-2."""
+    names: dict[Path, str] = {}
+    for run in runs:
+        own = run.path.resolve().name
+        numbered = (own if number == 1 else f"{own}-{number}" for number in itertools.count(1))
+        names[run.path] = next(name for name in numbered if name not in names.values())
+    return names
 
 
 def _evaluate(

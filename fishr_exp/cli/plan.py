@@ -17,8 +17,9 @@ from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.configuration.mistakes import MistakesError
 from fishr_exp.configuration.permissions import permissions_of
-from fishr_exp.configuration.planning import Job, compose, without_warnings
+from fishr_exp.configuration.planning import Job, compose
 from fishr_exp.configuration.starting import prefer_own_sweepers, register_run_name
+from fishr_exp.core.quiet import without_warnings
 
 if TYPE_CHECKING:
     from fishr_exp.cli.probe import Costs

@@ -13,7 +13,7 @@ from typing import Any
 
 from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.configuration.binding import part
-from fishr_exp.configuration.permissions import allowed_targets
+from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, permissions_of
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.secrets import remember
 from fishr_exp.runs.content import START_AGAIN, UnreadableError
@@ -80,8 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"fishr-sync: {text}\n")
         return 2
     folders = run_folders(options.dir)
-    to = To(options.tracking_uri, options.experiment, (*allowed_targets(), *options.allow_targets))
-    counts = Counter(send(RunFolder(path), to) for path in folders)
+    with permissions_of([f"{ALLOW_TARGETS}=[{','.join(options.allow_targets)}]"]):
+        to = To(options.tracking_uri, options.experiment, tuple(allowed_targets()))
+        counts = Counter(send(RunFolder(path), to) for path in folders)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
     sys.stdout.write(f"{len(folders)} runs under {options.dir}: {outcomes}\n")
     return int(counts["not sent"] > 0)
@@ -118,14 +119,14 @@ def _send(folder: RunFolder, to: To) -> str:
     is_own = to.tracking_uri is None
     kept = [s for s in states if s.tracker and (is_own or not _is_mlflow(s.tracker))]
     outcomes = set()
+    addresses = [state.address for state in kept]
     for number, tracker in enumerate(trackers):
         try:
             mirror = _mirror(tracker, folder, to.allowed)
         except (ValueError, ImportError) as error:  # a tracker may need a library
             outcomes.add(_not_sent(folder, error))
             continue
-        addresses = [state.address for state in kept]  # this one's may have moved with the folder
-        addresses[number : number + is_own] = [mirror.address]
+        addresses[number : number + is_own] = [mirror.address]  # it may have moved with the folder
         mirror.among = addresses if len(addresses) > 1 else ()
         outcomes.add(_brought_up_to_date(mirror, folder, labels, is_own=is_own))
     return next(known for known in ("not sent", "sent", "complete already") if known in outcomes)

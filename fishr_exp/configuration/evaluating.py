@@ -90,7 +90,8 @@ def _value(override: Override) -> Any:
 
 def _composed(run: Run, typed: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     """Return the configuration of other data, drawn by the run's seed where they are drawn."""
-    seed = run.config.get("data_seed") or run.seed
+    seed = run.config.get("data_seed")
+    seed = run.seed if seed is None else seed  # 0 is one, too
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = hydra.compose("config", [*typed, f"seed={seed}", *search_path(config_dir)])

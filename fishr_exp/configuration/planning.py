@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +26,7 @@ from fishr_exp.configuration.protocol import check_ranges
 from fishr_exp.configuration.sweeping.grids import split
 from fishr_exp.configuration.sweeping.runs import SweptRun, bound, candidates, leaders, share
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.quiet import without_warnings
 from fishr_exp.runs.identity import settings
 from fishr_exp.runs.run_folder import RunFolder
 
@@ -219,16 +218,6 @@ def _job(config: DictConfig, varied: str, parts: _Parts) -> Job:
         anneal_steps=trainer.anneal_steps,
         candidates=candidates(checked, trainer, folder),
     )
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Leave the warnings to the runs, each of which gives its own."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _is_number(value: object) -> bool:

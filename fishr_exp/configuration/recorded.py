@@ -31,9 +31,10 @@ _OF_TRAINING = {
         TARGET: "fishr_exp.training.early_stopping.EarlyStopping", "monitor": "risk", "mode": "min",
         "patience": None, "min_delta": 0.0, "keep": "last",
     },
-    "epochs": 1, "total_steps": None, "steps_per_epoch": 1,
+    "epochs": 1, "total_steps": None, "steps_per_epoch": 1, "batch_size": None,
+    "sampling": "permutation", "clip_norm": None,
 }  # fmt: skip
-_OF_TRAINING_ROOT = {"batch_size": None, "evaluate_train": True, "evaluation_batch_size": 256}
+_OF_TRAINING_ROOT = {"evaluate_train": True, "evaluation_batch_size": 256}
 
 
 def recorded_arguments(

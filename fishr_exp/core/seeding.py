@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -36,3 +38,16 @@ def seed_global_streams(seed: int, *purpose: str | int) -> None:
     random.seed(derived)
     np.random.seed(derived % 2**32)
     torch.manual_seed(derived)
+
+
+@contextlib.contextmanager
+def global_streams_kept() -> Iterator[None]:
+    """After the block, the global streams are as they were before it."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+        with torch.random.fork_rng(devices=range(count)):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -12,9 +12,14 @@ from fishr_exp.runs.reading import Run
 
 UNKNOWN = "not known; ask whoever gave you the data"
 _OF_A_MACHINE = ("dataset.root", "dataset.cache")
-_BESIDE = ("dataset.", "trainer.", "model.", "optimizer.", "averaging.")
+_BESIDE = (
+    "dataset.", "trainer.", "model.", "optimizer.", "scheduler.", "averaging.", "batch_size.",
+)  # fmt: skip
 _TRAINING = (
     "batch_size",
+    "sampling",
+    "limit_samples",
+    "clip_norm",
     "epochs",
     "total_steps",
     "steps_per_epoch",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -22,18 +22,19 @@ class Predictions:
 
     Args:
         path: The file; its suffix says what is written.
+        names: What runs are called in it, by their folders; by default as their folders.
 
     Raises:
         ConfigError: If the suffix is another one, the file cannot be written, or PyArrow is needed
             and not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: Mapping[Path, str] | None = None) -> None:
         if path.suffix not in SUFFIXES:
             raise ConfigError(_KEY, path, f"must end in {' or '.join(SUFFIXES)}")
         if path.is_dir():
             raise ConfigError(_KEY, path, "is a folder", "pass a file in it")
-        self._path = path
+        self._path, self._names = path, names or {}
         self._unfinished = path.with_name(f".{path.name}.tmp")
         self._writer: Any = None
         self._classes: list[str] = []
@@ -89,7 +90,7 @@ class Predictions:
             reason = f"{run} has other classes than the runs before, which are columns"
             raise ConfigError(_KEY, self._path, reason, "write a file for each")
         named = {
-            "run": [run.name] * len(places),
+            "run": [self._names.get(run, run.name)] * len(places),
             "domain": [domain] * len(places),
             "part": [part] * len(places),
             "sample": [str(place) for place in places],

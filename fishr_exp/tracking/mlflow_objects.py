@@ -39,8 +39,8 @@ def saved_model(
     Returns:
         A folder that holds it under the name `MODEL`, until it is deleted.
     """
-    place = tempfile.TemporaryDirectory(prefix="fishr-exp-")
     try:
+        place = tempfile.TemporaryDirectory(prefix="fishr-exp-")
         facts = ModelFacts.read(folder.path)
         if facts is None:
             raise ValueError("an earlier version made the run, without model.json")

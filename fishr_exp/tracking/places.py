@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 from fishr_exp.runs.content import read_object
-from fishr_exp.runs.files import to_json, write_atomically
+from fishr_exp.runs.files import to_json
 from fishr_exp.runs.run_folder import RunFolder
 
 IDENTITY = "identity"
@@ -42,11 +43,23 @@ def place_of_run(
         name = folder.path.name if number == 1 else f"{folder.path.name}-{number}"
         path = marker(name)
         if not path.exists() and not occupied(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, to_json({IDENTITY: identity, "folder": str(folder.path)}) + "\n")
+            _mark(path, {IDENTITY: identity, "folder": str(folder.path)})
         if _owner(path) == identity:
             return name
     raise AssertionError
+
+
+def _mark(marker: Path, content: dict[str, str]) -> None:
+    """Write a marker, unless another process does so at the same moment."""
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    text = to_json(content) + "\n"
+    with contextlib.suppress(FileExistsError), marker.open("x") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:  # a full disk; an empty marker would be nobody's for ever
+            marker.unlink(missing_ok=True)
+            raise
 
 
 def _owner(marker: Path) -> str:

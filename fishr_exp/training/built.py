@@ -95,6 +95,9 @@ def as_domains(built: Any) -> Domains:
         raise ConfigError("dataset", kind, "is not a dataset with domains", hint)
     if empty := [name for name, domain in built.by_name.items() if not len(domain)]:
         raise ConfigError("dataset", built.name, f"domain {empty[0]} has no samples")
+    if built.class_names and len(built.class_names) != built.num_classes:
+        reason = f"names {len(built.class_names)} of its {built.num_classes} classes"
+        raise ConfigError("dataset", built.name, reason, "name all of them in class_names, or none")
     return built
 
 

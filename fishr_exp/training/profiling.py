@@ -50,7 +50,8 @@ def profiling(
         table = profiler.key_averages().table(sort_by=of, row_limit=_ROWS, max_name_column_width=40)
         profiler.export_chrome_trace(str(folder / TRACE))
         write_atomically(folder / PROFILE, table.encode())
-        log.info("profile of %d steps, in %s and %s:", steps, PROFILE, TRACE)
+        made = min(steps, profiler.step_num - _WARM)  # the run may have ended before
+        log.info("profile of %d step%s, in %s and %s:", made, "s" * (made != 1), PROFILE, TRACE)
         for line in table.splitlines():
             log.info("%s", line)
 

@@ -122,19 +122,35 @@ def schedule_of(
     """
     if arguments.scheduler is None:
         return None
-    build, timing = arguments.scheduler, arguments.timing
+    timing = arguments.timing
     ticks = total_steps if timing.per == "step" else -(-total_steps // steps_per_epoch)
     _warn_of_late(arguments.config["scheduler"], ticks, timing)
+    return lambda optimizer: _built(arguments, optimizer, ticks)
 
-    def make(optimizer: Optimizer) -> Schedule:
-        with compiler_not_imported():
-            built = build_part(
-                lambda: build(optimizer=optimizer, total_steps=ticks),
-                "scheduler", arguments.config, ValueError,
-            )  # fmt: skip
-        return Schedule(as_kind(built, LRScheduler, "scheduler"), timing)
 
-    return make
+def _built(arguments: Arguments, optimizer: Optimizer, ticks: int) -> Schedule:
+    """Build the schedule of an optimizer; refuse one that undoes the rates of its groups."""
+    build = arguments.scheduler
+    assert build is not None
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def make() -> object:
+        try:
+            return build(optimizer=optimizer, total_steps=ticks)
+        except (KeyError, TypeError) as error:  # of a value that only PyTorch looks at
+            raise ValueError(f"cannot be built ({type(error).__name__}: {error})") from error
+
+    with compiler_not_imported():
+        built = build_part(make, "scheduler", arguments.config, ValueError)
+    schedule = Schedule(as_kind(built, LRScheduler, "scheduler"), arguments.timing)
+    own = [group["initial_lr"] for group in optimizer.param_groups]
+    if any(not math.isclose(a * rates[0], b * own[0]) for a, b in zip(own, rates, strict=True)):
+        raise ConfigError(
+            "scheduler", type(built).__name__,
+            "sets one learning rate for all parameters, and some have a factor of their own",
+            "choose another schedule, or leave the factor out (optimizer.classifier_lr_factor=1)",
+        )  # fmt: skip
+    return schedule
 
 
 def check_schedule(arguments: Arguments, optimizer: Optimizer) -> None:
@@ -143,10 +159,10 @@ def check_schedule(arguments: Arguments, optimizer: Optimizer) -> None:
     Raises:
         ConfigError: If it cannot be built or used.
     """
-    make = schedule_of(arguments, arguments.total_steps or 10**9, 1)
-    if make is None:
+    if arguments.scheduler is None:
         return
-    schedule, timing = make(optimizer), arguments.timing
+    schedule = _built(arguments, optimizer, arguments.total_steps or 10**9)
+    timing = arguments.timing
     name = type(schedule.scheduler).__name__
     watches = "metrics" in inspect.signature(schedule.scheduler.step).parameters
     if watches and timing.per == "step":

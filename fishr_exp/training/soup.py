@@ -15,6 +15,7 @@ import torch
 
 from fishr_exp.core.contracts import Domains
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.quiet import without_warnings
 from fishr_exp.data.digests import changes
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.methods import ERM
@@ -60,6 +61,7 @@ def make_average(members: Sequence[Member], how: str, folder: Path) -> Result:
         run_folder.open(config)
         run_folder.checkpoints.mkdir(exist_ok=True)
         run_folder.write_data(prepared.data)
+        prepared.model_facts.write(run_folder.path)
         run_folder.write_environment(
             environment(device_name(prepared.device), torch.get_num_threads())
         )
@@ -117,21 +119,19 @@ def _prepare_all(members: Sequence[Member]) -> Prepared:
 def _prepared(member: Member, domains: Domains) -> tuple[Prepared, str]:
     """Return a run before its first step, and why it does not have its initial weights, if so."""
     arguments = replace(member.arguments, dataset=lambda: domains)
-    logging.disable(logging.WARNING)  # the runs have given theirs
-    try:
-        return prepare(arguments), ""
-    except ConfigError as error:
-        build = arguments.model
-        of_the_start = error.key in ("model.weights_file", "model.pretrained")
-        if not of_the_start or not isinstance(build, functools.partial):
-            raise
-        known = inspect.signature(build.func).parameters
-        own = {"weights_file": str(member.weights), "pretrained": False}
-        own = {key: value for key, value in own.items() if key in known}
-        model = functools.partial(build.func, **{**build.keywords, **own})
-        return prepare(replace(arguments, model=model)), f"{member.run.path}: {error}"
-    finally:
-        logging.disable(logging.NOTSET)
+    with without_warnings():  # the runs have given theirs
+        try:
+            return prepare(arguments), ""
+        except ConfigError as error:
+            build = arguments.model
+            of_the_start = error.key in ("model.weights_file", "model.pretrained")
+            if not of_the_start or not isinstance(build, functools.partial):
+                raise
+            known = inspect.signature(build.func).parameters
+            own = {"weights_file": str(member.weights), "pretrained": False}
+            own = {key: value for key, value in own.items() if key in known}
+            model = functools.partial(build.func, **{**build.keywords, **own})
+            return prepare(replace(arguments, model=model)), f"{member.run.path}: {error}"
 
 
 def _check_splits(first: Member, prepared: Prepared, member: Member, other: Prepared) -> None:

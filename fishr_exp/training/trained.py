@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from dataclasses import replace
 
 import torch
 
 from fishr_exp.core.contracts import Facts, Model
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.quiet import without_warnings
+from fishr_exp.core.seeding import global_streams_kept
 from fishr_exp.gradient_variance import UnsupportedError
 from fishr_exp.runs.facts import ModelFacts
 from fishr_exp.runs.reading import Run
@@ -40,14 +41,11 @@ def trained_model(run: Run, arguments: Arguments) -> Model:
     path = Member.of(run, arguments).weights
     facts = ModelFacts.read(run.path)
     arguments = _without_start(arguments)
-    logging.disable(logging.WARNING)  # the run has given its own
-    try:
+    with without_warnings(), global_streams_kept():  # the run has given its own warnings
         if facts is None:
             model = prepare(replace(arguments, device="cpu")).training.model
         else:
             model = _built(arguments, facts)
-    finally:
-        logging.disable(logging.NOTSET)
     try:
         model.load_state_dict(load(path)["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -58,16 +56,15 @@ def trained_model(run: Run, arguments: Arguments) -> Model:
 
 def _built(arguments: Arguments, facts: ModelFacts) -> Model:
     """Return the network that a run trains, with random weights."""
-    with torch.random.fork_rng(devices=[]):
-        loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
-        trainer = as_trainer(arguments.trainer(loss=loss))
-        given = {"input_shape": facts.input_shape, "num_classes": facts.num_classes}
-        model = as_model(arguments.model(**given), torch.rand(2, *facts.input_shape))
-        known = Facts(
-            facts.training_domains, facts.num_classes, model.classifier.in_features, facts.steps,
-            facts.input_shape,
-        )  # fmt: skip
-        return trainer.prepare(model, known)
+    loss = build_part(arguments.loss, "loss", arguments.config, UnsupportedError)
+    trainer = as_trainer(arguments.trainer(loss=loss))
+    given = {"input_shape": facts.input_shape, "num_classes": facts.num_classes}
+    model = as_model(arguments.model(**given), torch.rand(2, *facts.input_shape))
+    known = Facts(
+        facts.training_domains, facts.num_classes, model.classifier.in_features, facts.steps,
+        facts.input_shape,
+    )  # fmt: skip
+    return trainer.prepare(model, known)
 
 
 def _without_start(arguments: Arguments) -> Arguments:

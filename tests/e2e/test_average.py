@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fishr_exp import load_model
 from fishr_exp.cli import average, table
 
 from .conftest import Command, newest_state, stop_before
@@ -322,3 +323,18 @@ def test_batch_norm_statistics_are_recomputed_where_they_are_not_frozen(
     name = "featurizer.body.layer4.1.bn2.running_mean"
     assert not torch.allclose(state[name], (a[name] + b[name]) / 2)
     assert state["featurizer.body.bn1.num_batches_tracked"] == 2
+
+
+def test_runs_with_other_minibatches_give_a_network_that_can_be_loaded(
+    fishr_exp: Command, tmp_path: Path
+) -> None:
+    words = ("trainer=erm", "sampling=with_replacement")
+    folders = [fishr_exp(*words, f"batch_size={size}").folder for size in (4, 8)]
+    assert average.main([*map(str, folders), "--out", str(tmp_path / "mean")]) == 0
+    (made,) = (tmp_path / "mean").iterdir()
+    first, mean = load_model(folders[0]), load_model(made)
+    assert (made / "model.json").read_text() == (folders[0] / "model.json").read_text()
+    assert not torch.equal(first.classifier.weight, mean.classifier.weight)
+    second = load_model(folders[1])
+    both = (first.classifier.weight + second.classifier.weight) / 2
+    torch.testing.assert_close(mean.classifier.weight, both)

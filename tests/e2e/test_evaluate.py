@@ -364,3 +364,22 @@ def test_weights_of_another_network_are_one_line(
     err = capsys.readouterr().err
     assert "best.pt does not hold the weights of its network" in err
     assert len(err.splitlines()) == 1
+
+
+def test_runs_of_one_name_have_files_and_lines_of_their_own(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "runs" / run.name
+    shutil.copytree(run, other)
+    words = [str(run), str(other), "--out", str(tmp_path / "out"), "--domains", "minus90"]
+    assert evaluate.main([*words, "--predictions", str(tmp_path / "all.csv")]) == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [run.name, f"{run.name}-2"]
+    assert {line["run"] for line in lines(tmp_path / "all.csv")} == set(names)
+
+
+def test_a_seed_of_the_data_that_is_0_counts(fishr_exp: Command, tmp_path: Path) -> None:
+    words = ["protocol=paper_2022", "dataset=rotated_digits", "test_domains=['0']", "trainer=erm"]
+    words += ["model=mlp", "protocol.trial_seed=0", "total_steps=2", "epochs=null"]
+    made = fishr_exp(*words, "steps_per_epoch=2", "batch_size=8").folder
+    assert json.loads((made / "config.json").read_text())["dataset"]["seed"] == 0
+    assert evaluate.main([str(made), "dataset=rotated_digits"]) == 0
+    assert written(made, "rotated_digits")["own"]

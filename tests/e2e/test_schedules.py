@@ -183,3 +183,28 @@ def test_a_norm_that_clips_everything_or_nothing_is_refused(value: str, fishr_ex
     assert done.status == 2
     said = "must be more than 0; write a number, or null to leave the gradients as they are"
     assert done.err.splitlines() == [f"fishr-exp: clip_norm={float(value)}: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("OneCycleLR", "+scheduler.max_lr=0.01"), ("CyclicLR", "+scheduler.max_lr=1")]
+)
+def test_one_rate_for_all_is_refused_where_some_have_a_factor(
+    fishr_exp: Command, kind: str, key: str
+) -> None:
+    words = ["scheduler=step", f"scheduler._target_=torch.optim.lr_scheduler.{kind}", key]
+    words += ["scheduler.per=step", "+scheduler.base_lr=0.1"] if kind == "CyclicLR" else []
+    words += ["scheduler.per=step", "optimizer=sgd", "optimizer.momentum=0.9"]
+    done = fishr_exp(*words, "optimizer.classifier_lr_factor=10")
+    assert done.status == 2
+    assert f"scheduler={kind}: sets one learning rate for all parameters" in done.err
+    assert fishr_exp(*words).status == 0
+
+
+@pytest.mark.parametrize("word", ["+scheduler.lr_lambda=abc", "+scheduler.last_epoch=5"])
+def test_what_only_pytorch_looks_at_is_one_line(fishr_exp: Command, word: str) -> None:
+    kind = "LambdaLR" if "lambda" in word else "StepLR"
+    target = f"scheduler._target_=torch.optim.lr_scheduler.{kind}"
+    done = fishr_exp("scheduler=step", target, word)
+    assert done.status == 2
+    assert len(done.err.splitlines()) == 1
+    assert "scheduler" in done.err

@@ -22,7 +22,6 @@ from fishr_exp.configuration.binding import part, typed_words
 from fishr_exp.configuration.composing import composing_once
 from fishr_exp.configuration.index import Index, digest_of_inputs
 from fishr_exp.configuration.permissions import allowed_targets
-from fishr_exp.configuration.planning import without_warnings
 from fishr_exp.configuration.sweeping.launching import forget_trunks, in_waves, one_by_one
 from fishr_exp.configuration.sweeping.progress import Progress
 from fishr_exp.configuration.sweeping.runs import (
@@ -34,6 +33,7 @@ from fishr_exp.configuration.sweeping.runs import (
     share,
 )
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.quiet import without_warnings
 from fishr_exp.runs.content import UnreadableError
 from fishr_exp.runs.keys import CHOICES, PARTS
 from fishr_exp.runs.run_folder import RunFolder

@@ -8,7 +8,7 @@ from fishr_exp.reports.metric import metric_name
 from fishr_exp.reports.sheets.sheet import Line, Sheet
 from fishr_exp.runs.evaluated import Evaluated, EvaluatedRun
 
-METRICS = ("accuracy", "loss", "macro_f1", "balanced_accuracy", "worst_class")
+FIRST = ("accuracy", "loss", "macro_f1", "balanced_accuracy", "worst_class")  # in this order
 CALIBRATION_ERROR = "ECE"
 _SHORT = {"balanced_accuracy": "balanced", "worst_class": "worst class"}  # headers
 ABSENT = "–"
@@ -17,7 +17,8 @@ MOST_LINES = 60  # of classes on a terminal
 
 def domains_sheet(run: EvaluatedRun) -> Sheet:
     """Return a row for each domain, or part of it."""
-    columns = [metric for metric in METRICS if metric in run.domains[0].metrics]
+    measured = run.domains[0].metrics
+    columns = [metric for metric in (*FIRST, *sorted({*measured} - {*FIRST})) if metric in measured]
     rows, lines = [], []
     for of in run.domains:
         values = [_shown(metric, of.metrics[metric]) for metric in columns]

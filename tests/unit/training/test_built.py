@@ -257,3 +257,9 @@ def test_a_network_that_is_too_deep_for_its_images_is_warned_of(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         check_fit(built("resnet18", 8), torch.rand(2, 3, 8, 8), 2, "resnet18")
     assert "model=resnet18: 11 of its 17 convolutions see a single pixel" in caplog.text
+
+
+def test_names_of_some_classes_only_are_refused() -> None:
+    domains = {"a": TensorDomain("a", torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]))}
+    with pytest.raises(ConfigError, match="names 1 of its 2 classes"):
+        as_domains(Domains("own", domains, 2, (1, 2, 2), class_names=("cat",)))
