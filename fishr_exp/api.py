@@ -9,17 +9,20 @@ model = load_model(result.path)
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.composing import without_hydra
+from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.configuration.options import search_path
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
 from fishr_exp.configuration.recorded import recorded_arguments
@@ -60,7 +63,7 @@ def compose(*words: str, config_dir: str | os.PathLike[str] | None = None) -> Di
         hydra.errors.HydraException: If there is no such option or key.
     """
     more = search_path(None if config_dir is None else os.fspath(config_dir))
-    with permissions_of(words), application():
+    with permissions_of(words), application(), _in_one_line():
         return hydra.compose("config", [*quoted(words), *more], return_hydra_config=True)
 
 
@@ -192,6 +195,15 @@ def model_card(run: Run | str | os.PathLike[str]) -> str:
         folder.result_of_done().get("counts") or {},
         terms_of(found.dataset),
     )
+
+
+@contextlib.contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Say what is wrong with the words as the command does, and not in Hydra's fifty lines."""
+    try:
+        yield
+    except HydraException as error:
+        raise HydraException(one_line(error) or before_the_run(error)) from None
 
 
 def _allowing(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fishr_exp.runs.facts import ModelFacts
-from fishr_exp.runs.identity import settings
+from fishr_exp.runs.identity import TARGET, settings
 from fishr_exp.runs.names import CHECKPOINTS, MODEL
 from fishr_exp.runs.reading import Run
 
@@ -60,10 +60,10 @@ def model_card(
         f"`fishr_exp.load_model(FOLDER)` returns the network. Its weights are in `{CHECKPOINTS}`,"
         f" what it reads is in `{MODEL}`. It is the result of an experiment: it was not tested for"
         " any use outside of it.",
-        _reads(facts),
+        _reads(facts, single_logit=values.get("model.single_logit") is True),
         "## Data",
         _table(
-            ("domain", "role", "training samples", "validation samples"),
+            ("domain", "role", "samples in its train part", "in its validation part"),
             [
                 (name, "test" if name in run.test_domains else "training", *_sizes(own))
                 for name, own in counts.items()
@@ -87,20 +87,21 @@ def _warning(run: Run) -> str:
     return "**The checkpoint was selected by a test domain: its accuracy there is too high.**"
 
 
-def _reads(facts: ModelFacts | None) -> str:
+def _reads(facts: ModelFacts | None, *, single_logit: bool) -> str:
     if facts is None:
         return ""
-    shape = " × ".join(map(str, facts.input_shape))
+    shape = ", ".join(map(str, facts.input_shape))
     scaled = facts.normalization
     how = "values in [0, 1]"
     if scaled:
         mean, std = (", ".join(f"{v:g}" for v in scaled[key]) for key in ("mean", "std"))
         how += f", minus the mean ({mean}), divided by the standard deviation ({std})"
     names = ", ".join(facts.class_names) if facts.class_names else "their numbers"
-    return (
-        f"Input: [n, {shape.replace(' × ', ', ')}], {how}. Output: logits of"
-        f" {facts.num_classes} classes: {names}."
-    )
+    output = f"logits [n, {facts.num_classes}] of the classes {names}"
+    if single_logit and facts.num_classes == 2:
+        first, second = facts.class_names or ("0", "1")
+        output = f"one logit, [n, 1]: above 0 the class is {second}, below 0 {first}"
+    return f"Input: [n, {shape}], {how}. Output: {output}."
 
 
 def _sizes(own: Mapping[str, int]) -> tuple[str, str]:
@@ -118,7 +119,8 @@ def _accuracies(run: Run) -> list[tuple[str, str]]:
 
 def _is_shown(key: str, value: object) -> bool:
     known = key in _TRAINING or key.startswith(_BESIDE)
-    return value is not None and known and key not in _OF_A_MACHINE
+    hidden = key in _OF_A_MACHINE or key.endswith(TARGET)
+    return value is not None and known and not hidden
 
 
 def _origin(environment: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def test_a_card_has_what_a_user_of_the_network_asks(tmp_path: Path) -> None:
     for words in (
         "# Fishr on colored_digits, tested on minus90",
         "gamma 3 (seed 0) on the domains plus90, plus80",
-        "[n, 2, 8, 8], values in [0, 1]. Output: logits of 2 classes: 5 to 9, 0 to 4",
+        "[n, 2, 8, 8], values in [0, 1]. Output: one logit, [n, 1]: above 0 the class is 0 to 4",
         "| minus90 | test | 480 | 119 |",
         f"| test domain minus90 | {accuracy} |",
         "| trainer.anneal_steps | 1 |",
@@ -166,8 +166,9 @@ def test_a_frame_has_a_row_a_run_and_a_row_a_record(tmp_path: Path) -> None:
 
 
 def test_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(HydraException, match="no_such"):
-        compose("trainer=no_such")
+    with pytest.raises(HydraException, match="did you mean trainer=fish") as caught:
+        compose("trainer=fisher")
+    assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(ConfigError, match=r"optimizer\.lrr"):
         run(compose(*TINY, "+optimizer.lrr=1", f"output_dir={tmp_path}"))
     with pytest.raises(ConfigError, match="pass what compose returns"):
