@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.reading import ACCURACY, Run
 
 # What tables and figures call a metric, where its key is not what they would call it.
+_MORE = ("macro_f1", "worst_class", "balanced_accuracy")  # of what a run may be asked to record
 _NAMES = {"macro_f1": "macro F1", "worst_class": "worst-class recall"}
 _SHOWN = 3  # paths of runs in a line
 
@@ -52,6 +54,11 @@ def measured_by(runs: Sequence[Run], metric: str) -> tuple[list[Run], list[str]]
     )
     if not found:
         reason = f"no run recorded it; the runs have {', '.join(_known(runs))}"
+        near = difflib.get_close_matches(metric, _MORE, 1, 0.3)
+        if metric not in _MORE:
+            how = f"choose from {', '.join((ACCURACY, *_MORE))}"
+            how += f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError("--metric", metric, reason, how)
         raise ConfigError("--metric", metric, reason, f"{how}: {shown}")
     plural = "run has" if len(lacking) == 1 else "runs have"
     about = f"Not counted: {len(lacking)} {plural} no {metric}: {shown}; {how}."
