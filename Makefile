@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-DIR    ?= outputs/quickstart
+DIR    ?= outputs/colored_digits
 ROUNDS ?= 30
 # WILDS reads its images itself; the others are decoded once.
 CACHE  := $(if $(filter camelyon17 fmow,$(DATASET)),,dataset.cache=outputs/cache)
@@ -33,8 +33,8 @@ ifeq ($(origin DATASET),command line)
 	    dataset=$(DATASET) 'dataset.root="$(ROOT)"' 'test_domains=["$(TEST)"]' $(CACHE) $(WORDS)
 	$(BIN)/fishr-table outputs/$(DATASET)_quickstart
 else
-	$(BIN)/fishr-exp --multirun experiment=quickstart
-	$(BIN)/fishr-table outputs/quickstart
+	$(BIN)/fishr-exp --multirun experiment=colored_digits_fishr
+	$(BIN)/fishr-table outputs/colored_digits
 endif
 
 test: $(READY)  ## all tests that need no long run, server or GPU
@@ -66,5 +66,5 @@ docs: $(READY)  ## the manual, into outputs/site; fails on a warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "outputs/site/index.html"
 
-table: $(READY)  ## the table of the runs under DIR (outputs/quickstart)
+table: $(READY)  ## the table of the runs under DIR (outputs/colored_digits)
 	$(BIN)/fishr-table $(DIR)
