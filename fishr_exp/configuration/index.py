@@ -102,6 +102,7 @@ class Index:
 
     def write(self) -> None:
         """Write what was added, beside what another command has written; if it can be written."""
+        self._sweep()
         if not self._added:
             return
         names = {**self._read(), **self._added}
@@ -109,6 +110,14 @@ class Index:
         with contextlib.suppress(OSError):
             write_atomically(self.folder / NAME, json.dumps(last, separators=(",", ":")))
         self._added = {}
+
+    def _sweep(self) -> None:
+        """Remove what a command left that was killed while it wrote."""
+        for path in self.folder.glob(f".{NAME}.*.tmp"):
+            process = path.name.split(".")[-2]
+            if process.isdigit() and not _is_alive(int(process)):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _key(self, words: Sequence[str]) -> str:
         # Hashed: words may hold passwords.
@@ -258,3 +267,14 @@ def _files(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
                 if not path.is_file() or size > _MOST_BYTES:
                     raise ValueError(path)
                 yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8")
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine; one of another may have it, too."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

@@ -7,6 +7,7 @@ Where processes that others start are to end, the command is one of its own.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import os
 import signal
@@ -100,14 +101,19 @@ def killed_before_write(number: int, folder: Path) -> None:
 def cut_at_flush(number: int) -> None:
     """Leave half of a file, as a power failure may, and kill this process."""
     real, count = os.fsync, 0
+    safe: dict[int, int] = {}  # what is on the disk of a file that grows
 
     def fsync(descriptor: int) -> None:
         nonlocal count
         count += 1
+        of = os.fstat(descriptor)
+        grows = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
+        size, before = of.st_size, safe.get(of.st_ino, 0) if grows else 0
         if count == number:
-            size = os.fstat(descriptor).st_size
-            os.ftruncate(descriptor, size - (size + 1) // 2 if size < 4096 else size // 2)
+            half = size - (size + 1) // 2 if size < 4096 else size // 2
+            os.ftruncate(descriptor, max(half, min(before, size)))
             os.kill(os.getpid(), KILL)
+        safe[of.st_ino] = size
         real(descriptor)
 
     os.fsync = fsync  # type: ignore[assignment]

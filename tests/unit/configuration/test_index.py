@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +422,14 @@ def test_no_word_is_on_the_disk(tmp_path: Path) -> None:
 def test_a_reference_of_a_word_is_resolved_as_ever(tmp_path: Path) -> None:
     config, _ = Sweep(tmp_path).run_of(["batch_size=${epochs}", "epochs=7"])
     assert OmegaConf.select(config, "batch_size") == 7
+
+
+def test_what_a_killed_command_left_half_written_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, alive = (tmp_path / f".{NAME}.{pid}.tmp" for pid in (dead.pid, os.getpid()))
+    for path in (left, alive):
+        path.write_text("{")
+    Index(tmp_path, "inputs").write()
+    assert not left.exists()
+    assert alive.exists()  # it is being written
