@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 _HOSTILE = "tests/hostile/test_"
 
+# The last bits of a result depend on the number of threads. And tests fork this process: a fork
+# waits forever for the threads that OpenMP started here, unless it computes on one of its own.
+torch.set_num_threads(1)
+
 
 def processor() -> str:
     """Name the kind of processor, on which the last bits of a result depend."""

@@ -73,14 +73,6 @@ def stop_before(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop, "optimizer_step", step_or_stop)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the bits of a result depend on it
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def fishr_exp(tmp_path: Path) -> Command:
     """Call `fishr-exp` with overrides on top of `TINY`; runs go to `tmp_path/runs`."""

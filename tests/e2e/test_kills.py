@@ -71,8 +71,16 @@ def command(*words: str) -> Callable[[], None]:
     return call
 
 
-def ended(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def ended(pid: int, seconds: float = 240) -> int:
+    """Wait for a fork and return its exit code; one that hangs is killed, with all it started."""
+    until = time.monotonic() + seconds
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"process {pid} did not end within {seconds} s")
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def trees(runs: Path) -> dict[str, Any]:

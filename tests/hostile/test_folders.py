@@ -69,7 +69,6 @@ def asked() -> Arguments:
 @pytest.fixture(scope="module")
 def runs(asked: Arguments, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run that was stopped in its third epoch, and one that is done."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
     real = loop.optimizer_step
 
