@@ -21,8 +21,11 @@ _PLAIN = {
     "Mapping[str, Sequence[str] | str]": "{NAME:WORD, OTHER:[WORD,...],...}",
     "Sequence[str]": "[WORD,...]",
     "int | Mapping[str, int | None] | None": "a number, null or {DOMAIN:NUMBER,...}",
-    "Union[bool, Literal['only']]": "true, false or only",
-    "bool | Literal['only']": "true, false or only",
+    **{
+        written: f"true, false or {word}"
+        for word in ("only", "all")
+        for written in (f"Union[bool, Literal['{word}']]", f"bool | Literal['{word}']")
+    },
 }
 
 

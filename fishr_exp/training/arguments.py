@@ -95,7 +95,7 @@ class Arguments:
     evaluate_train: bool
     evaluation_batch_size: int
     clip_norm: float | None
-    diagnostics: bool
+    diagnostics: bool | Literal["all"]
     profile_steps: int | None
     tags: list[str]
     show_test_accuracy: bool

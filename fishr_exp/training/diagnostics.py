@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import Loss, gradient_variance, per_sample_losses
+
+EVERYWHERE: tuple[str, Mapping[str, Any]] = ("_all", {"scope": "all"})  # a suffix, and keywords
 
 
 def diagnose(
@@ -21,6 +24,8 @@ def diagnose(
     domains: Sequence[str],
     step: int,
     loss: Loss = per_sample_losses,
+    *,
+    all_parameters: bool = False,
 ) -> dict[str, float | None]:
     """Look at a trainer and a model after `step` updates; both stay as they are.
 
@@ -31,11 +36,13 @@ def diagnose(
         domains: Names of the batch's domains.
         step: Updates made so far.
         loss: Of each sample, of the gradient variances.
+        all_parameters: Whether to look at the gradient variances over all parameters as well.
 
     Returns:
         `variance_norm/DOMAIN` and `variance_distance/DOMAIN/DOMAIN`: Euclidean norm of the
         variance of per-sample gradients, and of the difference of two, over the parameters that
-        the method matches, or over the classifier. For a method with a penalty also
+        the method matches, or over the classifier; on request `variance_norm_all/...` and
+        `variance_distance_all/...` over all parameters. For a method with a penalty also
         `penalty_share`, the part that the penalty with its weight is of the objective, at the next
         step at which it may act; and `gradient_cosine`, between the gradients of risk and penalty
         with respect to all parameters (None where one is zero), whatever the weight.
@@ -44,13 +51,19 @@ def diagnose(
     model = copy.deepcopy(model)  # statistics of BatchNorm and gradients stay as they are
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return {
-            **_of_variances(trainer, model, batch, domains, loss),
+            **_of_variances(model, batch, domains, loss, "", trainer.matched),
+            **(_of_variances(model, batch, domains, loss, *EVERYWHERE) if all_parameters else {}),
             **_of_penalty(trainer, model, batch, step),
         }
 
 
 def _of_variances(
-    trainer: Trainer, model: Model, batch: Batch, domains: Sequence[str], loss: Loss
+    model: Model,
+    batch: Batch,
+    domains: Sequence[str],
+    loss: Loss,
+    suffix: str,
+    matched: Mapping[str, Any],
 ) -> dict[str, float | None]:
     found = gradient_variance(
         model,
@@ -60,15 +73,15 @@ def _of_variances(
         loss=loss,
         create_graph=False,
         all_ranks=distributed.is_active(),
-        **{"scope": "classifier", **trainer.matched},
+        **{"scope": "classifier", **matched},
     )
     by_domain = dict(zip(domains, zip(*found.variances.values(), strict=True), strict=True))
     values: dict[str, float | None] = {}
     for name, own in by_domain.items():
-        values[f"variance_norm/{name}"] = _norm(own)
+        values[f"variance_norm{suffix}/{name}"] = _norm(own)
     for a, b in itertools.combinations(domains, 2):
         gaps = (one - other for one, other in zip(by_domain[a], by_domain[b], strict=True))
-        values[f"variance_distance/{a}/{b}"] = _norm(gaps)
+        values[f"variance_distance{suffix}/{a}/{b}"] = _norm(gaps)
     return values
 
 

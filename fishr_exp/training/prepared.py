@@ -228,7 +228,10 @@ class Prepared:
         batch = Batch.join([stream[0] for stream in self.streams])
         batch = Batch(batch.x.to(self.device), batch.y.to(self.device), batch.sizes)
         trainer, model, step = self.training.trainer, self.training.model, self.training.step
-        return diagnose(trainer, model, batch, self.training_domains, step, self.loss)
+        return diagnose(
+            trainer, model, batch, self.training_domains, step, self.loss,
+            all_parameters=self.arguments.diagnostics == "all",
+        )  # fmt: skip
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -149,7 +149,7 @@ def state_of_training(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trunks(
-    runs: Path, trainer: Trainer, values: Mapping[str, Any], *, diagnostics: bool
+    runs: Path, trainer: Trainer, values: Mapping[str, Any], *, diagnostics: bool | str
 ) -> list[Trunk]:
     """Return the trunks that a run could start from, the longest first; none need exist.
 
@@ -157,8 +157,8 @@ def trunks(
         runs: The folder of the sweep's runs.
         trainer: Its method.
         values: Its flat settings.
-        diagnostics: Whether its records hold diagnostics. They look at the next step with the
-            penalty, so with a `penalty_interval` above 1 nothing is shared.
+        diagnostics: Whether its records hold diagnostics, and which. They look at the next step
+            with the penalty, so with a `penalty_interval` above 1 nothing is shared.
     """
     if diagnostics and trainer.penalty_interval > 1:
         return []

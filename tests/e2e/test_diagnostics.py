@@ -56,8 +56,19 @@ def _tensors(state):
 
 def test_asked_for_or_not_it_is_the_same_run(fishr_exp: Command) -> None:
     first = fishr_exp("diagnostics=true").folder
-    assert "done already" in (again := fishr_exp()).err
-    assert again.folder == first
+    for word in ("diagnostics=false", "diagnostics=all"):
+        assert "done already" in (again := fishr_exp(word)).err
+        assert again.folder == first
+
+
+def test_over_all_parameters_if_asked_for(fishr_exp: Command) -> None:
+    assert "true, false or all" in fishr_exp("diagnostics=every").err
+    ran = fishr_exp("diagnostics=all")
+    for record in ran.records():
+        found = record["diagnostics"]
+        assert found["variance_norm_all/plus90"] > found["variance_norm/plus90"]
+        assert found["variance_distance_all/plus90/plus80"] > 0
+    assert diagnostics_cli.main([str(ran.folder)]) == 0
 
 
 def test_they_are_drawn(fishr_exp: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,9 +29,12 @@ NORM, DISTANCE, SHARE, COSINE = (
     "penalty_share",
     "gradient_cosine",
 )
+NORM_ALL, DISTANCE_ALL = f"{NORM}_all", f"{DISTANCE}_all"
 PANELS = {
     NORM: "norm of the gradient variance",
     DISTANCE: "distance of gradient variances",
+    NORM_ALL: "norm of the gradient variance, all parameters",
+    DISTANCE_ALL: "distance of gradient variances, all parameters",
     SHARE: "share of the penalty in the objective",
     COSINE: "cosine of risk's and penalty's gradient",
 }
@@ -104,7 +107,11 @@ def _draw_panel(
             **marker,
         )
     values = [v for points in lines.values() for _, v in points if _can_be_drawn(v)]
-    if panel in (NORM, DISTANCE) and min(values, default=0) > 0 and max(values) > 20 * min(values):
+    if (
+        panel.startswith((NORM, DISTANCE))
+        and min(values, default=0) > 0
+        and max(values) > 20 * min(values)
+    ):
         axes.set_yscale("log")
     if panel == SHARE:
         axes.set_ylim(min([0.0, *values]) - 0.03, max([1.0, *values]) + 0.03)

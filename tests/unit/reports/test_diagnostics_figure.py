@@ -12,6 +12,8 @@ RECORDS = [
             "variance_norm/a$": 0.1 * step,
             "variance_norm/b": 0.2,
             "variance_distance/a$/b": 10.0**-step,
+            "variance_norm_all/a$": 3.0,
+            "variance_distance_all/a$/b": 10.0**-step,
             "penalty_share": 0.0,
             "gradient_cosine": None if step == 1 else -0.5,
         },
@@ -36,7 +38,7 @@ def test_a_panel_for_each_and_a_mark_where_the_penalty_switches_on(tmp_path, mon
     assert [axes.get_title() for axes in figures[0].axes] == list(PANELS.values())
     for axes in figures[0].axes:
         assert [2, 2] in [list(line.get_xdata()) for line in axes.lines]
-    assert [axes.get_yscale() for axes in figures[0].axes] == ["linear", "log", "linear", "linear"]
+    assert [axes.get_yscale() for axes in figures[0].axes] == ["linear", "log"] * 2 + ["linear"] * 2
 
 
 def test_erm_has_two_panels(tmp_path):

@@ -52,6 +52,26 @@ def test_norms_and_distances_by_hand(model, batch):
     assert found["variance_distance/a/b"] == pytest.approx((a - b).norm().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", [Fishr(1.0), Fishr(1.0, statistic="second_moment"), Vrex(1.0)])
+def test_over_all_parameters_by_hand(model, batch, method):
+    plain = diagnose(method, model, batch, ["a", "b"], 0)
+    found = diagnose(method, model, batch, ["a", "b"], 0, all_parameters=True)
+    rows = []
+    for size_from, size_to in ((0, 6), (6, 11)):
+        each = [
+            gradient(per_sample_losses(model(batch.x[i : i + 1]), batch.y[i : i + 1])[0], model)
+            for i in range(size_from, size_to)
+        ]
+        rows.append(torch.stack(each).var(0, unbiased=False))
+    a, b = rows
+    everywhere = {
+        "variance_norm_all/a": pytest.approx(a.norm().item(), rel=1e-5),
+        "variance_norm_all/b": pytest.approx(b.norm().item(), rel=1e-5),
+        "variance_distance_all/a/b": pytest.approx((a - b).norm().item(), rel=1e-5),
+    }
+    assert found == plain | everywhere
+
+
 @pytest.mark.parametrize(("gamma", "method"), [(5.0, Fishr(5.0)), (5.0, Vrex(5.0))])
 def test_share_and_cosine_by_hand(model, batch, gamma, method):
     found = diagnose(method, model, batch, ["a", "b"], 0)
