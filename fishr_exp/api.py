@@ -117,7 +117,7 @@ def load_records(folder: str | os.PathLike[str]) -> pandas.DataFrame:
     Returns:
         Columns: `path`, `name`, `method`, `gamma`, `seed`, `test_domains`, and what the records
         hold: `step`, `epoch`, `seconds`, losses such as `risk` and `penalty`, `METRIC/DOMAIN/PART`,
-        and the means over the training domains, `validation_accuracy`.
+        the means over the training domains, `validation_accuracy`, and `diagnostics/NAME`.
 
     Raises:
         ConfigError: If the folder or a record cannot be read.

@@ -30,8 +30,9 @@ def records_frame(runs: Sequence[Run]) -> pandas.DataFrame:
     for run in runs:
         for record in parse_evaluations(run.path / RECORDS):
             found = Evaluation.from_json(record)
-            more = {"epoch": found.epoch, "seconds": found.seconds}
-            rows.append({**_what(run), "step": found.step, **more, **found.numbers()})
+            more = {"step": found.step, "epoch": found.epoch, "seconds": found.seconds}
+            looked = {f"diagnostics/{key}": v for key, v in (found.diagnostics or {}).items()}
+            rows.append({**_what(run), **more, **found.numbers(), **looked})
     return _frame(rows)
 
 

@@ -24,7 +24,13 @@ from fishr_exp.runs.names import DONE, RECORDS, RESULT
 from fishr_exp.runs.reading import read_runs
 from fishr_exp.runs.run_folder import RunFolder
 
-CODE = "import sys; from fishr_exp.cli.table import main; sys.exit(main())"
+# A shell starts what runs in its background, as these tests may, with Ctrl-C ignored.
+CODE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fishr_exp.cli.table import main
+sys.exit(main())
+"""
 
 
 @contextlib.contextmanager
