@@ -1,4 +1,4 @@
-"""A network with ImageNet weights on photos of VLCS, whose domains name their classes differently."""
+"""A network with ImageNet weights on photos of VLCS, whose domains name classes differently."""
 
 from __future__ import annotations
 

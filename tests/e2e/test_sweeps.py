@@ -231,7 +231,8 @@ def test_several_processes_make_the_shared_steps_first(tmp_path: Path) -> None:
     err = outcome.communicate()[1]
     assert outcome.returncode == 0, err
     assert "6 runs: 6 made (4 of them with shared steps" in err
-    assert len(re.findall(r"^\[\d/6\] fishr gamma=", err, re.MULTILINE)) == 6, err
+    lines = re.findall(r"\[(\d)/6\] fishr gamma=", err)  # after what a library began, perhaps
+    assert lines == [*"123456"], err
     assert caller(tmp_path / "b")(*SWEEP, ALONE, tiny=TINY).status == 0
     assert_equal_sweeps(tmp_path / "a", tmp_path / "b")
     assert not (tmp_path / "a" / ".trunks").exists()
