@@ -19,6 +19,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from fishr_exp.cli.given_runs import read_done
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.composing import without_hydra
@@ -35,7 +36,7 @@ from fishr_exp.reports.tables.table import build_tables
 from fishr_exp.runs.facts import ModelFacts
 from fishr_exp.runs.frames import records_frame, runs_frame
 from fishr_exp.runs.reading import Run, Runs, read_runs
-from fishr_exp.runs.run_folder import CONFIG, RunFolder
+from fishr_exp.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas
@@ -218,14 +219,8 @@ def _read(folder: str | os.PathLike[str]) -> Runs:
 
 
 def _only(folder: Path) -> Run:
-    """Return the run in a folder."""
-    runs = _read(folder)
-    for path, problem in runs.broken.items():
-        raise ConfigError("run", path, problem)
-    if len(runs.done) == 1 and runs.done[0].path == folder:
-        return runs.done[0]
-    if len(runs) and not (folder / CONFIG).exists():
-        raise ConfigError("run", folder, "holds several runs", "pass one of them")
-    if len(runs):
-        raise ConfigError("run", folder, "is not done", "go on with it by its command first")
-    raise ConfigError("run", folder, "is not a run folder", "pass one, or what run returned")
+    """Return the run that a folder is, or the only one in it."""
+    found = read_done([folder], averages=True)
+    if len(found) > 1:
+        raise ConfigError("RUN", folder, "holds several runs", "pass one of them")
+    return found[0]

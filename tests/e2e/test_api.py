@@ -181,6 +181,8 @@ def test_mistakes(tmp_path: Path) -> None:
         draw_runs(tmp_path)
     for seed in (0, 1):
         found = _made(tmp_path, f"seed={seed}")
+        if seed == 0:
+            assert load_model(tmp_path).training is False  # the only run there
     with pytest.raises(ConfigError, match="holds several runs"):
         load_model(tmp_path)
     (found.path / MODEL).write_text('{"input_shape": [3')
