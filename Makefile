@@ -10,7 +10,7 @@ CACHE  := $(if $(filter camelyon17 fmow,$(DATASET)),,dataset.cache=outputs/cache
 TEST   ?= $(if $(filter pacs,$(DATASET)),sketch)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check format golden bench table docs
+.PHONY: help install run test test-slow check format golden bench results table docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench: $(READY)  ## time and memory of a step, ERM beside Fishr, MLflow's cost a
 docs: $(READY)  ## the manual, into outputs/site; fails on a warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "outputs/site/index.html"
+
+results: $(READY)  ## the figures and tables of docs/results, from the records beside them
+	$(BIN)/python scripts/redraw_results.py
 
 table: $(READY)  ## the table of the runs under DIR (outputs/colored_digits)
 	$(BIN)/fishr-table $(DIR)

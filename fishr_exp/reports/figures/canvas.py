@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,19 @@ def draw_means(
     axes.plot(x, means, **style)
     low, high = ([m + s * e for m, e in zip(means, errors, strict=True)] for s in (-1, 1))
     axes.fill_between(x, low, high, color=style["color"], alpha=band, linewidth=0)
+
+
+def wrap_title(title: str, width: int) -> str:
+    """Break a title into lines of at most `width` characters, at its semicolons where it can be."""
+    lines = [""]
+    for part in title.split("; "):
+        longer = f"{lines[-1]}; {part}" if lines[-1] else part
+        if len(longer) > width and lines[-1]:
+            lines[-1] += ";"
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines)
 
 
 def set_title(figure: Figure, title: str) -> None:

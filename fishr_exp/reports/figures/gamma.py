@@ -23,6 +23,7 @@ from fishr_exp.reports.figures.canvas import (
     save,
     set_title,
     styled,
+    wrap_title,
 )
 from fishr_exp.reports.metric import metric_name
 from fishr_exp.reports.sheets.table_sheet import ABSENT, show_gammas
@@ -309,7 +310,7 @@ def _finish(
         if len(panels) > 1:
             axes.set_title(literal(rename(f"test domain {domain}")))
     name = literal(rename(table.title))
-    wrapped = textwrap.fill(name, 54 * len(panels), break_on_hyphens=False)
+    wrapped = wrap_title(name, 54 * len(panels))
     title = f"{wrapped}\n{about_seeds(table.rows)}"
     set_title(figure, title)
     handles, labels = panels[0].get_legend_handles_labels()

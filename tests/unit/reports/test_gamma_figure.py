@@ -10,6 +10,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure
 
 from fishr_exp.reports.figures import gamma as module
+from fishr_exp.reports.figures.canvas import wrap_title
 from fishr_exp.reports.figures.gamma import draw, is_drawn, varies_gamma
 from fishr_exp.reports.tables.table import build_tables
 from fishr_exp.runs.reading import read_runs
@@ -304,3 +305,11 @@ def test_a_long_title_is_on_several_lines(factory, drawn):
     assert figure.get_suptitle().count("\n") >= 2
     width = figure._suptitle.get_window_extent().width
     assert width <= figure.bbox.width
+
+
+def test_titles_break_at_their_semicolons():
+    title = "colored_mnist_domainbed; test domain minus90; model mlp"
+    assert wrap_title(title, 60) == title
+    assert wrap_title(title, 54) == "colored_mnist_domainbed; test domain minus90;\nmodel mlp"
+    assert wrap_title("one; two; three", 4) == "one;\ntwo;\nthre\ne"
+    assert wrap_title("no semicolon here", 12) == "no semicolon\nhere"

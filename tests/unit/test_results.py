@@ -1,0 +1,59 @@
+"""The figures and tables of docs/results are what their records give."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+
+
+@pytest.fixture(scope="module")
+def redraw() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        path = ROOT / "scripts" / "redraw_results.py"
+        spec = importlib.util.spec_from_file_location("redraw_results", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "redraw_results", module)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["quickstart", "colored_mnist_table2", "gamma_colored_mnist"])
+def test_figures_and_tables_are_those_of_the_records(
+    redraw: ModuleType, tmp_path: Path, name: str
+) -> None:
+    assert redraw.main([name, "--out", str(tmp_path)]) == 0
+    files = list(tmp_path.iterdir())
+    assert files
+    for file in files:
+        kept = RESULTS / file.name
+        if file.suffix != ".png":
+            assert file.read_text() == kept.read_text()
+            continue
+        new, old = (np.asarray(Image.open(f).convert("RGB"), dtype=float) for f in (file, kept))
+        assert new.shape == old.shape
+        assert np.abs(new - old).mean() < 1  # of 255; edges depend on the version of matplotlib
+
+
+def test_each_figure_has_its_records_and_a_command_that_redraws_it() -> None:
+    script = (ROOT / "scripts" / "redraw_results.py").read_text()
+    pages = "".join(page.read_text() for page in RESULTS.glob("*.md"))
+    for figure in RESULTS.glob("*.png"):
+        stem = re.sub(r"pacs_lite0_.*", "pacs_lite0_", figure.stem)
+        stem = re.sub(r"matching_.*", "matching", stem)
+        assert stem in script, figure
+        assert figure.name in pages + (ROOT / "docs" / "evaluate.md").read_text(), figure
+    for folder in re.findall(r'drawn\(\s*"(\w+)"', script):
+        assert any((RESULTS / "records" / folder).glob("*/records.jsonl")), folder
