@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matching_study
+import pacs_table
+from bench_step import write_section
 from PIL import Image
 
 from fishr_exp.api import compose, run
@@ -56,10 +58,29 @@ def drawn(folder: str, names: dict[str, str], *words: str) -> Callable[[Path, Pa
 
 
 def matching(out: Path, place: Path) -> None:
-    """Draw the figures of the study of matching."""
+    """Draw the figures of the study of matching, and write its table."""
+    compared = matching_study.against_erm(matching_study.read(RECORDS / "pacs_lite0"))
+    write(out, "matching.md", f"## Numbers\n\n{matching_study.describe(compared)}")
     _quietly(matching_study.main, [str(RECORDS / "pacs_lite0"), "--out", str(place)])
     for figure in place.glob("*.png"):
         keep(figure, out / figure.name)
+
+
+def pacs_lite0(out: Path, place: Path) -> None:
+    """Write the tables of PACS with ImageNet weights, and draw accuracy over gamma."""
+    figures = {
+        f"figure-{number}-pacs-{domain}.png": f"pacs_lite0_{domain}.png"
+        for number, domain in enumerate(PACS, 1)
+    }
+    drawn("pacs_lite0", figures)(out, place)
+    write(out, "pacs_lite0.md", f"## Tables\n\n{pacs_table.tables(RECORDS / 'pacs_lite0')}")
+
+
+def write(out: Path, page: str, section: str) -> None:
+    """Write a section into a page, or a copy of it."""
+    if not (out / page).exists():
+        shutil.copyfile(RESULTS / page, out / page)
+    write_section(out / page, section)
 
 
 def evaluate_digits(out: Path, place: Path) -> None:
@@ -91,13 +112,7 @@ DRAWN: dict[str, Callable[[Path, Path], None]] = {
         {"figure.png": "gamma_colored_mnist.png", "table.md": "gamma_colored_mnist.md"},
     ),
     "pacs_resnet18": drawn("pacs_resnet18", {"curves.png": "pacs_resnet18.png"}),
-    "pacs_lite0": drawn(
-        "pacs_lite0",
-        {
-            f"figure-{place}-pacs-{domain}.png": f"pacs_lite0_{domain}.png"
-            for place, domain in enumerate(PACS, 1)
-        },
-    ),
+    "pacs_lite0": pacs_lite0,
     "matching": matching,
     "evaluate_digits": evaluate_digits,
 }
