@@ -1,0 +1,197 @@
+"""Measure how far the training domains' gradient variances are apart, at the checkpoints of runs.
+
+    python scripts/matching_measure.py keep DIR       beside the sweep, until Ctrl-C
+    python scripts/matching_measure.py measure DIR    afterwards; writes DIR/matching.jsonl
+
+A run keeps its newest checkpoint only; `keep` links each one to RUN/kept as it appears. `measure`
+takes them all, or what is left, and adds what is not measured yet.
+
+The variance v of per-sample gradients is a vector; on a minibatch of 16 samples its noise is larger
+than the differences between domains. So SAMPLES of the training part of each training domain are
+taken, the same for every checkpoint of a seed, without augmentation, in two halves 1 and 2. Since
+these are independent, <v1_a - v1_b, v2_a - v2_b> is the squared distance of domains a and b without
+a bias by noise, and <v1_a, v2_a> the squared norm; an estimate may be negative. Both are written
+over the classifier, and at the last checkpoint of a run over all other parameters, too, from fewer
+samples, since that takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fishr_exp.api import load_model
+from fishr_exp.configuration.recorded import recorded_arguments
+from fishr_exp.core.contracts import Model
+from fishr_exp.data.minibatches import chunks
+from fishr_exp.gradient_variance import gradient_variance
+from fishr_exp.runs.reading import Run, read_runs
+from fishr_exp.training.built import as_domains
+from fishr_exp.training.checkpoint import load
+from fishr_exp.training.prepare import split_domains
+
+FILE, KEPT = "matching.jsonl", "kept"
+PLACES = CLASSIFIER, OTHERS = "classifier", "others"
+
+
+def keep(folder: Path) -> None:
+    """Link each checkpoint of the runs in a folder."""
+    while True:
+        for state in folder.glob("*/checkpoints/step-*.pt"):
+            link = state.parents[1] / KEPT / state.name
+            link.parent.mkdir(exist_ok=True)
+            if not link.exists():
+                os.link(state, link)
+        time.sleep(2)
+
+
+def states(run: Path) -> dict[int, Path]:
+    """Return the checkpoints of a run by their steps."""
+    found = [*(run / "checkpoints").glob("step-*.pt"), *(run / KEPT).glob("step-*.pt")]
+    steps = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in found}
+    return dict(sorted((int(match[1]), path) for path, match in steps.items() if match))
+
+
+def samples_of(run: Run, count: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return images and labels of each training domain, in a random order that the seed fixes.
+
+    Args:
+        run: The run.
+        count: Samples of each domain; it is even. A smaller domain gives all that it has.
+    """
+    arguments = recorded_arguments(run)
+    data = as_domains(arguments.dataset())
+    parts = split_domains(arguments, data)
+    found = {}
+    for name, domain in data.by_name.items():
+        if name in run.test_domains:
+            continue
+        indices = parts[name]["train"]
+        order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(run.seed))
+        chosen = indices[order[: min(count, len(indices) // 2 * 2)]]
+        (minibatch,) = chunks(domain, chosen, len(chosen))
+        found[name] = minibatch.x, minibatch.y
+    return found
+
+
+def squares(
+    model: Model, samples: Mapping[str, tuple[Tensor, Tensor]], place: str
+) -> dict[str, float]:
+    """Return squared norms and distances of the domains' gradient variances, without bias.
+
+    Args:
+        model: In evaluation mode.
+        samples: Images and labels of each domain; the first half and the second are independent.
+        place: `classifier`, or `others` for all other parameters.
+
+    Returns:
+        `a` -> |v_a|², `a/b` -> |v_a - v_b|².
+    """
+    halves = [
+        half for of in samples.values() for half in zip(*(t.chunk(2) for t in of), strict=True)
+    ]
+    x, y = (torch.cat(parts) for parts in zip(*halves, strict=True))
+    sizes = tuple(len(labels) for _, labels in halves)
+    scope = "classifier" if place == CLASSIFIER else "all"
+    found = gradient_variance(model, x, y, sizes, scope=scope, create_graph=False)
+    products: dict[str, float] = {}
+    for name, variances in found.variances.items():
+        if name.startswith("classifier.") == (place == CLASSIFIER):
+            for key, (one, other) in _pairs([*samples], variances):
+                value = float((one.double() * other.double()).sum())
+                products[key] = products.get(key, 0.0) + value
+    return products
+
+
+def _pairs(names: Sequence[str], variances: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Yield what is to be multiplied, from the variances of both halves of each domain."""
+    of = dict(zip(names, variances.unflatten(0, (len(names), 2)), strict=True))
+    for name, (one, other) in of.items():
+        yield name, (one, other)
+    for a, b in itertools.combinations(names, 2):
+        one, other = of[a] - of[b]
+        yield f"{a}/{b}", (one, other)
+
+
+def measure(folder: Path, counts: Mapping[str, int], into: Path) -> None:
+    """Measure each checkpoint of the runs in a folder, and append a line for each.
+
+    Args:
+        folder: Of the runs.
+        counts: Samples of each domain, by place; the last checkpoint of a run has both.
+        into: The file.
+    """
+    lines = into.read_text().splitlines() if into.exists() else []
+    known = {(line["run"], line["step"]) for line in map(json.loads, lines)}
+    runs = [
+        run
+        for run in read_runs(folder).done
+        if run.gamma is not None and not run.config.get("averaging")
+    ]
+    runs.sort(key=_data_of)
+    wanted = [
+        (run, step, path, step == max(found))
+        for run in runs
+        for found in (states(run.path),)
+        for step, path in found.items()
+        if (run.path.name, step) not in known
+    ]
+    taken: dict[tuple[int, str], dict[str, tuple[Tensor, Tensor]]] = {}
+    for run, step, path, is_last in tqdm(wanted, disable=None, unit="checkpoint"):
+        key = _data_of(run)
+        taken = {key: taken[key] if key in taken else samples_of(run, max(counts.values()))}
+        model = load_model(run)
+        model.load_state_dict(load(path)["model"])
+        line: dict[str, Any] = {"run": run.path.name, "step": step}
+        for place in PLACES[: 1 + is_last]:
+            count = counts[place]
+            few = {name: (x[:count], y[:count]) for name, (x, y) in taken[key].items()}
+            line[place] = {"samples": count, **squares(model, few, place)}
+        with into.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _data_of(run: Run) -> tuple[int, str]:
+    return run.seed, ",".join(run.test_domains)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Keep checkpoints, or measure them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("keep", "measure"))
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the runs")
+    for place, count in ((CLASSIFIER, 512), (OTHERS, 64)):
+        parser.add_argument(
+            f"--{place}", type=int, default=count, metavar="N",
+            help=f"samples of each domain for the {place} (default {count})",
+        )  # fmt: skip
+    arguments = parser.parse_args(words)
+    counts = {place: getattr(arguments, place) for place in PLACES}
+    for place, count in counts.items():
+        if count < 2 or count % 2:
+            parser.error(f"--{place} {count}: must be even, and positive")
+    if arguments.what == "keep":
+        keep(arguments.folder)
+    measure(arguments.folder, counts, arguments.folder / FILE)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
