@@ -10,7 +10,7 @@ CACHE  := $(if $(filter camelyon17 fmow,$(DATASET)),,dataset.cache=outputs/cache
 TEST   ?= $(if $(filter pacs,$(DATASET)),sketch)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-slow check format golden bench results table docs
+.PHONY: help install run test test-slow check format golden bench gpu gpu-kit results table docs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,17 @@ bench: $(READY)  ## time and memory of a step, ERM beside Fishr, MLflow's cost a
 	$(BIN)/python scripts/bench_growth.py --figure docs/growth --json docs/growth.json --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_tracking.py --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_sweep.py --markdown docs/benchmarks.md
+
+# Needs no .venv: the Python that has PyTorch for the GPU is taken as it is.
+gpu:  ## all that needs a GPU, in 25 minutes: tests, steps, data, Table 2, PACS; KIT=DIR (of make gpu-kit) or WHEELS=DIR MNIST=DIR PACS=DIR; OUT, PARTS, MINUTES; CUT=1 tries it on the CPU
+	$(PYTHON) scripts/measure_gpu.py --out "$(or $(OUT),outputs/gpu)" $(if $(KIT),--kit "$(KIT)") \
+	    $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(MNIST),--mnist "$(MNIST)") $(if $(PACS),--pacs "$(PACS)") \
+	    $(if $(PARTS),--parts $(PARTS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(STEPS),--pacs-steps $(STEPS)) $(if $(CUT),--cut)
+
+gpu-kit: $(READY)  ## what a GPU machine without a network lacks: wheels and data, into KIT=DIR; MNIST=DIR, PACS=DIR
+	$(BIN)/python scripts/gpu_kit.py "$(or $(KIT),outputs/gpu_kit)" \
+	    $(if $(MNIST),--mnist "$(MNIST)") $(if $(PACS),--pacs "$(PACS)")
 
 docs: $(READY)  ## the manual, into outputs/site; fails on a warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

