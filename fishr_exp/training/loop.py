@@ -289,8 +289,9 @@ def _step(training: Training, batches: Iterator[Batch]) -> None:
         training.observer.check_losses(logs)
     if training.after_step:
         training.after_step()
-    for name, value in logs.items():
-        training.logged.setdefault(name, []).append(value.to(training.device))
+    for name, value in logs.items():  # without waiting for the device, which is busy with the step
+        there = value.to(training.device, non_blocking=True)
+        training.logged.setdefault(name, []).append(there)
 
 
 def _end_epoch(

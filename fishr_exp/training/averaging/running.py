@@ -52,7 +52,7 @@ class Running(Averaging):
         if step < self.start:
             return
         self.count += 1
-        share = self.share(int(self.count))
+        share = self.share(step - self.start + 1)  # the count, without waiting for the device
         for mean, weight in zip(self.mean.parameters(), model.parameters(), strict=True):
             mean.lerp_(weight, share)
         for kept, current in zip(self.mean.buffers(), model.buffers(), strict=True):
