@@ -123,9 +123,7 @@ class Contender:
         # What this process uses of CUDA does not survive a fork.
         context = multiprocessing.get_context("spawn" if arguments.device == "cuda" else None)
         self.pipe, other = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(other, name, arguments, size, cache)
-        )
+        self.process = context.Process(target=_serve, args=(other, name, arguments, size, cache))
         self.process.start()
         self.start_up = self.pipe.recv()
         self.rates: list[float] = []

@@ -47,18 +47,18 @@ def processor() -> str:
 
 
 def tests(work: Work) -> str:
-    """Run the tests that are marked `gpu`; cut, those of the same files that are not."""
-    files = [
+    """Run the tests that are marked `gpu`; cut, some of them on the CPU."""
+    # Only their files: others import packages that may be missing here.
+    marked = [
         path.relative_to(ROOT)
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if re.search(r"pytest\.mark\.gpu|def test_\w+\((.*, )?device\b", path.read_text())
+        if path.parent.name == "devices" or "pytest.mark.gpu" in path.read_text()
     ]
-    # Only these: other files import packages that may be missing here.
-    chosen = ["-m", "not gpu and not slow"] if work.cut else ["-m", "gpu", "-n", JOBS]
+    chosen = ["-m", "gpu", "-n", JOBS, *marked]
     if work.cut:
-        files = [path for path in files if path.name == "test_variances_on_devices.py"]
+        chosen = ["-m", "not gpu and not slow", *(p for p in marked if "variances" in p.name)]
     try:
-        work.run("-m", "pytest", "-p", "no:cacheprovider", "-rfE", *chosen, *files)
+        work.run("-m", "pytest", "-p", "no:cacheprovider", "-rfE", *chosen, where=ROOT)
     except FailedError as error:
         found = re.findall(r"^(?:FAILED|ERROR) (\S+)", work.log.read_text(), re.MULTILINE)
         raise FailedError(f"{error} {' '.join(found)}"[:600]) from error
@@ -115,7 +115,7 @@ def data(work: Work) -> str:
         words = ["--sizes", 32, "--batch-size", 4, "--rounds", 1, "--seconds", 0.2, "--steps", 1]
     work.run(
         ROOT / "scripts" / "bench_data.py", work.data["pacs"], "--device", work.device, *words,
-        "--cache", work.out / "data" / "cache", "--markdown", page,
+        "--cache", Path("data", "cache"), "--markdown", page,
     )  # fmt: skip
     work.piece("data").write_text(_section(page, "Reading images"))
     return "docs/benchmarks_gpu.md"
@@ -135,10 +135,11 @@ def table2(work: Work) -> str:
     launch = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={JOBS if not work.cut else 2}"]
     lines, made, failed = [], 0, []
     for name, more in (("one after another", []), (f"{JOBS} at a time", launch)):
-        folder = work.out / "runs" / f"table2_{len(more) // 2}"
+        place = Path("runs", f"table2_{len(more) // 2}")
+        folder = work.out / place
         shutil.rmtree(folder, ignore_errors=True)
         command = [*RUN, "-m", "experiment=colored_mnist_table2", *words, *more,
-                   f"output_dir={folder}"]  # fmt: skip
+                   f"output_dir={place}"]  # fmt: skip
         begun = time.monotonic()
         try:
             work.run(*command, most=work.left if more else 0.6 * work.left)
@@ -228,7 +229,7 @@ def _pacs_at(work: Work, size: int) -> str:
             break
         try:
             words = _words(work, size, plan["steps"], plan["jobs"])
-            work.run(*RUN, "-m", *words, f"seed={seed}", f"output_dir={folder}")
+            work.run(*RUN, "-m", *words, f"seed={seed}", f"output_dir=runs/{folder.name}")
             seeds.append(seed)
         except FailedError as error:
             failed.append(f"seed {seed}: {error}")
@@ -244,7 +245,7 @@ def _pacs_at(work: Work, size: int) -> str:
 def _words(work: Work, size: int, steps: int, jobs: int) -> list[str]:
     """Return the words of the sweep with so many steps; the penalty acts after a third of them."""
     words = ["experiment=pacs_lite0_gpu", "tracker=none", f"device={work.device}",
-             f"dataset.root={work.data['pacs']}", f"dataset.cache={work.out / 'data' / 'cache'}",
+             f"dataset.root={work.data['pacs']}", "dataset.cache=data/cache",
              f"dataset.image_size={size}", f"steps_per_epoch={steps // 5}",
              f"trainer.anneal_steps={steps // 3}"]  # fmt: skip
     if jobs > 1:
@@ -268,7 +269,7 @@ def _plan(work: Work, size: int) -> dict[str, Any]:
         shutil.rmtree(trial, ignore_errors=True)
         words = [w for w in _words(work, size, steps, jobs) if not w.startswith("test_domains")]
         words += [f"test_domains={','.join(domains[:jobs])}", "trainer.gamma=1", "seed=0"]
-        wall = work.run(*RUN, "-m", *words, f"output_dir={trial}")
+        wall = work.run(*RUN, "-m", *words, f"output_dir=runs/{trial.name}")
         each = [_seconds(done) for done in trial.glob("*/done")]
         per_step, whole = (statistics.mean(values) for values in zip(*each, strict=True))
         measured[jobs] = per_step, max(0.0, whole - steps * per_step), max(0.0, wall - whole)
@@ -291,9 +292,7 @@ def _plan(work: Work, size: int) -> dict[str, Any]:
     return {"steps": chosen, "jobs": jobs, "notes": notes}
 
 
-def _pacs_page(
-    work: Work, size: int, folder: Path, plan: dict[str, Any], seeds: list[int]
-) -> None:
+def _pacs_page(work: Work, size: int, folder: Path, plan: dict[str, Any], seeds: list[int]) -> None:
     """Write the page of a size, with what there is."""
     name = f"pacs_lite0_gpu_{size}"
     count = work.keep_runs(folder, name)
@@ -307,13 +306,14 @@ def _pacs_page(
     steps = plan["steps"]
     short = "" if steps >= FULL else f", in place of DomainBed's {FULL}, for lack of time"
     pages = [
-        f"# PACS at {size}×{size} on a GPU, EfficientNet-Lite0 with ImageNet weights", work.machine,
+        f"# PACS at {size}×{size} on a GPU, EfficientNet-Lite0 with ImageNet weights",
+        work.machine,
         f"`experiment=pacs_lite0_gpu` with `dataset.image_size={size}`: {steps} updates of a run"
-        f"{short}, of 32 samples of each training domain; the penalty acts from update {steps // 3} "
-        "on. ERM is gamma 0; gamma 1 was fixed before the runs. bfloat16, channels_last, last "
-        f"update. Whole seeds: {', '.join(map(str, seeds)) or 'none'}; {count} runs in "
-        f"{plan['seconds'] / 60:.1f} minutes, {plan['jobs']} at a time. The images were read at the size "
-        "at which they are in the folder, and resized.",
+        f"{short}, of 32 samples of each training domain; the penalty acts from update "
+        f"{steps // 3} on. ERM is gamma 0; gamma 1 was fixed before the runs. bfloat16, "
+        f"channels_last, last update. Whole seeds: {', '.join(map(str, seeds)) or 'none'}; {count} "
+        f"runs in {plan['seconds'] / 60:.1f} minutes, {plan['jobs']} at a time. The images were "
+        "read at the size at which they are in the folder, and resized.",
         "How the number of updates was chosen:", "\n".join(f"- {note}" for note in plan["notes"]),
         "Accuracy in % on all samples of the test domain at the last update, mean over the seeds:",
         _in_short(folder), (table / "table.md").read_text(),

@@ -36,7 +36,7 @@ class Work:
         device: cuda, or cpu at a cut size.
         out: The folder of everything that is written.
         env: The environment of the commands.
-        data: Folders of data, by name.
+        data: Folders of data, by name; relative to `out`, where the commands run.
         ends: When to be done, by `time.monotonic`.
         cut: Whether to make everything as small as can be.
         name: Of the part.
@@ -78,13 +78,16 @@ class Work:
         """Return the file of a section of the page of measurements."""
         return self.out / "pieces" / f"{name}.md"
 
-    def run(self, *words: Any, most: float | None = None, late: float = 0.0) -> float:
+    def run(
+        self, *words: Any, most: float | None = None, late: float = 0.0, where: Path | None = None
+    ) -> float:
         """Run Python with these words; return the seconds that it took.
 
         Args:
             *words: The command line after the interpreter.
             most: Seconds that it may take, if the part has as many left.
             late: Seconds that it may take in any case, as for a page of what was made in time.
+            where: The current folder; by default `out`, so that runs name what is in it alike.
 
         Raises:
             FailedError: If it fails, or takes too long and was ended.
@@ -98,8 +101,8 @@ class Work:
         with self.log.open("a") as log:
             print("$", *command, file=log, flush=True)
             process = subprocess.Popen(
-                command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                command, cwd=where or self.out, env=self.env, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
             try:
                 status = process.wait(most)
@@ -122,14 +125,20 @@ class Work:
         return next((line for line in reversed(lines) if line), "no output")[:300]
 
     def keep_runs(self, runs: Path, name: str) -> int:
-        """Copy what the runs wrote, without checkpoints, to the records; return how many."""
+        """Copy what the runs wrote, without checkpoints, to the records; return how many.
+
+        Of the command line in it, the folder of the checkout is left out.
+        """
         records = self.docs / "results" / "records" / name
         shutil.rmtree(records, ignore_errors=True)
         found = sorted(path.parent for path in runs.glob("*/done"))
         for run in found:
             (records / run.name).mkdir(parents=True)
             for file in (run / kept for kept in KEPT if (run / kept).exists()):
-                shutil.copyfile(file, records / run.name / file.name)
+                text = file.read_text()
+                if file.name == "environment.json":
+                    text = text.replace(f"{ROOT}/", "")
+                (records / run.name / file.name).write_text(text)
         return len(found)
 
 
@@ -158,8 +167,9 @@ for kind, count in (("train", 60_000), ("t10k", 10_000)):
     ):
         head = np.array([magic], ">i4").tobytes() + size.tobytes()
         (raw / f"{kind}-{name}-ubyte").write_bytes(head + values.tobytes())
+kinds = ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
 for domain in ("art_painting", "cartoon", "photo", "sketch"):
-    for label, kind in enumerate(("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")):
+    for label, kind in enumerate(kinds):
         folder = root / "cut_pacs" / domain / kind
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(5):

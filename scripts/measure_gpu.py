@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu_parts
 from gpu_work import ROOT, FailedError, SkippedError, Work, as_table, stand_ins
 
+DATA = ("mnist", "pacs")
 ROOM = 60.0  # seconds kept for the command that is ended last, and for the summary
 
 
@@ -106,18 +107,23 @@ def install(wheels: Path, into: Path, python: str, log: Path) -> None:
         raise FailedError(f"pip cannot install the wheels in {wheels}; see {log}")
 
 
-def unpacked(data: Path, into: Path) -> Path:
-    """Return a folder of data; an archive of one is unpacked first, once."""
-    if data.is_dir():
-        return data
-    if not into.is_dir():
-        half = into.with_name(f"{into.name}.half")
-        shutil.rmtree(half, ignore_errors=True)
-        with tarfile.open(data) as archive:
-            archive.extractall(half, filter="data")
-        half.rename(into)
-    folders = [path for path in into.iterdir() if path.is_dir()]
-    return folders[0] if len(folders) == 1 and folders[0].name != "MNIST" else into
+def place(data: Path, into: Path) -> None:
+    """Put a link to a folder of data into our folder; an archive of one is unpacked first, once.
+
+    So runs name their data as on every other machine.
+    """
+    if not data.is_dir():
+        folder = into.with_name(f"{into.name}.unpacked")
+        if not folder.is_dir():
+            half = into.with_name(f"{into.name}.half")
+            shutil.rmtree(half, ignore_errors=True)
+            with tarfile.open(data) as archive:
+                archive.extractall(half, filter="data")
+            half.rename(folder)
+        inside = [path for path in folder.iterdir() if path.is_dir()]
+        data = inside[0] if len(inside) == 1 and inside[0].name != "MNIST" else folder
+    into.unlink(missing_ok=True)
+    into.symlink_to(data.resolve(), target_is_directory=True)
 
 
 def make(name: str, work: Work) -> tuple[str, str]:
@@ -177,11 +183,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if not kit.is_dir():
             parser.error(f"--kit {kit}: is not a folder")
         arguments.wheels = arguments.wheels or kit / "wheels"
-        for name in ("mnist", "pacs"):
+        for name in DATA:
             archive = kit / f"{name}.tar.gz"
             if getattr(arguments, name) is None and archive.exists():
                 setattr(arguments, name, archive)
-    for name in ("wheels", "mnist", "pacs"):
+    for name in ("wheels", *DATA):
         if (path := getattr(arguments, name)) and not path.exists():
             parser.error(f"--{name} {path}: does not exist")
     return arguments
@@ -213,13 +219,12 @@ def prepared(arguments: argparse.Namespace, started: float) -> tuple[Work, str]:
         raise FailedError(f"{python} lacks {absent}: pass KIT=DIR or WHEELS=DIR (make gpu-kit)")
     if not (about["cuda"] or arguments.cut):
         raise FailedError("PyTorch finds no CUDA device; CUT=1 tries all parts on the CPU")
-    data = {
-        name: unpacked(given.resolve(), out / "data" / name)
-        for name in ("mnist", "pacs")
-        if (given := getattr(arguments, name))
-    }
+    given = {name: path for name in DATA if (path := getattr(arguments, name))}
     if arguments.cut:
-        data = {**stand_ins(out / "data", python, env), **data}
+        given = {**stand_ins(out / "data", python, env), **given}
+    for name, path in given.items():
+        place(path, out / "data" / name)
+    data = {name: Path("data", name) for name in given}
     ends = started + 60 * arguments.minutes - ROOM * (not arguments.cut)
     work = Work(python, "cpu" if arguments.cut else "cuda", out, env, data, ends, arguments.cut)
     work.pacs_steps = arguments.pacs_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.e2e.conftest import Command, caller
+from tests.e2e.conftest import Command, caller, images
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -18,3 +18,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def fishr_exp(tmp_path) -> Command:
     """Call `fishr-exp`; runs go to `tmp_path/runs`."""
     return caller(tmp_path / "runs")
+
+
+__all__ = ["images"]

@@ -66,9 +66,15 @@ def test_a_step_waits_once_for_the_device(
     waits = []
     for steps in (5, 7):  # at the steps 1, 2, 4, 8, ... Fishr checks itself
         mode = _Waits()
-        words = (f"trainer={trainer}", f"device={device}", f"total_steps={steps}",
-                 f"steps_per_epoch={steps}", "batch_size=null", "tracker=none",
-                 "optimizer=sgd")  # fmt: skip  (Adam counts its steps in tensors on the CPU)
+        words = (
+            f"trainer={trainer}",
+            f"device={device}",
+            f"total_steps={steps}",
+            f"steps_per_epoch={steps}",
+            "batch_size=null",
+            "tracker=none",
+            "optimizer=sgd",
+        )  # fmt: skip  (Adam counts its steps in tensors on the CPU)
         words += ("trainer.anneal_steps=0",) if "fishr" in trainer else ()
         with mode:
             done = fishr_exp(*words, tiny=("model.hidden=8",))
