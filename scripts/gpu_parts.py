@@ -15,7 +15,7 @@ from typing import Any
 from gpu_work import ROOT, FailedError, SkippedError, Work, as_table
 
 MODULES = ("torch", "torchvision", "hydra", "omegaconf", "numba", "numpy", "pandas", "matplotlib",
-           "tabulate", "tqdm", "filelock", "requests", "sklearn", "PIL")  # fmt: skip
+           "tabulate", "tqdm", "filelock", "requests", "sklearn", "PIL", "pydantic")  # fmt: skip
 PIECES = ("step-float32", "step-bfloat16", "step-compiled", "data")  # sections, in their order
 RUN, TABLE = ("-m", "fishr_exp"), ("-m", "fishr_exp.cli.table")
 JOBS = 4  # runs at a time on one GPU

@@ -98,9 +98,10 @@ def install(wheels: Path, into: Path, python: str, log: Path) -> None:
         FailedError: If pip refuses.
     """
     shutil.rmtree(into, ignore_errors=True)
+    names = sorted({path.name.partition("-")[0] for path in wheels.glob("*.whl")})
     command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-               "--no-index", "--no-deps", "--no-compile", "--target", str(into),
-               *map(str, sorted(wheels.glob("*.whl")))]  # fmt: skip
+               "--no-index", "--find-links", str(wheels), "--no-deps", "--no-compile", "--target",
+               str(into), *names]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     log.write_text(done.stdout + done.stderr)
     if done.returncode:
