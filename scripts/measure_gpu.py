@@ -62,7 +62,7 @@ PARTS = {  # in the order in which they are made; the last takes what is left
     "tests": Part(gpu_parts.tests, 4, 1),
     "table2": Part(gpu_parts.table2, 4, 1, ("mnist",)),
     "step": Part(gpu_parts.step, 7, 2),
-    "data": Part(gpu_parts.data, 3, 1.5, ("pacs",)),
+    "data": Part(gpu_parts.data, 4, 1.5, ("pacs",)),
     "pacs": Part(gpu_parts.pacs, 60, 3, ("pacs",)),
 }
 

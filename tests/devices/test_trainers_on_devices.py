@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections import Counter
 from typing import Any
 
@@ -18,12 +19,19 @@ aten = torch.ops.aten
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_steps_have_a_finite_objective(name: str, device: torch.device) -> None:
-    """Before and after the penalty acts; on a device also after the moving averages are there."""
+def test_steps_have_a_finite_objective(name: str, device: torch.device) -> None:
+    """Before and after the penalty acts, and after the state went through a checkpoint."""
     trainer, network, _ = ready(name)
     trainer, network = trainer.to(device), network.to(device)
     players = make_players(trainer, network, torch.optim.Adam)
     for step in (0, 10_000, 10_001):
+        if step == 10_001:  # the state of a checkpoint is read to the CPU
+            content = io.BytesIO()
+            torch.save([trainer.state_dict(), network.state_dict()], content)
+            content.seek(0)
+            saved = torch.load(content, map_location="cpu", weights_only=True)
+            trainer.load_state_dict(saved[0])
+            network.load_state_dict(saved[1])
         given = batch(6, 7, 5, seed=step)
         given = dataclasses.replace(given, x=given.x.to(device), y=given.y.to(device))
         logs = optimizer_step(trainer, network, players, given, step)
