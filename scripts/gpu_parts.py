@@ -216,10 +216,11 @@ def pacs(work: Work) -> str:
 def _pacs_at(work: Work, size: int) -> str:
     """Make the runs at a size; return a line about them."""
     chosen = work.out / "runs" / f"pacs_{size}.json"  # of an earlier call: its runs go on
-    if not chosen.exists() or work.pacs_steps:
-        given = {"steps": work.pacs_steps, "jobs": JOBS, "notes": ["The number was given."]}
-        chosen.write_text(json.dumps(given if work.pacs_steps else _plan(work, size)))
-    plan = json.loads(chosen.read_text())
+    plan = json.loads(chosen.read_text()) if chosen.exists() else {}
+    if work.pacs_steps and plan.get("steps") != work.pacs_steps:
+        plan = {"steps": work.pacs_steps, "jobs": JOBS, "notes": ["The number was given."]}
+    plan = plan or _plan(work, size)
+    chosen.write_text(json.dumps(plan))
     folder = work.out / "runs" / f"pacs_lite0_gpu_{size}_{plan['steps']}"
     seeds, failed, begun = [], [], time.monotonic()
     for seed in SEEDS[:1] if work.cut else SEEDS:

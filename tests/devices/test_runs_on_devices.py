@@ -69,7 +69,7 @@ def test_a_stopped_run_goes_on_to_the_same_records(whole: Any, fishr_exp: Comman
     for kind in ("best", "last"):
         left, right = (outcome.checkpoint(kind)["model"] for outcome in (undisturbed, done))
         for name, value in left.items():
-            torch.testing.assert_close(right[name].cpu(), value.cpu(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(right[name].cpu(), value.cpu(), rtol=1e-4, atol=1e-5)
 
 
 def test_its_records_are_those_of_the_cpu(whole: Any, fishr_exp: Command) -> None:
@@ -77,7 +77,7 @@ def test_its_records_are_those_of_the_cpu(whole: Any, fishr_exp: Command) -> Non
     there, device = whole
     here = fishr_exp(*FISHR, "device=cpu", tiny=SHORT)
     for one, other in zip(scores(there), scores(here), strict=True):
-        assert one["losses"] == pytest.approx(other["losses"], rel=0.01, abs=1e-6), device
+        assert one["losses"] == pytest.approx(other["losses"], rel=0.05, abs=1e-6), device
 
 
 def test_its_checkpoints_open_on_the_cpu(whole: Any, capsys: pytest.CaptureFixture[str]) -> None:
