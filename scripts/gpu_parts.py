@@ -302,8 +302,9 @@ def _pacs_page(work: Work, size: int, folder: Path, plan: dict[str, Any], seeds:
     table = work.out / "runs" / f"{name}_page"
     shutil.rmtree(table, ignore_errors=True)
     work.run(*TABLE, folder, "--out", table, late=60)
-    for figure in sorted(table.glob("*.png")):
-        shutil.copyfile(figure, work.docs / "results" / f"{name}_{figure.name}")
+    figure = work.docs / "results" / f"{name}.png"
+    if (curves := table / "curves.png").exists():
+        shutil.copyfile(curves, figure)
     steps = plan["steps"]
     short = "" if steps >= FULL else f", in place of DomainBed's {FULL}, for lack of time"
     pages = [
@@ -318,6 +319,7 @@ def _pacs_page(work: Work, size: int, folder: Path, plan: dict[str, Any], seeds:
         "How the number of updates was chosen:", "\n".join(f"- {note}" for note in plan["notes"]),
         "Accuracy in % on all samples of the test domain at the last update, mean over the seeds:",
         _in_short(folder), (table / "table.md").read_text(),
+        f"![Accuracy over the steps, by domain]({figure.name})" if figure.exists() else "",
         f"Records: `docs/results/records/{name}`.",
     ]  # fmt: skip
     (work.docs / "results" / f"{name}.md").write_text(_joined(pages))

@@ -238,6 +238,7 @@ def test_all_parts_at_a_cut_size(tmp_path: Path) -> None:
     assert all("A trial at a cut size" in page for page in pages.values())
     assert "2 of 2 runs in" in pages["results/colored_mnist_table2_gpu.md"]
     assert "| ERM | 1/1 |" in pages["results/pacs_lite0_gpu_32.md"]
+    assert (tmp_path / "docs" / "results" / "pacs_lite0_gpu_32.png").exists()
     records = tmp_path / "docs" / "results" / "records"
     for name, count in (("colored_mnist_table2_gpu", 2), ("pacs_lite0_gpu_32", 4)):
         runs = [*(records / name).iterdir()]
