@@ -18,12 +18,13 @@ samples, since that takes longer.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import re
 import sys
-import time
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,18 +44,19 @@ from fishr_exp.training.checkpoint import load
 from fishr_exp.training.prepare import split_domains
 
 FILE, KEPT = "matching.jsonl", "kept"
+PAUSE = 2.0  # seconds
 PLACES = CLASSIFIER, OTHERS = "classifier", "others"
 
 
-def keep(folder: Path) -> None:
-    """Link each checkpoint of the runs in a folder."""
-    while True:
+def keep(folder: Path, ended: threading.Event) -> None:
+    """Link each checkpoint of the runs in a folder, until the end."""
+    while not ended.wait(PAUSE):
         for state in folder.glob("*/checkpoints/step-*.pt"):
             link = state.parents[1] / KEPT / state.name
             link.parent.mkdir(exist_ok=True)
             if not link.exists():
-                os.link(state, link)
-        time.sleep(2)
+                with contextlib.suppress(FileNotFoundError):  # a newer one came meanwhile
+                    os.link(state, link)
 
 
 def states(run: Path) -> dict[int, Path]:
@@ -185,7 +187,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if count < 2 or count % 2:
             parser.error(f"--{place} {count}: must be even, and positive")
     if arguments.what == "keep":
-        keep(arguments.folder)
+        keep(arguments.folder, threading.Event())
     measure(arguments.folder, counts, arguments.folder / FILE)
     return 0
 

@@ -2,16 +2,16 @@
 
     python scripts/matching_study.py DIR [--out DIR]
 
-DIR holds the runs of a sweep over gamma that recorded `diagnostics=all`; runs without are left
-out. At every evaluation, these hold for each training domain the variance v of per-sample
-gradients on the run's first batch, over the classifier and over all parameters, and so over all
-others, too. Their *distance* is the mean of |v_a - v_b| over pairs of domains. It shrinks with the
-gradients, so it is compared with their size as well: the *relative distance* divides it by the mean
-of |v| over the domains.
+DIR holds the runs of a sweep over gamma, and `matching.jsonl` of `matching_measure.py`: squared
+distances and norms of the variance v of per-sample gradients in the training domains, without bias
+by noise. The *distance* is the root of the mean of |v_a - v_b|² over pairs of domains, the *size*
+that of |v_a|² over domains. A penalty can shrink the distance by shrinking all gradients, which
+matches nothing; the *relative distance* divides the distance by the size.
 
-- `matching_over_steps`: both distances over the steps, for each gamma.
+- `matching_over_steps`: distance, size and relative distance over the classifier, which is what
+  Fishr matches here, over the steps, for each gamma.
 - `matching_where`: relative distances of each run at its last step, as multiples of those of ERM
-  with the same seed and test domain: over the classifier, which is matched, and over all others.
+  with the same seed and test domain: over the classifier, and over all other parameters.
 - `matching_accuracy`: the same of the classifier, beside the difference in test accuracy.
 
 Gamma 0 is ERM. Errors are standard errors over runs. The table has Spearman's rank correlation of
@@ -21,18 +21,20 @@ relative distance and accuracy over the gammas of one seed and test domain, aver
 from __future__ import annotations
 
 import argparse
-import itertools
+import json
 import logging
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matching_measure import FILE
 from tabulate import tabulate
 
-from fishr_exp.api import load_records, load_runs
+from fishr_exp.api import load_runs
 from fishr_exp.reports.figures.canvas import (
     ERM_COLOR,
     MARKERS,
@@ -47,70 +49,62 @@ from fishr_exp.reports.figures.canvas import (
     sequential_colors,
     styled,
 )
-from fishr_exp.reports.statistics.estimates import estimate
+from fishr_exp.reports.statistics.estimates import estimate, mean
 from fishr_exp.reports.statistics.paired import compare
 
-PLACES = {"": "classifier", "_all": "all parameters", "_rest": "all but the classifier"}
-RECORDED = ("", "_all")
-KINDS = ("distance", "norm")
+QUANTITIES = {"distance": "distance", "size": "size", "relative": "relative distance"}
+PLACES = {"classifier": "classifier", "others": "all but the classifier"}
 GROUP = ["test_domains", "seed"]  # runs that differ in gamma only
 CORRELATED = 4  # gammas of a group, at least, for its rank correlation
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """Return a row for each evaluation of each run with diagnostics of both places.
+    """Return a row for each checkpoint that was measured.
 
-    Columns beside those of `load_records`: `distance` and `relative` over the classifier, the same
-    with `_all` and `_rest`, and `accuracy` in the test domain after the last step, in %.
+    Columns: `name` of the run, `gamma`, `seed`, `test_domains`, `step`, `accuracy` in the test
+    domain after the last step, in %, and `distance`, `size` and `relative` over the classifier;
+    with `_others` over all other parameters, which are measured at the last step only.
 
     Raises:
-        SystemExit: If there is no such run, or runs of one gamma, seed and test domain.
+        SystemExit: If nothing was measured, or there are several runs of a gamma, seed and domain.
     """
+    if not (folder / FILE).exists():
+        raise SystemExit(f"{folder}: has no {FILE}; scripts/matching_measure.py makes it")
+    rows = []
+    for line in map(json.loads, (folder / FILE).read_text().splitlines()):
+        row = {"name": line["run"], "step": line["step"]}
+        for place in PLACES.keys() & line:
+            suffix = "" if place == "classifier" else f"_{place}"
+            row |= {f"{key}{suffix}": v for key, v in summary(line[place]).items()}
+        rows.append(row)
     runs = load_runs(folder)
-    averages = [key for key in runs if key.startswith("averaging.")]
-    plain = runs[runs[averages].isna().all(axis=1) & runs["gamma"].notna()]
-    records = load_records(folder)
-    records = records[records["name"].isin(plain["name"])]
-    if not any(str(key).startswith("diagnostics/variance_norm_all/") for key in records):
-        raise SystemExit(f"{folder}: no run has diagnostics=all")
-    for place in PLACES:
-        pairs, norms = (_lengths(records, kind, place).mean(axis=1) for kind in KINDS)
-        records = records.assign(**{f"distance{place}": pairs, f"relative{place}": pairs / norms})
-    records = records[records["distance_all"].notna()]
-    after = plain.set_index("name")["test_accuracy"] * 100
-    records = records.assign(accuracy=records["name"].map(after))
-    last = records[records["step"] == records["step"].max()]
-    if last.duplicated([*GROUP, "gamma"]).any():
+    runs = runs.assign(accuracy=100 * runs["test_accuracy"])
+    measured = pd.DataFrame(rows).merge(runs[["name", "gamma", *GROUP, "accuracy"]], on="name")
+    if measured.duplicated([*GROUP, "gamma", "step"]).any():
         raise SystemExit(f"{folder}: runs differ in more than gamma, seed and test domain")
-    return records
+    return measured
 
 
-def _lengths(records: pd.DataFrame, kind: str, place: str) -> pd.DataFrame:
-    """Return norms or distances over a place, a column for each domain or pair."""
-    starts = [f"diagnostics/variance_{kind}{recorded}/" for recorded in RECORDED]
-    classifier, everywhere = (
-        records[[k for k in records if k.startswith(start)]].rename(
-            columns=lambda k, start=start: k.removeprefix(start)
-        )
-        for start in starts
-    )
-    if place == "_rest":  # squares add up over the parameters
-        return (everywhere**2 - classifier**2).clip(lower=0) ** 0.5
-    return everywhere if place == "_all" else classifier
+def summary(squares: Mapping[str, float]) -> dict[str, float]:
+    """Return distance, size and relative distance from the squares of pairs and of domains."""
+    pairs = [value for key, value in squares.items() if "/" in key]
+    domains = [v for key, v in squares.items() if "/" not in key and key != "samples"]
+    distance, size = (math.sqrt(max(mean(values), 0.0)) for values in (pairs, domains))
+    return {"distance": distance, "size": size, "relative": distance / size if size else math.nan}
 
 
-def against_erm(records: pd.DataFrame) -> pd.DataFrame:
+def against_erm(measured: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each run at its last step, compared with ERM of its seed and test domain.
 
-    Columns beside those of `read`: `ratio` and `ratio_rest` of relative distances, and `gain` in
+    Columns beside those of `read`: `ratio` and `ratio_others` of relative distances, and `gain` in
     accuracy, in points. Runs without their ERM are left out.
     """
-    last = records[records["step"] == records["step"].max()]
-    erm = last.loc[last["gamma"] == 0, [*GROUP, "relative", "relative_rest", "accuracy"]]
+    last = measured[measured["step"] == measured["step"].max()]
+    erm = last.loc[last["gamma"] == 0, [*GROUP, "relative", "relative_others", "accuracy"]]
     both = last.merge(erm, on=GROUP, suffixes=("", "_erm"))
     return both.assign(
         ratio=both["relative"] / both["relative_erm"],
-        ratio_rest=both["relative_rest"] / both["relative_rest_erm"],
+        ratio_others=both["relative_others"] / both["relative_others_erm"],
         gain=both["accuracy"] - both["accuracy_erm"],
     )
 
@@ -119,8 +113,8 @@ def correlations(compared: pd.DataFrame, column: str) -> list[float]:
     """Return Spearman's correlation of a column with accuracy, for each seed and test domain."""
     found = []
     for _, group in compared.groupby(GROUP):
-        ranks = group[[column, "accuracy"]].rank()
-        if len(group) >= CORRELATED and (ranks.nunique() > 1).all():
+        ranks = group[[column, "accuracy"]].dropna().rank()
+        if len(ranks) >= CORRELATED and (ranks.nunique() > 1).all():
             found.append(float(np.corrcoef(ranks[column], ranks["accuracy"])[0, 1]))
     return found
 
@@ -129,22 +123,22 @@ def describe(compared: pd.DataFrame) -> str:
     """Return the table of the last step, and the correlations, as Markdown."""
     rows = []
     for gamma, group in compared.groupby("gamma"):
-        numbers = [_plus_minus(group[f"relative{place}"], "{:.2f}") for place in PLACES]
         gains = [] if gamma == 0 else list(group["gain"])
         rows.append([
-            "0 (ERM)" if gamma == 0 else f"{gamma:g}", len(group), *numbers,
-            _plus_minus(group["accuracy"], "{:.1f}"),
-            _plus_minus(gains, "{:+.1f}") if gains else "–",
+            "0 (ERM)" if gamma == 0 else f"{gamma:g}", len(group),
+            *(_plus_minus(group[key], "{:.3g}") for key in QUANTITIES),
+            _plus_minus(group["relative_others"], "{:.3g}"),
+            _plus_minus(group["accuracy"], "{:.1f}"), _plus_minus(gains, "{:+.1f}"),
         ])  # fmt: skip
-    headers = ["gamma", "runs", *(f"relative distance, {name}" for name in PLACES.values()),
+    headers = ["gamma", "runs", *QUANTITIES.values(), f"relative distance, {PLACES['others']}",
                "test accuracy", "Δ ERM"]  # fmt: skip
     table = tabulate(
         rows, headers=headers, tablefmt="pipe", disable_numparse=True,
         colalign=["left", *["right"] * (len(headers) - 1)],
     )  # fmt: skip
     lines = [table, ""]
-    for place, name in PLACES.items():
-        found = correlations(compared, f"relative{place}")
+    for column, name in (("relative", "classifier"), ("relative_others", PLACES["others"])):
+        found = correlations(compared, column)
         if tested := compare(found):
             lines.append(
                 f"- Relative distance over {_the(name)} and test accuracy: mean rank correlation "
@@ -167,21 +161,18 @@ def _plus_minus(values: Sequence[float] | pd.Series, form: str) -> str:
     return form.format(found.mean) + spread
 
 
-def draw_over_steps(records: pd.DataFrame, stem: Path) -> list[Path]:
-    """Draw distances and relative distances over the steps, a column of panels for each place."""
-    gammas = sorted(records["gamma"].unique())
+def draw_over_steps(measured: pd.DataFrame, stem: Path) -> list[Path]:
+    """Draw distance, size and relative distance over the steps, for the classifier."""
+    gammas = sorted(measured["gamma"].unique())
     colors = dict(zip(gammas, _colors(gammas), strict=True))
     with styled():
-        figure, panels = create_panels(6, 3, share_y=False, height=2 * ROW_HEIGHT + 0.5)
-        shown = itertools.product({"distance": "distance", "relative": "relative distance"}.items(),
-                                  PLACES.items())  # fmt: skip
-        for axes, ((kind, title), (place, name)) in zip(panels, shown, strict=True):
-            quantity = f"{kind}{place}"
-            axes.set_title(f"{title}, {name}")
+        figure, panels = create_panels(3, 3, share_y=False, height=ROW_HEIGHT + 0.5)
+        for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
+            axes.set_title(f"{title}, classifier")
             draw_grid(axes)
             axes.set_yscale("log")
             for gamma in gammas:
-                by_step = records[records["gamma"] == gamma].groupby("step")[quantity]
+                by_step = measured[measured["gamma"] == gamma].groupby("step")[quantity]
                 found = [(step, estimate(list(values))) for step, values in by_step]
                 draw_means(
                     axes, [step for step, _ in found], [e for _, e in found if e],
@@ -210,11 +201,11 @@ def draw_runs(
                 )  # fmt: skip
         axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.6, zorder=1)
-        if y == "ratio_rest":
+        if y == "ratio_others":
             axes.set_yscale("log")
             low, high = (f(fishr[[x, y]].to_numpy()) for f in (np.min, np.max))
             axes.plot([low, high], [low, high], color="gray", linewidth=0.6, linestyle="--")
-        axes.axhline(1 if y == "ratio_rest" else 0, color="black", linewidth=0.6, zorder=1)
+        axes.axhline(1 if y == "ratio_others" else 0, color="black", linewidth=0.6, zorder=1)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         draw_grid(axes, "both")
@@ -253,18 +244,19 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     out = arguments.out or arguments.folder / "table"
     out.mkdir(parents=True, exist_ok=True)
-    records = read(arguments.folder)
-    compared = against_erm(records)
-    relative = "relative distance, {}\n(1: that of ERM)"
+    measured = read(arguments.folder)
+    compared = against_erm(measured)
+    classifier, others = (
+        f"relative distance, {name}\n(1: that of ERM)" for name in PLACES.values()
+    )
     files = [
-        *draw_over_steps(records, out / "matching_over_steps"),
+        *draw_over_steps(measured, out / "matching_over_steps"),
         *draw_runs(
-            compared, "ratio", "ratio_rest",
-            (relative.format(PLACES[""]), relative.format(PLACES["_rest"])), out / "matching_where",
+            compared, "ratio", "ratio_others", (classifier, others), out / "matching_where",
         ),
         *draw_runs(
             compared, "ratio", "gain",
-            (relative.format(PLACES[""]), "test accuracy minus\nthat of ERM, in points"),
+            (classifier, "test accuracy minus\nthat of ERM, in points"),
             out / "matching_accuracy",
         ),
     ]  # fmt: skip

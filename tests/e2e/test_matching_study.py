@@ -5,38 +5,62 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
+
+from fishr_exp.core.contracts import Model
+from fishr_exp.gradient_variance import per_sample_losses
 
 from .conftest import TINY, caller
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "matching_study.py"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SWEEP = ("-m", "trainer=fishr", "trainer.gamma=0,1,100,10000", "trainer.anneal_steps=2", "seed=0,1",
          "dataset=colored_digits")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("matching_study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scripts() -> Iterator[SimpleNamespace]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        found = SimpleNamespace()
+        for name in ("matching_measure", "matching_study"):
+            spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, name, module)
+            spec.loader.exec_module(module)
+            setattr(found, name.removeprefix("matching_"), module)
+        yield found
 
 
 def test_a_sweep_becomes_three_figures_and_a_table(
-    study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
     call = caller(runs)
-    assert call(*SWEEP, "diagnostics=all", tiny=TINY).status == 0
-    others = ("averaging=ema", "diagnostics=all"), ("trainer=erm", "diagnostics=all")
-    assert all(call(*words, tiny=TINY).status == 0 for words in others)  # they take no part
-    assert study.main([str(runs), "--out", str(tmp_path / "out")]) == 0
+    assert call(*SWEEP, tiny=TINY).status == 0
+    for word in ("averaging=ema", "trainer=erm"):  # they take no part
+        assert call(word, tiny=TINY).status == 0
+    few = ["--classifier", "100", "--others", "50"]
+    assert scripts.measure.main(["measure", str(runs), *few]) == 0
+    file = runs / "matching.jsonl"
+    before = file.read_text()
+    assert len(before.splitlines()) == 8  # the newest state of each
+    assert {json.loads(line)["others"]["samples"] for line in before.splitlines()} == {50}
+    assert scripts.measure.main(["measure", str(runs), *few]) == 0  # nothing is left to measure
+    assert file.read_text() == before
+
+    assert scripts.study.main([str(runs), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     names = ["matching_accuracy", "matching_over_steps", "matching_where"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -46,60 +70,123 @@ def test_a_sweep_becomes_three_figures_and_a_table(
     assert [row[0].strip() for row in rows[2:]] == ["0 (ERM)", "1", "100", "10000"]
     assert {row[1] for row in rows[2:]} == {"2"}
 
-    records = study.read(runs)
-    assert len(records) == 8 * 2
-    for _, row in records.iterrows():
-        lines = (Path(row["path"]) / "records.jsonl").read_text().splitlines()
-        looked = next(r for r in map(json.loads, lines) if r["step"] == row["step"])["diagnostics"]
-        pair, a, b = "variance_distance{}/plus90/plus80", *(
-            f"variance_norm{{}}/{domain}" for domain in ("plus90", "plus80")
-        )  # fmt: skip
-        rest = {
-            key: (looked[key.format("_all")] ** 2 - looked[key.format("")] ** 2) ** 0.5
-            for key in (pair, a, b)
-        }
-        for place in ("", "_all"):
-            of = {key: looked[key.format(place)] for key in (pair, a, b)}
-            assert row[f"distance{place}"] == pytest.approx(of[pair])
-            assert row[f"relative{place}"] == pytest.approx(2 * of[pair] / (of[a] + of[b]))
-        assert row["relative_rest"] == pytest.approx(2 * rest[pair] / (rest[a] + rest[b]))
+
+def test_squares_by_hand(scripts: SimpleNamespace) -> None:
+    torch.manual_seed(0)
+    featurizer = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    model = Model(featurizer, nn.Linear(4, 3)).double().eval()
+    samples = {
+        name: (torch.randn(8, 3).double(), torch.randint(3, (8,))) for name in ("a", "b", "c")
+    }
+
+    def variance(parameters: list[nn.Parameter], name: str, half: slice) -> torch.Tensor:
+        x, y = (of[half] for of in samples[name])
+        rows = []
+        for i in range(len(y)):
+            (loss,) = per_sample_losses(model(x[i : i + 1]), y[i : i + 1])
+            grads = torch.autograd.grad(loss, parameters)
+            rows.append(torch.cat([grad.flatten() for grad in grads]))
+        return torch.stack(rows).var(0, unbiased=False)
+
+    for place, part in (("classifier", model.classifier), ("others", model.featurizer)):
+        parameters = list(part.parameters())
+        one, two = (
+            {name: variance(parameters, name, half) for name in samples}
+            for half in (slice(4), slice(4, 8))
+        )
+        expected = {name: float(one[name] @ two[name]) for name in samples}
+        for a, b in (("a", "b"), ("a", "c"), ("b", "c")):
+            expected[f"{a}/{b}"] = float((one[a] - one[b]) @ (two[a] - two[b]))
+        found = scripts.measure.squares(model, samples, place)
+        assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_runs_are_compared_with_erm_of_their_seed_and_test_domain(study: ModuleType) -> None:
+def test_equal_domains_have_no_distance_on_average(scripts: SimpleNamespace) -> None:
+    """The plain distance of two samples of one domain is far from 0; this one is not."""
+    torch.manual_seed(1)
+    model = Model(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Linear(4, 3)).double().eval()
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(16, 3).double(), torch.randint(3, (16,))
+
+    found = [
+        scripts.measure.squares(model, {"a": draw(), "b": draw()}, "classifier") for _ in range(300)
+    ]
+    distances, sizes = (torch.tensor([of[key] for of in found]).double() for key in ("a/b", "a"))
+    error = distances.std() / len(found) ** 0.5
+    assert distances.mean().abs() < 3 * error
+    assert error < 0.02 * sizes.mean()
+
+
+def test_checkpoints_are_kept_as_they_appear(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = tmp_path / "run" / "checkpoints"
+    states.mkdir(parents=True)
+    monkeypatch.setattr(scripts.measure, "PAUSE", 0.02)
+    ended = threading.Event()
+    thread = threading.Thread(target=scripts.measure.keep, args=(tmp_path, ended))
+    thread.start()
+    (states / "step-50.pt").write_text("50")
+    until = time.monotonic() + 30
+    kept = tmp_path / "run" / "kept" / "step-50.pt"
+    while not kept.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    ended.set()
+    thread.join()
+    (states / "step-50.pt").unlink()
+    (states / "step-100.pt").write_text("100")
+    (states / "best.pt").write_text("best")
+    found = scripts.measure.states(tmp_path / "run")
+    assert {step: path.read_text() for step, path in found.items()} == {50: "50", 100: "100"}
+
+
+def test_distance_size_and_relative_distance(scripts: SimpleNamespace) -> None:
+    squares = {"samples": 8, "a": 4.0, "b": 9.0, "c": 5.0, "a/b": 1.0, "a/c": 3.0, "b/c": -1.0}
+    found = scripts.study.summary(squares)
+    assert found == pytest.approx(
+        {"distance": 1.0, "size": 6**0.5, "relative": 1 / 6**0.5}, rel=1e-12
+    )
+    assert scripts.study.summary({"a": 1.0, "b": 1.0, "a/b": -0.5})["distance"] == 0
+
+
+def test_runs_are_compared_with_erm_of_their_seed_and_test_domain(scripts: SimpleNamespace) -> None:
     rows = [
-        # domain, seed, gamma, relative, relative_rest, accuracy
+        # domain, seed, gamma, relative, relative_others, accuracy
         ("a", 0, 0.0, 1.0, 2.0, 50.0),
         ("a", 0, 1.0, 0.5, 1.5, 54.0),
         ("b", 0, 0.0, 4.0, 8.0, 60.0),
         ("b", 0, 1.0, 1.0, 4.0, 59.0),
         ("b", 1, 1.0, 1.0, 4.0, 59.0),  # without its ERM
     ]
-    columns = ["test_domains", "seed", "gamma", "relative", "relative_rest", "accuracy"]
+    columns = ["test_domains", "seed", "gamma", "relative", "relative_others", "accuracy"]
     records = pd.DataFrame(rows, columns=columns).assign(step=9)
     earlier = records.assign(step=3, relative=7.0)
-    found = study.against_erm(pd.concat([earlier, records]))
+    found = scripts.study.against_erm(pd.concat([earlier, records]))
     assert list(found["ratio"]) == [1.0, 0.5, 1.0, 0.25]
-    assert list(found["ratio_rest"]) == [1.0, 0.75, 1.0, 0.5]
+    assert list(found["ratio_others"]) == [1.0, 0.75, 1.0, 0.5]
     assert list(found["gain"]) == [0.0, 4.0, 0.0, -1.0]
 
 
-def test_rank_correlations_within_a_seed_and_test_domain(study: ModuleType) -> None:
+def test_rank_correlations_within_a_seed_and_test_domain(scripts: SimpleNamespace) -> None:
     def group(seed: int, accuracy: list[float]) -> pd.DataFrame:
         rows = {"relative": [1.0, 2.0, 3.0, 5.0][: len(accuracy)], "accuracy": accuracy}
         return pd.DataFrame(rows).assign(test_domains="a", seed=seed)
 
     falling, one_swap = group(0, [9.0, 7.0, 5.0, 1.0]), group(1, [1.0, 3.0, 2.0, 4.0])
     constant, short = group(2, [1.0] * 4), group(3, [1.0, 2.0, 3.0])
-    found = study.correlations(pd.concat([falling, one_swap, constant, short]), "relative")
+    found = scripts.study.correlations(pd.concat([falling, one_swap, constant, short]), "relative")
     assert found == pytest.approx([-1.0, 0.8])
 
 
-def test_runs_that_cannot_be_studied_are_refused(study: ModuleType, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_studied_are_refused(scripts: SimpleNamespace, tmp_path: Path) -> None:
     call = caller(tmp_path / "runs")
-    assert call("diagnostics=true").status == 0
-    with pytest.raises(SystemExit, match="no run has diagnostics=all"):
-        study.main([str(tmp_path / "runs")])
-    assert call("diagnostics=all", "seed=1").status == 0
-    assert call("diagnostics=all", "seed=1", "optimizer.lr=0.5").status == 0
+    assert call().status == 0
+    with pytest.raises(SystemExit, match=r"has no matching\.jsonl"):
+        scripts.study.main([str(tmp_path / "runs")])
+    assert call("optimizer.lr=0.5").status == 0
+    scripts.measure.main(["measure", str(tmp_path / "runs")])
     with pytest.raises(SystemExit, match="differ in more than gamma, seed and test domain"):
-        study.main([str(tmp_path / "runs")])
+        scripts.study.main([str(tmp_path / "runs")])
+    with pytest.raises(SystemExit):
+        scripts.measure.main(["measure", str(tmp_path / "runs"), "--others", "3"])
