@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fishr_exp.api import load_model
@@ -45,6 +45,7 @@ from fishr_exp.training.prepare import split_domains
 
 FILE, KEPT = "matching.jsonl", "kept"
 PAUSE = 2.0  # seconds
+AT_ONCE = 64  # samples of a forward pass
 PLACES = CLASSIFIER, OTHERS = "classifier", "others"
 
 
@@ -106,8 +107,11 @@ def squares(
     ]
     x, y = (torch.cat(parts) for parts in zip(*halves, strict=True))
     sizes = tuple(len(labels) for _, labels in halves)
-    scope = "classifier" if place == CLASSIFIER else "all"
-    found = gradient_variance(model, x, y, sizes, scope=scope, create_graph=False)
+    if place == CLASSIFIER:  # the others need no gradients, and so no memory
+        with torch.no_grad():
+            x = torch.cat([model.featurizer(part) for part in x.split(AT_ONCE)])
+        model = Model(nn.Identity(), model.classifier).eval()
+    found = gradient_variance(model, x, y, sizes, scope="all", create_graph=False)
     products: dict[str, float] = {}
     for name, variances in found.variances.items():
         if name.startswith("classifier.") == (place == CLASSIFIER):
