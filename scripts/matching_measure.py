@@ -2,6 +2,7 @@
 
     python scripts/matching_measure.py keep DIR       beside the sweep, until Ctrl-C
     python scripts/matching_measure.py measure DIR    afterwards; writes DIR/matching.jsonl
+    python scripts/matching_measure.py noise DIR      relative distances by the number of samples
 
 A run keeps its newest checkpoint only; `keep` links each one to RUN/kept as it appears. `measure`
 takes them all, or what is left, and adds what is not measured yet.
@@ -13,6 +14,9 @@ these are independent, <v1_a - v1_b, v2_a - v2_b> is the squared distance of dom
 a bias by noise, and <v1_a, v2_a> the squared norm; an estimate may be negative. Both are written
 over the classifier, and at the last checkpoint of a run over all other parameters, too, from fewer
 samples, since that takes longer.
+
+`noise` shows why: for the classifiers of ERM's runs, the plain relative distance of two samples of
+one domain beside that of two domains.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -107,10 +112,8 @@ def squares(
     ]
     x, y = (torch.cat(parts) for parts in zip(*halves, strict=True))
     sizes = tuple(len(labels) for _, labels in halves)
-    if place == CLASSIFIER:  # the others need no gradients, and so no memory
-        with torch.no_grad():
-            x = torch.cat([model.featurizer(part) for part in x.split(AT_ONCE)])
-        model = Model(nn.Identity(), model.classifier).eval()
+    if place == CLASSIFIER:
+        x, model = features(model, x), Model(nn.Identity(), model.classifier).eval()
     found = gradient_variance(model, x, y, sizes, scope="all", create_graph=False)
     products: dict[str, float] = {}
     for name, variances in found.variances.items():
@@ -119,6 +122,68 @@ def squares(
                 value = float((one.double() * other.double()).sum())
                 products[key] = products.get(key, 0.0) + value
     return products
+
+
+@torch.no_grad()
+def features(model: Model, x: Tensor) -> Tensor:
+    """Return what the classifier gets; the gradients of the rest would need much memory."""
+    return torch.cat([model.featurizer(part) for part in x.split(AT_ONCE)])
+
+
+def plain_distances(
+    classifier: nn.Module, samples: Mapping[str, tuple[Tensor, Tensor]], count: int
+) -> tuple[float, float]:
+    """Return the relative distance of two samples of a domain, and of two domains, with noise.
+
+    Args:
+        classifier: The last layer.
+        samples: Features and labels of each domain; they are cut into samples, two at a time.
+        count: Of a sample.
+    """
+    model, domains = Model(nn.Identity(), classifier).eval(), len(samples)
+    within, between, sizes = [], [], []
+    for start in range(0, min(len(y) for _, y in samples.values()) - 2 * count + 1, 2 * count):
+        x, y = (torch.cat([of[i][start : start + 2 * count] for of in samples.values()])
+                for i in (0, 1))  # fmt: skip
+        found = gradient_variance(model, x, y, (count,) * 2 * domains, scope="all",
+                                  create_graph=False)  # fmt: skip
+        v = torch.cat([part.flatten(1) for part in found.variances.values()], 1).double()
+        sizes.append(v.square().sum(1).mean())
+        within.append((v[0::2] - v[1::2]).square().sum(1).mean())
+        between += [(v[a] - v[b]).square().sum()
+                    for a, b in itertools.combinations(range(0, 2 * domains, 2), 2)]  # fmt: skip
+    size, *both = (torch.stack(of).mean() for of in (sizes, within, between))
+    one, other = (float((of / size).sqrt()) for of in both)
+    return one, other
+
+
+def noise(folder: Path, most: int) -> str:
+    """Return a table of `plain_distances` over the runs of ERM, in Markdown."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for run in _of_study(folder):
+        if run.gamma == 0 and (kept := states(run.path)):
+            model = load_model(run)
+            model.load_state_dict(load(kept[max(kept)])["model"])
+            samples = {
+                name: (features(model, x), y) for name, (x, y) in samples_of(run, most).items()
+            }
+            for count in sorted({n for n in (16, 32, 64, 128) if 2 * n <= most} | {most // 2}):
+                found.setdefault(count, []).append(
+                    plain_distances(model.classifier, samples, count)
+                )
+    rows = [[n, *(f"{sum(v) / len(v):.2f}" for v in zip(*of, strict=True))]
+            for n, of in found.items()]  # fmt: skip
+    headers = ["samples of each domain", "of the same domain", "of two domains"]
+    return tabulate(rows, headers, "pipe", disable_numparse=True, colalign=["right"] * 3)
+
+
+def _of_study(folder: Path) -> list[Run]:
+    """Return the runs of Fishr and ERM that are done, without averages of weights."""
+    return [
+        run
+        for run in read_runs(folder).done
+        if run.gamma is not None and not run.config.get("averaging")
+    ]
 
 
 def _pairs(names: Sequence[str], variances: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -141,12 +206,7 @@ def measure(folder: Path, counts: Mapping[str, int], into: Path) -> None:
     """
     lines = into.read_text().splitlines() if into.exists() else []
     known = {(line["run"], line["step"]) for line in map(json.loads, lines)}
-    runs = [
-        run
-        for run in read_runs(folder).done
-        if run.gamma is not None and not run.config.get("averaging")
-    ]
-    runs.sort(key=_data_of)
+    runs = sorted(_of_study(folder), key=_data_of)
     wanted = [
         (run, step, path, step == max(found))
         for run in runs
@@ -174,11 +234,11 @@ def _data_of(run: Run) -> tuple[int, str]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Keep checkpoints, or measure them."""
+    """Keep checkpoints, measure them, or show the noise."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("keep", "measure"))
+    parser.add_argument("what", choices=("keep", "measure", "noise"))
     parser.add_argument("folder", metavar="DIR", type=Path, help="the runs")
     for place, count in ((CLASSIFIER, 512), (OTHERS, 64)):
         parser.add_argument(
@@ -192,6 +252,9 @@ def main(words: Sequence[str] | None = None) -> int:
             parser.error(f"--{place} {count}: must be even, and positive")
     if arguments.what == "keep":
         keep(arguments.folder, threading.Event())
+    if arguments.what == "noise":
+        print(noise(arguments.folder, counts[CLASSIFIER]))
+        return 0
     measure(arguments.folder, counts, arguments.folder / FILE)
     return 0
 

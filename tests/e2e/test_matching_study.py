@@ -60,6 +60,10 @@ def test_a_sweep_becomes_three_figures_and_a_table(
     assert scripts.measure.main(["measure", str(runs), *few]) == 0  # nothing is left to measure
     assert file.read_text() == before
 
+    assert scripts.measure.main(["noise", str(runs), "--classifier", "200"]) == 0
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "16", "32", "64", "100",
+    ]  # fmt: skip
     assert scripts.study.main([str(runs), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     names = ["matching_accuracy", "matching_over_steps", "matching_where"]
@@ -116,6 +120,32 @@ def test_equal_domains_have_no_distance_on_average(scripts: SimpleNamespace) -> 
     error = distances.std() / len(found) ** 0.5
     assert distances.mean().abs() < 3 * error
     assert error < 0.02 * sizes.mean()
+
+
+def test_plain_distances_by_hand(scripts: SimpleNamespace) -> None:
+    torch.manual_seed(2)
+    classifier = nn.Linear(3, 3).double()
+    samples = {name: (torch.randn(8, 3).double(), torch.randint(3, (8,))) for name in ("a", "b")}
+
+    def variance(name: str, half: slice) -> torch.Tensor:
+        x, y = (of[half] for of in samples[name])
+        model = Model(nn.Identity(), classifier)
+        rows = []
+        for i in range(len(y)):
+            (loss,) = per_sample_losses(model(x[i : i + 1]), y[i : i + 1])
+            grads = torch.autograd.grad(loss, list(classifier.parameters()))
+            rows.append(torch.cat([grad.flatten() for grad in grads]))
+        return torch.stack(rows).var(0, unbiased=False)
+
+    halves = [(slice(0, 2), slice(2, 4)), (slice(4, 6), slice(6, 8))]
+    v = [[variance(name, half) for half in pair] for pair in halves for name in ("a", "b")]
+    size = torch.stack([of.square().sum() for pair in v for of in pair]).mean()
+    within = torch.stack([(one - two).square().sum() for one, two in v]).mean()
+    between = torch.stack([(v[i][0] - v[i + 1][0]).square().sum() for i in (0, 2)]).mean()
+    found = scripts.measure.plain_distances(classifier, samples, 2)
+    assert found == pytest.approx(
+        (float((within / size).sqrt()), float((between / size).sqrt())), rel=1e-9
+    )
 
 
 def test_checkpoints_are_kept_as_they_appear(
