@@ -170,7 +170,8 @@ def draw_over_steps(measured: pd.DataFrame, stem: Path) -> list[Path]:
         for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
             axes.set_title(f"{title}, classifier")
             draw_grid(axes)
-            axes.set_yscale("log")
+            if quantity != "relative":
+                axes.set_yscale("log")
             for gamma in gammas:
                 by_step = measured[measured["gamma"] == gamma].groupby("step")[quantity]
                 found = [(step, estimate(list(values))) for step, values in by_step]
@@ -178,6 +179,7 @@ def draw_over_steps(measured: pd.DataFrame, stem: Path) -> list[Path]:
                     axes, [step for step, _ in found], [e for _, e in found if e],
                     band=0.12, color=colors[gamma], label=_name(gamma), linewidth=1.2,
                 )  # fmt: skip
+        panels[-1].set_ylim(bottom=0)  # where variances are equal
         label_steps(panels, 3)
         add_legend(figure, *panels[0].get_legend_handles_labels(), columns=len(gammas))
         return save(figure, stem)
@@ -199,15 +201,14 @@ def draw_runs(
                     of[x], of[y], linestyle="", marker=marker, color=color, markersize=4,
                     markeredgewidth=0, alpha=0.85,
                 )  # fmt: skip
-        axes.set_xscale("log")
         axes.axvline(1, color="black", linewidth=0.6, zorder=1)
         if y == "ratio_others":
-            axes.set_yscale("log")
-            low, high = (f(fishr[[x, y]].to_numpy()) for f in (np.min, np.max))
-            axes.plot([low, high], [low, high], color="gray", linewidth=0.6, linestyle="--")
+            high = float(np.nanmax(fishr[[x, y]].to_numpy(), initial=1.0))
+            axes.plot([0, high], [0, high], color="gray", linewidth=0.6, linestyle="--")
         axes.axhline(1 if y == "ratio_others" else 0, color="black", linewidth=0.6, zorder=1)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
+        axes.set_xlim(left=0)
         draw_grid(axes, "both")
         handles = [
             *(_point(color, "o") for color in _colors([0.0, *gammas])[1:]),
