@@ -31,7 +31,11 @@ def is_erm(config: Mapping[str, Any]) -> bool:
 
 def averaging_of(config: Mapping[str, Any]) -> str:
     """Return what tables call a run's averaging scheme, by its class; empty without one."""
-    target = str(_part(config, "averaging").get(TARGET, ""))
+    return averaging_called(str(_part(config, "averaging").get(TARGET, "")))
+
+
+def averaging_called(target: str) -> str:
+    """Return what tables call the averaging scheme of a class, given by its path."""
     name = target.rpartition(".")[2]
     return name.upper() if target.startswith("fishr_exp.") else name  # SWAD
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fishr_exp.runs.files import to_json
-from fishr_exp.runs.methods import AVERAGE_OF, ERM
+from fishr_exp.runs.methods import AVERAGE_OF, ERM, averaging_called
 from fishr_exp.runs.reading import Run
 
 L2 = "trainer.l2"  # the only setting of a method that ERM also has; a method without it has 0
@@ -179,6 +179,8 @@ def _show(name: str, value: object) -> str:
     A method's class is shown whole: two rows of one name differ in where their classes are.
     """
     if isinstance(value, str):
+        if name == "averaging._target_":
+            return averaging_called(value)
         is_class = name.endswith("_target_") and name != "trainer._target_"
         return value.rpartition(".")[2] if is_class else value
     return to_json(value)

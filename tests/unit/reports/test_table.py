@@ -97,6 +97,15 @@ def test_unlike_runs_are_never_averaged_and_what_varies_is_a_column(factory):
     assert differences == [None, None, pytest.approx(43.6), pytest.approx(37.2), None]
 
 
+def test_an_averaging_scheme_is_called_as_in_names_of_methods(factory):
+    factory.done("fishr", 1.0, 0, 0.4)
+    ours, own = "fishr_exp.training.averaging.sma.Sma", "own.package.Mine"
+    factory.done("fishr", 1.0, 1, 0.5, averaging={"_target_": ours})
+    factory.done("fishr", 1.0, 2, 0.5, averaging={"_target_": own})
+    (table,) = build_tables(read_runs(factory.root).done)
+    assert {row.settings["averaging"] for row in table.rows} == {"–", "SMA", "Mine"}
+
+
 def test_a_setting_of_one_method_is_a_column_only_if_it_varies_within_it(factory):
     paper = {"_target_": "fishr_exp.trainers.fishr.Fishr", "gamma": 1.0, "convention": "paper"}
     factory.done("erm", None, 0, 0.1)
