@@ -178,11 +178,11 @@ def noise(folder: Path, most: int) -> str:
 
 
 def _of_study(folder: Path) -> list[Run]:
-    """Return the runs of Fishr and ERM that are done, without averages of weights."""
+    """Return the runs of Fishr that are done, gamma 0 (ERM) among them, without averages."""
     return [
         run
         for run in read_runs(folder).done
-        if run.gamma is not None and not run.config.get("averaging")
+        if run.method == "Fishr" and not run.config.get("averaging")
     ]
 
 

@@ -49,7 +49,7 @@ def test_a_sweep_becomes_three_figures_and_a_table(
     runs = tmp_path / "runs"
     call = caller(runs)
     assert call(*SWEEP, tiny=TINY).status == 0
-    for word in ("averaging=ema", "trainer=erm"):  # they take no part
+    for word in ("averaging=ema", "trainer=erm", "trainer=vrex"):  # they take no part
         assert call(word, tiny=TINY).status == 0
     few = ["--classifier", "100", "--others", "50"]
     assert scripts.measure.main(["measure", str(runs), *few]) == 0
