@@ -44,6 +44,8 @@ from fishr_exp.core.contracts import Model
 from fishr_exp.data.minibatches import chunks
 from fishr_exp.gradient_variance import gradient_variance
 from fishr_exp.runs.reading import Run, read_runs
+from fishr_exp.runs.records import parse_evaluations
+from fishr_exp.runs.run_folder import RECORDS
 from fishr_exp.training.built import as_domains
 from fishr_exp.training.checkpoint import load
 from fishr_exp.training.prepare import split_domains
@@ -212,7 +214,7 @@ def measure(folder: Path, counts: Mapping[str, int], into: Path) -> None:
         for run in runs
         for found in (states(run.path),)
         for step, path in found.items()
-        if (run.path.name, step) not in known
+        if step in _evaluated(run) and (run.path.name, step) not in known
     ]
     taken: dict[tuple[int, str], dict[str, tuple[Tensor, Tensor]]] = {}
     for run, step, path, is_last in tqdm(wanted, disable=None, unit="checkpoint"):
@@ -227,6 +229,11 @@ def measure(folder: Path, counts: Mapping[str, int], into: Path) -> None:
             line[place] = {"samples": count, **squares(model, few, place)}
         with into.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _evaluated(run: Run) -> set[int]:
+    """Return the steps of its evaluations; a run that was stopped has checkpoints at others."""
+    return {record["step"] for record in parse_evaluations(run.path / RECORDS)}
 
 
 def _data_of(run: Run) -> tuple[int, str]:

@@ -11,8 +11,9 @@ is on the validation part of the test domain, the only one that is evaluated at 
 third has the accuracy on the validation parts of the training domains, after the last update.
 
 Δ ERM is the mean of the differences to ERM with the same seed and test domain, in points; its
-interval is a bootstrap over these pairs, p a sign-flip test. Pairs of one seed share nothing but
-the seed; still, four domains are not a sample of domains, and with a few seeds p says little.
+interval is a bootstrap over these pairs, p a sign-flip test. The pairs are not independent: runs
+with different test domains share two of three training domains, and four domains are no sample of
+all domains. So the interval is narrower, and p smaller, than for as many independent pairs.
 """
 
 from __future__ import annotations

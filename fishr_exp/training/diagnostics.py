@@ -14,7 +14,9 @@ from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import Loss, gradient_variance, per_sample_losses
 
-EVERYWHERE: tuple[str, Mapping[str, Any]] = ("_all", {"scope": "all"})  # a suffix, and keywords
+# BatchNorm in training mode, which a method that matches the classifier may have, is no reason to
+# refuse a look.
+EVERYWHERE: Mapping[str, Any] = {"scope": "all", "batch_statistics": "constant"}
 
 
 def diagnose(
@@ -52,7 +54,13 @@ def diagnose(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return {
             **_of_variances(model, batch, domains, loss, "", trainer.matched),
-            **(_of_variances(model, batch, domains, loss, *EVERYWHERE) if all_parameters else {}),
+            **(
+                _of_variances(
+                    model, batch, domains, loss, "_all", {**trainer.matched, **EVERYWHERE}
+                )
+                if all_parameters
+                else {}
+            ),
             **_of_penalty(trainer, model, batch, step),
         }
 

@@ -72,6 +72,16 @@ def test_over_all_parameters_by_hand(model, batch, method):
     assert found == plain | everywhere
 
 
+def test_batch_norm_is_no_reason_to_refuse_a_look(batch):
+    torch.manual_seed(0)
+    featurizer = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh())
+    model = Model(featurizer, nn.Linear(6, 3)).train()
+    before = copy.deepcopy(model.state_dict())
+    found = diagnose(Fishr(1.0), model, batch, ["a", "b"], 0, all_parameters=True)
+    assert found["variance_norm_all/a"] > found["variance_norm/a"] > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(("gamma", "method"), [(5.0, Fishr(5.0)), (5.0, Vrex(5.0))])
 def test_share_and_cosine_by_hand(model, batch, gamma, method):
     found = diagnose(method, model, batch, ["a", "b"], 0)
