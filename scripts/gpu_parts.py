@@ -58,7 +58,7 @@ def tests(work: Work) -> str:
     if work.cut:
         chosen = ["-m", "not gpu and not slow", *(p for p in marked if "variances" in p.name)]
     try:
-        work.run("-m", "pytest", "-p", "no:cacheprovider", "-rfE", *chosen, where=ROOT)
+        work.run("-m", "pytest", "-p", "no:cacheprovider", "-rfE", *chosen, cwd=ROOT)
     except FailedError as error:
         found = re.findall(r"^(?:FAILED|ERROR) (\S+)", work.log.read_text(), re.MULTILINE)
         raise FailedError(f"{error} {' '.join(found)}"[:600]) from error
@@ -150,10 +150,13 @@ def table2(work: Work) -> str:
             own = _per_step(folder)
             lines.append(f"- {name}: {count} of {runs} runs in {seconds:.0f} s, "
                          f"{own * 1e3:.2f} ms per step")  # fmt: skip
-        if not made and count:
+        if count > made:  # the page is of the fuller sweep
             made = count
-            _table2_page(work, folder, lines)
-    if lines:
+            try:
+                _table2_page(work, folder, lines)
+            except FailedError as error:
+                failed.append(str(error))
+    if lines and not failed:
         _table2_page(work, None, lines)
     if failed:
         raise FailedError("; ".join([*lines, *failed]).replace("- ", ""))
@@ -199,17 +202,22 @@ def _joined(pages: Iterable[str]) -> str:
 
 def pacs(work: Work) -> str:
     """Make ERM and Fishr at both sizes, seed by seed, with as many steps as fit."""
-    said, failed = [], []
+    said, failed, skipped = [], [], []
     sizes = (32,) if work.cut else SIZES
     for size in sizes:
         # Small images take less: a third of the time, and what they leave is for the large ones.
         own = work.within(work.name, work.left if size == sizes[-1] else work.left / 3)
         try:
             said.append(_pacs_at(own, size))
-        except (FailedError, SkippedError) as error:
+        except FailedError as error:
             failed.append(f"{size} pixels: {error}")
+        except SkippedError as error:
+            skipped.append(f"{size} pixels: {error}")
     if failed:
-        raise FailedError("; ".join([*said, *failed]))
+        raise FailedError("; ".join([*said, *failed, *skipped]))
+    if not said:
+        raise SkippedError("; ".join(skipped))
+    said += skipped
     return "; ".join(said)
 
 

@@ -79,7 +79,7 @@ class Work:
         return self.out / "pieces" / f"{name}.md"
 
     def run(
-        self, *words: Any, most: float | None = None, late: float = 0.0, where: Path | None = None
+        self, *words: Any, most: float | None = None, late: float = 0.0, cwd: Path | None = None
     ) -> float:
         """Run Python with these words; return the seconds that it took.
 
@@ -87,7 +87,7 @@ class Work:
             *words: The command line after the interpreter.
             most: Seconds that it may take, if the part has as many left.
             late: Seconds that it may take in any case, as for a page of what was made in time.
-            where: The current folder; by default `out`, so that runs name what is in it alike.
+            cwd: The current folder; by default `out`, so that runs name their data in the same way.
 
         Raises:
             FailedError: If it fails, or takes too long and was ended.
@@ -101,7 +101,7 @@ class Work:
         with self.log.open("a") as log:
             print("$", *command, file=log, flush=True)
             process = subprocess.Popen(
-                command, cwd=where or self.out, env=self.env, stdin=subprocess.DEVNULL,
+                command, cwd=cwd or self.out, env=self.env, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
             try:

@@ -116,14 +116,34 @@ def squares(
     sizes = tuple(len(labels) for _, labels in halves)
     if place == CLASSIFIER:
         x, model = features(model, x), Model(nn.Identity(), model.classifier).eval()
-    found = gradient_variance(model, x, y, sizes, scope="all", create_graph=False)
     products: dict[str, float] = {}
-    for name, variances in found.variances.items():
+    for name, variances in mean_variances(model, x, y, sizes).items():
         if name.startswith("classifier.") == (place == CLASSIFIER):
             for key, (one, other) in _pairs([*samples], variances):
                 value = float((one.double() * other.double()).sum())
                 products[key] = products.get(key, 0.0) + value
     return products
+
+
+def mean_variances(model: Model, x: Tensor, y: Tensor, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Return the variances of groups of samples, each the mean over parts that fit into memory.
+
+    A part of a group has `AT_ONCE` samples, or what is left; its variance is divided by n - 1.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for inputs, targets in zip(x.split(list(sizes)), y.split(list(sizes)), strict=True):
+        of: dict[str, list[Tensor]] = {}
+        for part, labels in zip(inputs.split(AT_ONCE), targets.split(AT_ONCE), strict=True):
+            if len(labels) > 1:
+                variances = gradient_variance(
+                    model, part, labels, (len(labels),), scope="all", create_graph=False,
+                    unbiased=True,
+                ).variances  # fmt: skip
+                for name, value in variances.items():
+                    of.setdefault(name, []).append(value)
+        for name, values in of.items():
+            found.setdefault(name, []).append(torch.cat(values).mean(0, keepdim=True))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 @torch.no_grad()
@@ -226,7 +246,8 @@ def measure(folder: Path, counts: Mapping[str, int], into: Path) -> None:
         for place in PLACES[: 1 + is_last]:
             count = counts[place]
             few = {name: (x[:count], y[:count]) for name, (x, y) in taken[key].items()}
-            line[place] = {"samples": count, **squares(model, few, place)}
+            used = min(len(y) for _, y in few.values())
+            line[place] = {"samples": used, **squares(model, few, place)}
         with into.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -247,7 +268,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=("keep", "measure", "noise"))
     parser.add_argument("folder", metavar="DIR", type=Path, help="the runs")
-    for place, count in ((CLASSIFIER, 512), (OTHERS, 64)):
+    for place, count in ((CLASSIFIER, 512), (OTHERS, 256)):
         parser.add_argument(
             f"--{place}", type=int, default=count, metavar="N",
             help=f"samples of each domain for the {place} (default {count})",

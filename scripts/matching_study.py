@@ -55,6 +55,7 @@ from fishr_exp.reports.statistics.paired import compare
 QUANTITIES = {"distance": "distance", "size": "size", "relative": "relative distance"}
 PLACES = {"classifier": "classifier", "others": "all but the classifier"}
 GROUP = ["test_domains", "seed"]  # runs that differ in gamma only
+FIRST_STEP = 150  # the first evaluation at which a run may differ from ERM
 CORRELATED = 4  # gammas of a group, at least, for its rank correlation
 
 
@@ -107,6 +108,25 @@ def against_erm(measured: pd.DataFrame) -> pd.DataFrame:
         ratio_others=both["relative_others"] / both["relative_others_erm"],
         gain=both["accuracy"] - both["accuracy_erm"],
     )
+
+
+def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that were measured at all steps, so that means are over the same runs.
+
+    What a run took over from ERM of its seed and test domain, until the penalty acts, is ERM's.
+    """
+    steps = set(measured["step"])
+    erm = measured[measured["gamma"] == 0]
+    found = []
+    for _, run in measured.groupby("name"):
+        shared = erm[(erm[GROUP] == run.iloc[0][GROUP]).all(axis=1)]
+        shared = shared[shared["step"] < run["step"].min()]
+        whole = pd.concat(
+            [shared.assign(name=run.iloc[0]["name"], gamma=run.iloc[0]["gamma"]), run]
+        )
+        if set(whole["step"]) == steps and run["step"].min() <= FIRST_STEP:
+            found.append(whole)
+    return pd.concat(found) if found else measured
 
 
 def correlations(compared: pd.DataFrame, column: str) -> list[float]:
@@ -163,6 +183,7 @@ def _plus_minus(values: Sequence[float] | pd.Series, form: str) -> str:
 
 def draw_over_steps(measured: pd.DataFrame, stem: Path) -> list[Path]:
     """Draw distance, size and relative distance over the steps, for the classifier."""
+    measured = at_all_steps(measured)
     gammas = sorted(measured["gamma"].unique())
     colors = dict(zip(gammas, _colors(gammas), strict=True))
     with styled():

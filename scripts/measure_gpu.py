@@ -1,4 +1,4 @@
-"""All that a GPU is needed for, part after part, within a budget of time: `make gpu`.
+"""Everything that needs a GPU, part by part, within a budget of time: `make gpu`.
 
 - `tests`: those marked `gpu`.
 - `table2`: the forty runs of Table 2, one after another, and again four at a time.
@@ -7,10 +7,10 @@
 - `pacs`: ERM and Fishr on PACS at 96 and 224 pixels, three seeds.
 
 Each part is made by processes of its own and has a limit of its own: one that fails, or takes too
-long, costs the others nothing. A part that does not fit into what is left of the budget is skipped,
-and the summary names it. `OUT/docs` is laid out like `docs/` and is written after every part, also
-as `OUT/gpu.tar.gz`; the output of the commands is in `OUT/logs`. Parts may be made by several calls
-with the same OUT.
+long, does not affect the others. A part that does not fit into what is left of the budget is
+skipped, and the summary names it. `OUT/docs` is laid out like `docs/` and is written after every
+part, also as `OUT/gpu.tar.gz`; the output of the commands is in `OUT/logs`. Parts may be made by
+several calls with the same OUT.
 
 Python needs PyTorch, and can have the rest as wheels: `make gpu-kit`. Nothing is downloaded.
 """
@@ -74,6 +74,7 @@ def machine() -> dict[str, Any]:
         return {"missing": missing, "text": "", "cuda": False}
     import torch
 
+    import fishr_exp.cli.run  # noqa: F401 - all that a run needs can be imported
     from fishr_exp.runs.environment import environment
 
     cuda = torch.cuda.is_available()
@@ -118,8 +119,11 @@ def place(data: Path, into: Path) -> None:
         if not folder.is_dir():
             half = into.with_name(f"{into.name}.half")
             shutil.rmtree(half, ignore_errors=True)
-            with tarfile.open(data) as archive:
-                archive.extractall(half, filter="data")
+            try:
+                with tarfile.open(data) as archive:
+                    archive.extractall(half, filter="data")
+            except (OSError, tarfile.TarError) as error:
+                raise FailedError(f"{data} cannot be unpacked ({error})") from error
             half.rename(folder)
         inside = [path for path in folder.iterdir() if path.is_dir()]
         data = inside[0] if len(inside) == 1 and inside[0].name != "MNIST" else folder

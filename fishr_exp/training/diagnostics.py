@@ -44,7 +44,8 @@ def diagnose(
         `variance_norm/DOMAIN` and `variance_distance/DOMAIN/DOMAIN`: Euclidean norm of the
         variance of per-sample gradients, and of the difference of two, over the parameters that
         the method matches, or over the classifier; on request `variance_norm_all/...` and
-        `variance_distance_all/...` over all parameters. For a method with a penalty also
+        `variance_distance_all/...` over all parameters, where the batch statistics of BatchNorm
+        count as constants. For a method with a penalty also
         `penalty_share`, the part that the penalty with its weight is of the objective, at the next
         step at which it may act; and `gradient_cosine`, between the gradients of risk and penalty
         with respect to all parameters (None where one is zero), whatever the weight.

@@ -75,7 +75,8 @@ def test_a_sweep_becomes_three_figures_and_a_table(
     assert {row[1] for row in rows[2:]} == {"2"}
 
 
-def test_squares_by_hand(scripts: SimpleNamespace) -> None:
+def test_squares_by_hand(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.measure, "AT_ONCE", 2)
     torch.manual_seed(0)
     featurizer = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     model = Model(featurizer, nn.Linear(4, 3)).double().eval()
@@ -90,7 +91,8 @@ def test_squares_by_hand(scripts: SimpleNamespace) -> None:
             (loss,) = per_sample_losses(model(x[i : i + 1]), y[i : i + 1])
             grads = torch.autograd.grad(loss, parameters)
             rows.append(torch.cat([grad.flatten() for grad in grads]))
-        return torch.stack(rows).var(0, unbiased=False)
+        parts = torch.stack(rows).split(2)  # AT_ONCE
+        return torch.stack([part.var(0) for part in parts]).mean(0)
 
     for place, part in (("classifier", model.classifier), ("others", model.featurizer)):
         parameters = list(part.parameters())
@@ -196,6 +198,20 @@ def test_runs_are_compared_with_erm_of_their_seed_and_test_domain(scripts: Simpl
     assert list(found["ratio"]) == [1.0, 0.5, 1.0, 0.25]
     assert list(found["ratio_others"]) == [1.0, 0.75, 1.0, 0.5]
     assert list(found["gain"]) == [0.0, 4.0, 0.0, -1.0]
+
+
+def test_means_over_the_steps_are_of_the_same_runs(scripts: SimpleNamespace) -> None:
+    """A run that took over steps has those of ERM; one that was measured late takes no part."""
+    rows = [("erm", 0.0, step, 1.0) for step in (50, 100, 150, 200)]
+    rows += [("branch", 1.0, step, 2.0) for step in (150, 200)]
+    rows += [("late", 10.0, 200, 3.0)]
+    measured = pd.DataFrame(rows, columns=["name", "gamma", "step", "distance"])
+    found = scripts.study.at_all_steps(measured.assign(test_domains="a", seed=0))
+    of = found[found["name"] == "branch"]
+    assert list(of["step"]) == [50, 100, 150, 200]
+    assert list(of["distance"]) == [1.0, 1.0, 2.0, 2.0]
+    assert set(of["gamma"]) == {1.0}
+    assert set(found["name"]) == {"erm", "branch"}
 
 
 def test_rank_correlations_within_a_seed_and_test_domain(scripts: SimpleNamespace) -> None:

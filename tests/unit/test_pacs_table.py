@@ -69,6 +69,7 @@ def test_differences_are_to_erm_of_the_seed_and_test_domain(module: ModuleType) 
     assert cells[""] == ["a", "b", "mean", "pairs", "Δ ERM", "95 % interval", "p"]
     assert cells["ERM"] == ["45.0 ± 5.0", "70.0", "60.0", "–", "–", "–", "–"]
     assert cells["Fishr, gamma 10"] == ["60.0", "68.0", "64.0", "2", "+4.0", "[-2.0, +10.0]", "1"]
+    assert cells["Fishr, oracle's gamma"] == ["60.0", "70.0", "65.0", "–", "–", "–", "–"]
     assert cells["CORAL"] == ["55.0", "", "", "1", "+5.0", "–", "–"]
 
 

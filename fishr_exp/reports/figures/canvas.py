@@ -130,10 +130,10 @@ def draw_means(
 def wrap_title(title: str, width: int) -> str:
     """Break a title into lines of at most `width` characters, at its semicolons where it can be."""
     lines = [""]
-    for part in title.split("; "):
-        longer = f"{lines[-1]}; {part}" if lines[-1] else part
+    *first, last = title.split("; ")
+    for part in (*(f"{part};" for part in first), last):
+        longer = f"{lines[-1]} {part}" if lines[-1] else part
         if len(longer) > width and lines[-1]:
-            lines[-1] += ";"
             lines.append(part)
         else:
             lines[-1] = longer

@@ -108,7 +108,7 @@ def _draw_panel(
         )
     values = [v for points in lines.values() for _, v in points if _can_be_drawn(v)]
     if (
-        panel.startswith((NORM, DISTANCE))
+        panel not in (SHARE, COSINE)
         and min(values, default=0) > 0
         and max(values) > 20 * min(values)
     ):
