@@ -111,22 +111,29 @@ def against_erm(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs that were measured at all steps, so that means are over the same runs.
+    """Return what can be averaged over runs: the same steps, seeds and test domains of each gamma.
 
     What a run took over from ERM of its seed and test domain, until the penalty acts, is ERM's.
+    Left out are steps at which not all runs of ERM were measured, other runs that lack a step, and
+    then choices of seed and test domain with fewer gammas than others have.
     """
-    steps = set(measured["step"])
     erm = measured[measured["gamma"] == 0]
+    runs = erm["name"].nunique()
+    steps = {step for step, of in erm.groupby("step") if len(of) == runs}
     found = []
     for _, run in measured.groupby("name"):
-        shared = erm[(erm[GROUP] == run.iloc[0][GROUP]).all(axis=1)]
-        shared = shared[shared["step"] < run["step"].min()]
-        whole = pd.concat(
-            [shared.assign(name=run.iloc[0]["name"], gamma=run.iloc[0]["gamma"]), run]
-        )
-        if set(whole["step"]) == steps and run["step"].min() <= FIRST_STEP:
+        first = run["step"].min()
+        shared = erm[(erm[GROUP] == run.iloc[0][GROUP]).all(axis=1) & (erm["step"] < first)]
+        own = {key: run.iloc[0][key] for key in ("name", "gamma")}
+        whole = pd.concat([shared.assign(**own), run])
+        whole = whole[whole["step"].isin(steps)]
+        if set(whole["step"]) == steps and first <= FIRST_STEP:
             found.append(whole)
-    return pd.concat(found) if found else measured
+    if not found:
+        return measured
+    together = pd.concat(found)
+    gammas = together.groupby(GROUP)["gamma"].transform("nunique")
+    return together[gammas == gammas.max()]
 
 
 def correlations(compared: pd.DataFrame, column: str) -> list[float]:

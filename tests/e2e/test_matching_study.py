@@ -205,8 +205,11 @@ def test_means_over_the_steps_are_of_the_same_runs(scripts: SimpleNamespace) -> 
     rows = [("erm", 0.0, step, 1.0) for step in (50, 100, 150, 200)]
     rows += [("branch", 1.0, step, 2.0) for step in (150, 200)]
     rows += [("late", 10.0, 200, 3.0)]
-    measured = pd.DataFrame(rows, columns=["name", "gamma", "step", "distance"])
-    found = scripts.study.at_all_steps(measured.assign(test_domains="a", seed=0))
+    columns = ["name", "gamma", "step", "distance"]
+    measured = pd.DataFrame(rows, columns=columns).assign(test_domains="a", seed=0)
+    other = [("other erm", 0.0, step, 1.0) for step in (50, 100, 150, 200)]
+    without = pd.DataFrame(other, columns=columns).assign(test_domains="b", seed=0)
+    found = scripts.study.at_all_steps(pd.concat([measured, without]))
     of = found[found["name"] == "branch"]
     assert list(of["step"]) == [50, 100, 150, 200]
     assert list(of["distance"]) == [1.0, 1.0, 2.0, 2.0]
