@@ -53,7 +53,7 @@ from fishr_exp.reports.statistics.estimates import estimate, mean
 from fishr_exp.reports.statistics.paired import compare
 
 QUANTITIES = {"distance": "distance", "size": "size", "relative": "relative distance"}
-PLACES = {"classifier": "classifier", "others": "all but the classifier"}
+PLACES = {"classifier": "classifier", "others": "other parameters"}
 GROUP = ["test_domains", "seed"]  # runs that differ in gamma only
 FIRST_STEP = 150  # the first evaluation at which a run may differ from ERM
 CORRELATED = 4  # gammas of a group, at least, for its rank correlation
@@ -168,15 +168,11 @@ def describe(compared: pd.DataFrame) -> str:
         found = correlations(compared, column)
         if tested := compare(found):
             lines.append(
-                f"- Relative distance over {_the(name)} and test accuracy: mean rank correlation "
+                f"- Relative distance over the {name} and test accuracy: mean rank correlation "
                 f"{np.mean(found):+.2f}, 95 % interval [{tested.low:+.2f}, {tested.high:+.2f}], "
                 f"over {len(found)} choices of seed and test domain."
             )
     return "\n".join(lines)
-
-
-def _the(name: str) -> str:
-    return name if name.startswith("all") else f"the {name}"
 
 
 def _plus_minus(values: Sequence[float] | pd.Series, form: str) -> str:

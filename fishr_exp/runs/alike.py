@@ -38,7 +38,8 @@ class Alike:
         Raises:
             AttributeError, TypeError, ValueError: If the configuration is damaged.
         """
-        if NEUTRAL in config:  # at its root, it may speak of any part
+        # Neutral values at the root may speak of any part, and a part's of a root key with a dot.
+        if NEUTRAL in config or any("." in name for name in config):
             return dict(config), compared(config)
         kept: dict[str, Any] = {}
         settings = dict(self._absent)

@@ -38,6 +38,11 @@ def test_neutral_values_at_the_root():
     assert Alike().config(config)[1] == compared(config)
 
 
+def test_neutral_values_of_a_key_with_a_dot():
+    config = {"trainer": {"_neutral_": {"gamma": 0}}, "trainer.gamma": 0}
+    assert Alike().config(config)[1] == compared(config)
+
+
 def test_equal_parts_are_one_object():
     alike = Alike()
     (one, _), (other, _) = (
