@@ -63,7 +63,7 @@ bench: $(READY)  ## time and memory of a step, ERM beside Fishr, MLflow's cost a
 	$(BIN)/python scripts/bench_sweep.py --markdown docs/benchmarks.md
 
 # Needs no .venv: the Python that has PyTorch for the GPU is taken as it is.
-gpu:  ## all that needs a GPU, in 25 minutes: tests, steps, data, Table 2, PACS; KIT=DIR (of make gpu-kit) or WHEELS=DIR MNIST=DIR PACS=DIR; OUT, PARTS, MINUTES; CUT=1 tries it on the CPU
+gpu:  ## all that needs a GPU, in 25 minutes: tests, steps, data, Table 2, PACS; KIT=DIR (of make gpu-kit) or WHEELS=DIR MNIST=DIR PACS=DIR; OUT, PARTS, MINUTES, STEPS (of PACS); CUT=1 tries it on the CPU
 	$(PYTHON) scripts/measure_gpu.py --out "$(or $(OUT),outputs/gpu)" $(if $(KIT),--kit "$(KIT)") \
 	    $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(MNIST),--mnist "$(MNIST)") $(if $(PACS),--pacs "$(PACS)") \
 	    $(if $(PARTS),--parts $(PARTS)) $(if $(MINUTES),--minutes $(MINUTES)) \

@@ -278,6 +278,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for place, count in counts.items():
         if count < 2 or count % 2:
             parser.error(f"--{place} {count}: must be even, and positive")
+    if not arguments.folder.is_dir():
+        parser.error(f"{arguments.folder}: is not a folder")
     if arguments.what == "keep":
         keep(arguments.folder, threading.Event())
     if arguments.what == "noise":

@@ -217,7 +217,7 @@ def draw_runs(
     gammas = sorted(fishr["gamma"].unique())
     domains = sorted(fishr["test_domains"].unique())
     with styled():
-        figure, (axes,) = create_panels(1, 1, height=2.9)
+        figure, (axes,) = create_panels(1, 1, height=3.3)
         for gamma, color in zip(gammas, _colors([0.0, *gammas])[1:], strict=True):
             for domain, marker in zip(domains, MARKERS, strict=False):
                 of = fishr[(fishr["gamma"] == gamma) & (fishr["test_domains"] == domain)]

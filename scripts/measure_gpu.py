@@ -184,6 +184,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cut", action="store_true", help="try all parts on the CPU, as small as can be")
     add("--machine", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if (steps := arguments.pacs_steps) is not None and (steps < 5 or steps % 5):
+        parser.error(f"--pacs-steps {steps}: must be a multiple of 5, for as many evaluations")
     if kit := arguments.kit:
         if not kit.is_dir():
             parser.error(f"--kit {kit}: is not a folder")

@@ -127,6 +127,15 @@ def test_data_are_a_folder_or_an_archive_of_one(scripts: Any, tmp_path: Path, ki
         assert (tmp_path / "pacs" / "photo" / "dog").is_dir()
 
 
+@pytest.mark.parametrize("steps", ["3", "502", "0"])
+def test_steps_that_are_no_whole_epochs_are_refused(
+    scripts: Any, steps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        scripts.parse(["--pacs-steps", steps])
+    assert f"--pacs-steps {steps}: must be a multiple of 5" in capsys.readouterr().err
+
+
 def test_the_kit_has_wheels_and_data(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
