@@ -121,10 +121,13 @@ def _end_of_sweep(status: int) -> int:
     return status
 
 
-def job(config: DictConfig) -> float | None:
-    """Run one configuration; a sweeper that searches gets the validation accuracy.
+def job(config: DictConfig) -> float | bool | None:
+    """Run one configuration.
 
-    It gets None where a test domain chose the checkpoint that this is the accuracy of.
+    Returns:
+        For a sweeper that searches the validation accuracy, or None where a test domain chose the
+        checkpoint that this is the accuracy of. For `SharingSweeper` whether the run was made here:
+        another command may have made it since it was launched.
     """
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
@@ -153,7 +156,7 @@ def job(config: DictConfig) -> float | None:
             if config.get("print_config") and distributed.is_first():
                 for line in tree(checked.config):
                     log.info("%s", line)
-            result = run(checked, folder)
+            result, made_here = run(checked, folder)
     except SharedStepsMade:
         log.info("the steps that it shares with other runs are made")
         return None
@@ -182,6 +185,8 @@ def job(config: DictConfig) -> float | None:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
+    if context.mode is RunMode.MULTIRUN and "SharingSweeper" in context.sweeper._target_:
+        return made_here
     selected = result["selected"]
     return None if selected["uses_test_domain"] else result["validation_accuracy"]
 

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
-    """Train a method on the training domains and evaluate it on all; return the result.
+def run(arguments: Arguments, folder: Path) -> tuple[dict[str, Any], bool]:
+    """Train a method on the training domains and evaluate it on all.
 
     Within `distributed.process_group`, the processes do so together, and only the first writes.
 
@@ -45,6 +45,9 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         arguments: What is asked for.
         folder: The run folder. A done run found there is returned as it is, and a stopped one is
             continued, unless `arguments.resume` is false.
+
+    Returns:
+        The result, and whether this call made it: False for a run that was found done.
 
     Raises:
         ConfigError: If what was asked for cannot be; nothing was trained.
@@ -55,7 +58,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
     run_folder = RunFolder(folder)
     earlier = _result_of_earlier(run_folder, arguments)
     if earlier is not None:
-        return earlier
+        return earlier, False
     prepared = prepare(arguments)
     log.info("%d steps on %s", prepared.total_steps, device_name(prepared.device))
     training = prepared.training
@@ -65,7 +68,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         # Another process may have made the run while this one prepared it.
         earlier = _result_of_earlier(run_folder, arguments)
         if earlier is not None:
-            return earlier
+            return earlier, False
         mirror = None
         if arguments.tracker and distributed.is_first():
             mirror = as_mirror(arguments.tracker(run_folder))
@@ -119,7 +122,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
             counted = _repeated(signals, lambda: prepared.count(model, PARTS, signals))
             result = _result(prepared, counted, step, journal)
             if not distributed.is_first():
-                return result.to_json()
+                return result.to_json(), True
             run_folder.finish(result.to_json())
             checkpoints.tidy()
         anneal_steps, gamma = training.trainer.anneal_steps, training.trainer.gamma
@@ -132,7 +135,7 @@ def run(arguments: Arguments, folder: Path) -> dict[str, Any]:
         log.info("%s", _line(result))
         journal.end("FINISHED")  # it may have to wait
         log.info("%s", folder)
-    return result.to_json()
+    return result.to_json(), True
 
 
 class _Journal:

@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fishr_exp.configuration.sweeping import launching
+from fishr_exp.configuration.sweeping.runs import SweptRun
 from fishr_exp.runs.run_folder import RunFolder
 
 from .conftest import Outcome, caller, newest_state, process, stop_before
@@ -434,6 +437,26 @@ def test_two_commands_share_the_runs_to_the_end(tmp_path: Path) -> None:
     made = [int(re.search(r"6 runs: (\d) made", text)[1]) for text in said]
     assert sum(made) == 6
     assert len(list(tmp_path.glob("*/done"))) == 6
+
+
+def test_a_run_that_another_command_makes_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is done when the job of this command looks into its folder."""
+    others = tmp_path / "others"
+    assert caller(others)("-m", "trainer.gamma=0,1", tiny=TINY).status == 0
+    attempt = launching._attempt
+
+    def too_late(runs: Sequence[SweptRun], *rest: Any) -> list[SweptRun]:
+        for run in runs:
+            if run.is_baseline:
+                shutil.copytree(others / run.folder.name, run.folder)
+        return attempt(runs, *rest)
+
+    monkeypatch.setattr(launching, "_attempt", too_late)
+    outcome = caller(tmp_path / "runs")("-m", "trainer.gamma=0,1", tiny=TINY)
+    assert outcome.status == 0, outcome.err
+    assert "2 runs: 1 made, 1 made by another command" in outcome.err
 
 
 def test_the_position_in_the_sweep_is_told_to_the_tracker(tmp_path: Path) -> None:

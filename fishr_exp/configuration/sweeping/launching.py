@@ -115,6 +115,8 @@ def finish(
         run.from_scratch = run.failed_before = False
         if run.to_send and run.has_result:
             progress.sent(run)
+        elif end._return_value is False:  # found done
+            progress.not_ours(run)
         elif not only_shared:  # else another job is to make the run
             progress.lost(run)
     progress.update()

@@ -37,10 +37,10 @@ class Made:
 
     done: list[SweptRun] = field(default_factory=list)
     failed: list[SweptRun] = field(default_factory=list)
-    elsewhere: list[SweptRun] = field(default_factory=list)  # done, by another command
     sent: list[SweptRun] = field(default_factory=list)  # done before, and sent to the tracker
-    shared: int = 0  # runs made here that took steps over
-    seconds_shared: float = 0.0
+    seconds_shared: dict[int, float] = field(
+        default_factory=dict
+    )  # by position
     seconds: dict[tuple[object, ...], list[float]] = field(default_factory=dict)  # by kind
 
 
@@ -77,7 +77,7 @@ class Progress:
         self._ours |= {run.position for run in runs}
 
     def not_ours(self, run: SweptRun) -> None:
-        """Note that another command makes a run."""
+        """Note that another command makes a run, or has made it."""
         self._ours.discard(run.position)
 
     def waiting_for(self, names: Sequence[str]) -> None:
@@ -114,15 +114,12 @@ class Progress:
         del self._open[run.position]
         made = self.made
         made.done.append(run)
-        if run.position not in self._ours:
-            made.elsewhere.append(run)
         with contextlib.suppress(ConfigError, OSError, ValueError):
             result = Result.from_json(RunFolder(run.folder).result_of_done())
             kind = (*run.kind, result.shared is not None)
             made.seconds.setdefault(kind, []).append(result.seconds)
-            if result.shared and run.position in self._ours:
-                made.shared += 1
-                made.seconds_shared += result.shared.seconds
+            if result.shared:
+                made.seconds_shared[run.position] = result.shared.seconds
             self._say(run, _named(result), _came_to(result))
 
     def _note_failed(self, run: SweptRun) -> None:
@@ -171,14 +168,16 @@ class Progress:
     def summary(self, folder: Path) -> list[str]:
         """Say at the end what was made, and the command for the table."""
         made = self.made
-        own = len(made.done) - len(made.elsewhere)
-        parts = [f"{own} made"]
-        if made.shared:
-            saved = f", which saved about {duration(made.seconds_shared)}"
-            parts[0] += f" ({made.shared} of them with shared steps{saved})"
+        own = [run for run in made.done if run.position in self._ours]
+        shared = [s for position, s in made.seconds_shared.items() if position in self._ours]
+        parts = [f"{len(own)} made"]
+        if shared:
+            saved = f", which saved about {duration(sum(shared))}"
+            parts[0] += f" ({len(shared)} of them with shared steps{saved})"
         parts += [f"{self.before} done before"] if self.before else []
         parts += [f"{len(made.sent)} sent to the tracker again"] if made.sent else []
-        parts += [f"{len(made.elsewhere)} made by another command"] if made.elsewhere else []
+        elsewhere = len(made.done) - len(own)
+        parts += [f"{elsewhere} made by another command"] if elsewhere else []
         failed = self.failed_before + len(made.failed)
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{len(self._open)} without a result"] if self._open else []
