@@ -350,26 +350,33 @@ def main(argv: list[str] | None = None) -> None:
     add("--cache", help="folder of the cache (default: one that is removed)")
     add("--markdown", type=Path, metavar="FILE", help="write a page")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)
     head = header(arguments)
     print(head)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = arguments.cache or folder
-        rows = [row for s in arguments.sizes for row in measure(arguments, s, cache)]
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        waits = [row for s in arguments.sizes for row in waiting(arguments, s, cache)]
     columns = ["pixels", "contender", "images/s", "quartiles", "times", "CPU ms", "start, s",
                "MiB", "mapped", "bar"]  # fmt: skip
     more = ["pixels", "workers", "step alone, s", "step, s", "waiting", "longer", "bar"]
-    print(f"\n{tabulate(rows, columns, disable_numparse=True)}")
-    print(f"\n{tabulate(waits, more, disable_numparse=True)}")
-    if arguments.markdown:
-        tables = [
-            tabulate(lines, names, tablefmt="github", disable_numparse=True)
-            for lines, names in ((rows, columns), (waits, more))
-        ]
-        pages = ["# Reading images", head, (__doc__ or "").partition("\n\n")[2], *tables]
-        arguments.markdown.write_text("\n\n".join(page.strip() for page in pages) + "\n")
+    rows: list[list[object]] = []
+    waits: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = arguments.cache or folder
+        for measured, names, read, threads in (
+            (rows, columns, measure, 1),
+            (waits, more, waiting, len(os.sched_getaffinity(0))),
+        ):
+            torch.set_num_threads(threads)
+            for size in arguments.sizes:
+                measured += read(arguments, size, cache)
+                if arguments.markdown:  # after each, for who stops it
+                    pages = ["# Reading images", head, (__doc__ or "").partition("\n\n")[2]]
+                    pages += [
+                        tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+                        for lines, headers in ((rows, columns), (waits, more))
+                        if lines
+                    ]
+                    arguments.markdown.write_text(
+                        "\n\n".join(page.strip() for page in pages) + "\n"
+                    )
+            print(f"\n{tabulate(measured, names, disable_numparse=True)}", flush=True)
 
 
 if __name__ == "__main__":

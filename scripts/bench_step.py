@@ -632,10 +632,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{name}: {workload}\n\n{tables[0]}", flush=True)
         pages += [f"## {name}: {workload}", tables[1]]
         figures[name] = {"refusals": refusals, "contenders": summary}
-    if arguments.markdown:
-        arguments.markdown.write_text("\n\n".join(page.strip() for page in pages) + "\n")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"header": head, "workloads": figures}, indent=1))
+        if arguments.markdown:  # after each, for who stops it
+            arguments.markdown.write_text("\n\n".join(page.strip() for page in pages) + "\n")
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"header": head, "workloads": figures}, indent=1))
 
 
 if __name__ == "__main__":

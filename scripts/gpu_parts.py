@@ -90,10 +90,11 @@ def step(work: Work) -> str:
                 ROOT / "scripts" / "bench_step.py", *workloads, "--device", work.device, *words,
                 "--markdown", page, "--json", page.with_suffix(".json"), most=share * work.left,
             )  # fmt: skip
-            work.piece(f"step-{name}").write_text(_section(page, f"Steps, {name}"))
             made.append(name)
         except FailedError as error:
             failed.append(f"{name}: {error}")
+        if page.exists():  # of all workloads, or of those before what went wrong
+            work.piece(f"step-{name}").write_text(_section(page, f"Steps, {name}"))
     if failed:
         raise FailedError("; ".join([*failed, f"made: {', '.join(made) or 'none'}"]))
     return f"{', '.join(made)}: docs/benchmarks_gpu.md"
@@ -110,14 +111,18 @@ def _section(page: Path, title: str) -> str:
 def data(work: Work) -> str:
     """Measure how fast images are read, and how long a step waits for them."""
     page = work.out / "logs" / "data.md"
+    page.unlink(missing_ok=True)
     words = ["--workers", 4, "--rounds", 3, "--seconds", 2, "--steps", 60]
     if work.cut:
         words = ["--sizes", 32, "--batch-size", 4, "--rounds", 1, "--seconds", 0.2, "--steps", 1]
-    work.run(
-        ROOT / "scripts" / "bench_data.py", work.data["pacs"], "--device", work.device, *words,
-        "--cache", Path("data", "cache"), "--markdown", page,
-    )  # fmt: skip
-    work.piece("data").write_text(_section(page, "Reading images"))
+    try:
+        work.run(
+            ROOT / "scripts" / "bench_data.py", work.data["pacs"], "--device", work.device, *words,
+            "--cache", Path("data", "cache"), "--markdown", page,
+        )  # fmt: skip
+    finally:
+        if page.exists():
+            work.piece("data").write_text(_section(page, "Reading images"))
     return "docs/benchmarks_gpu.md"
 
 

@@ -152,12 +152,22 @@ def make(name: str, work: Work) -> tuple[str, str]:
         return "failed", f"{type(error).__name__}: {error}"
 
 
-def write(work: Work, about: str, summary: dict[str, Any]) -> None:
+def machines(summary: dict[str, Any]) -> str:
+    """Name the machine, or each with the parts that it made."""
+    made: dict[str, list[str]] = {}
+    for name, of in summary.items():
+        made.setdefault(of["machine"], []).append(name)
+    if len(made) == 1:
+        return next(iter(made))
+    return "\n".join(f"- {', '.join(names)}: {machine}" for machine, names in made.items())
+
+
+def write(work: Work, summary: dict[str, Any]) -> None:
     """Write the pages and the archive of what there is so far."""
     rows = [[n, of["outcome"], f"{of['minutes']:.1f}", of["line"]] for n, of in summary.items()]
     table = as_table(rows, ["part", "outcome", "minutes", "result"])
     pieces = [work.piece(name) for name in gpu_parts.PIECES]
-    pages = ["# Measurements on a GPU", about, "`make gpu` made this page.", table]
+    pages = ["# Measurements on a GPU", machines(summary), "`make gpu` made this page.", table]
     pages += [piece.read_text().strip() for piece in pieces if piece.exists()]
     (work.docs / "benchmarks_gpu.md").write_text("\n\n".join(pages) + "\n")
     half = work.out / "gpu.tar.gz.half"
@@ -264,10 +274,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         minutes = (time.monotonic() - begun) / 60
         outcomes[name] = outcome
         if outcome != "skipped" or name not in summary:
-            summary[name] = {"outcome": outcome, "minutes": minutes, "line": line}
+            summary[name] = {"outcome": outcome, "minutes": minutes, "line": line, "machine": about}
         print(f"{name}: {outcome} after {minutes:.1f} min: {line}", flush=True)
         file.write_text(json.dumps(summary, indent=1))
-        write(work, about, summary)
+        write(work, summary)
     minutes = (time.monotonic() - started) / 60
     of = {kind: [n for n, outcome in outcomes.items() if outcome == kind] for kind in
           ("passed", "failed", "skipped")}  # fmt: skip

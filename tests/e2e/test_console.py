@@ -64,7 +64,7 @@ def test_lines_of_runs_that_go_on_side_by_side_have_their_names(tmp_path: Path) 
     _, err = run.communicate()
     names = [path.name for path in tmp_path.glob("erm-*")]
     lines = [line for line in err.splitlines() if "epoch 1/1" in line]
-    assert sorted(line.partition(":")[0] for line in lines) == sorted(names)
+    assert sorted(line.partition(":")[0] for line in lines) == sorted(names), err
 
 
 def test_a_formatter_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,10 +82,32 @@ def test_what_fails_takes_too_long_or_does_not_fit_is_named_and_the_others_are_m
     with tarfile.open(tmp_path / "gpu.tar.gz") as archive:
         assert archive.getnames() == ["benchmarks_gpu.md"]
     # Another call makes one part again, and keeps what is known of the others.
+    monkeypatch.setattr(scripts, "prepared", lambda *_: (made, "another GPU"))
     assert scripts.main(["--out", str(tmp_path), "--parts", "good", "far"]) == 0
     page = (tmp_path / "docs" / "benchmarks_gpu.md").read_text()
     assert page.count("| failed |") == 3
     assert page.count("| passed |") == 1
+    assert "\n- bad, slow, buggy, far, long: one GPU\n- good: another GPU\n" in page
+
+
+@pytest.mark.parametrize("part", ["step", "data"])
+def test_a_benchmark_that_is_stopped_leaves_what_it_had_measured(
+    scripts: Any, work: Any, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_parts
+
+    def stopped(*command: Any, **_: Any) -> float:
+        page = command[command.index("--markdown") + 1]
+        page.write_text("# Title\n\nOn a GPU.\n\n## mlp\n\n| erm |\n")
+        raise scripts.FailedError("its limit")
+
+    monkeypatch.setattr(work, "run", stopped)
+    work.data["pacs"] = Path("data", "pacs")
+    with pytest.raises(scripts.FailedError, match="its limit"):
+        getattr(gpu_parts, part)(work)
+    pieces = [work.piece(name) for name in gpu_parts.PIECES if name.startswith(part)]
+    assert [piece.read_text().count("On a GPU.") for piece in pieces] == [1] * len(pieces)
+    assert all("| erm |" in piece.read_text() for piece in pieces)
 
 
 def test_a_command_that_is_ended_leaves_no_process(scripts: Any, work: Any) -> None:
