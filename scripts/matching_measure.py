@@ -282,6 +282,10 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"{arguments.folder}: is not a folder")
     if arguments.what == "keep":
         keep(arguments.folder, threading.Event())
+    studied = _of_study(arguments.folder)
+    if not any(states(run.path) for run in studied):
+        what = "their checkpoints are gone" if studied else "no run of fishr_domainbed is done"
+        parser.error(f"{arguments.folder}: {what}")
     if arguments.what == "noise":
         print(noise(arguments.folder, counts[CLASSIFIER]))
         return 0

@@ -228,7 +228,9 @@ def test_rank_correlations_within_a_seed_and_test_domain(scripts: SimpleNamespac
     assert found == pytest.approx([-1.0, 0.8])
 
 
-def test_runs_that_cannot_be_studied_are_refused(scripts: SimpleNamespace, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_studied_are_refused(
+    scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     call = caller(tmp_path / "runs")
     assert call().status == 0
     with pytest.raises(SystemExit, match=r"has no matching\.jsonl"):
@@ -239,3 +241,9 @@ def test_runs_that_cannot_be_studied_are_refused(scripts: SimpleNamespace, tmp_p
         scripts.study.main([str(tmp_path / "runs")])
     with pytest.raises(SystemExit):
         scripts.measure.main(["measure", str(tmp_path / "runs"), "--others", "3"])
+    for state in (tmp_path / "runs").glob("*/checkpoints/step-*.pt"):
+        state.unlink()
+    for what in ("measure", "noise"):
+        with pytest.raises(SystemExit):
+            scripts.measure.main([what, str(tmp_path / "runs")])
+        assert "runs: their checkpoints are gone" in capsys.readouterr().err
