@@ -17,12 +17,12 @@ from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, o
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.identity import digest
+from fishr_exp.runs.names import EVALUATIONS
 
 if TYPE_CHECKING:
     from fishr_exp.runs.evaluated import EvaluatedRun
     from fishr_exp.runs.reading import Run
 
-FOLDER = "evaluation"  # in that of the run
 FORMATS = ("text", "markdown", "latex", "csv")
 
 
@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--out", type=as_folder, metavar="DIR",
-        help=f"where tables and figures are written (default: RUN/{FOLDER}/DATASET); of several"
-        " runs, each in a folder of its own there",
+        help=f"where tables and figures are written (default: RUN/{EVALUATIONS}/DATASET); of "
+        "several runs, each in a folder of its own there",
     )  # fmt: skip
     add(
         "--format", choices=FORMATS, default="text",
@@ -141,7 +141,7 @@ def _evaluate(
     )
     if out is None:
         name = found.dataset if found.own else f"{found.dataset}-{digest(asked.config['dataset'])}"
-        out = run.path / FOLDER / name.replace("/", "_")
+        out = run.path / EVALUATIONS / name.replace("/", "_")
     _print(found, options.format, _write(found, out))
 
 

@@ -28,6 +28,12 @@ FILES = (
 )  # fmt: skip
 # The files that a run names: checkpoints, as the training room does, and those being written.
 OF_CHECKPOINTS = re.compile(r"best\.pt|best-\d+\.pt|step-\d+\.pt")
+# What `fishr-eval` writes into a folder for each dataset, in one of the run's.
+EVALUATIONS = "evaluation"
+OF_EVALUATIONS = re.compile(
+    r"evaluation\.(md|tex|csv|json)|evaluation-notes\.tex|(classes|confusion|calibration)\.csv"
+    r"|(confusion|reliability)\.(pdf|png)"
+)
 _OF_HYDRA = ".hydra"  # it writes there, and a log, before the run takes the folder
 UNFINISHED = re.compile(
     rf"\.({'|'.join(map(re.escape, (*FILES, CONFIG)))}|{OF_CHECKPOINTS.pattern})\.\d+\.tmp"
@@ -53,6 +59,14 @@ def named(folder: Path, names: re.Pattern[str]) -> list[Path]:
     """Return what has one of these names in a folder, other folders left out."""
     found = folder.iterdir() if folder.is_dir() else ()
     return [path for path in found if names.fullmatch(path.name) and not path.is_dir()]
+
+
+def remove_named(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove what has one of these names from a folder, and the folder if it is empty then."""
+    for file in named(folder, names):
+        file.unlink()
+    with contextlib.suppress(OSError):  # it stays if it holds other files
+        folder.rmdir()
 
 
 def is_new(path: Path) -> bool:

@@ -38,9 +38,11 @@ from fishr_exp.runs.names import (
     DATA,
     DONE,
     ENVIRONMENT,
+    EVALUATIONS,
     FILES,
     LOCK,
     OF_CHECKPOINTS,
+    OF_EVALUATIONS,
     RECORDS,
     RESULT,
     TRACKING,
@@ -48,6 +50,7 @@ from fishr_exp.runs.names import (
     is_new,
     is_of_a_run,
     named,
+    remove_named,
 )
 from fishr_exp.runs.records import parse_evaluations
 from fishr_exp.runs.results import checked_result
@@ -226,11 +229,9 @@ class RunFolder:
             # The marker goes first: whatever stops this, a half-cleared run is not taken for done.
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
-            if self.checkpoints.is_dir():
-                for file in named(self.checkpoints, OF_CHECKPOINTS):
-                    file.unlink()
-                with contextlib.suppress(OSError):
-                    self.checkpoints.rmdir()  # stays if it holds other files
+            remove_named(self.checkpoints, OF_CHECKPOINTS)
+            for place in [*(self.path / EVALUATIONS).glob("*"), self.path / EVALUATIONS]:
+                remove_named(place, OF_EVALUATIONS)
             self._sweep()
             (self.path / CONFIG).unlink(missing_ok=True)
         self._cleared = True

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fishr_exp.cli import average, evaluate
+from fishr_exp.runs.names import EVALUATIONS, OF_EVALUATIONS
 
 from .conftest import Command, stop_before
 
@@ -35,12 +36,12 @@ def files(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and evaluate.FOLDER not in path.parts
+        if path.is_file() and EVALUATIONS not in path.parts
     }
 
 
 def written(folder: Path, name: str = "colored_digits") -> dict:
-    return json.loads((folder / evaluate.FOLDER / name / "evaluation.json").read_text())
+    return json.loads((folder / EVALUATIONS / name / "evaluation.json").read_text())
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -112,14 +113,14 @@ def test_an_average_of_runs_and_a_run_of_an_earlier_version(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         mean.name, *(run.name for run in runs),
     }  # fmt: skip
-    assert not (runs[0] / evaluate.FOLDER).exists()
+    assert not (runs[0] / EVALUATIONS).exists()
 
 
 def test_what_is_written(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictions = tmp_path / "new" / "predictions.csv"
     assert evaluate.main([str(run), "--predictions", str(predictions)]) == 0
     out = capsys.readouterr().out
-    folder = run / evaluate.FOLDER / "colored_digits"
+    folder = run / EVALUATIONS / "colored_digits"
     assert out.startswith("ERM, step 4, on colored_digits\n")
     for name in ("evaluation", "classes", "confusion", "calibration"):
         assert (folder / f"{name}.csv").exists()
@@ -150,6 +151,18 @@ def test_what_is_written(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         if row["accuracy"]
     ]
     assert float(evaluation["minus90"]["ece"]) == pytest.approx(100 * sum(gaps) / 599, abs=1e-3)
+
+
+def test_a_run_from_scratch_has_no_evaluation_of_the_network_before(
+    run: Path, fishr_exp: Command
+) -> None:
+    assert evaluate.main([str(run), "dataset=colored_digits", "dataset.label_noise=0.1"]) == 0
+    assert evaluate.main([str(run)]) == 0
+    (own, other) = sorted((run / EVALUATIONS).iterdir())
+    assert all(OF_EVALUATIONS.fullmatch(file.name) for file in [*own.iterdir(), *other.iterdir()])
+    (other / "notes.txt").write_text("mine")
+    assert fishr_exp("trainer=erm", "resume=false", tiny=SHORT).status == 0
+    assert [path.name for path in (run / EVALUATIONS).rglob("*")] == [other.name, "notes.txt"]
 
 
 def test_predictions_as_parquet_and_only_some_domains(run: Path, tmp_path: Path) -> None:
@@ -201,7 +214,7 @@ def test_classes_of_other_data_are_matched_by_name(
     assert evaluate.main([str(trained), *words, "--predictions", str(file)]) == 0
     out = capsys.readouterr().out
     assert "Classes that are not in these data: ant." in out
-    (folder,) = (trained / evaluate.FOLDER).iterdir()
+    (folder,) = (trained / EVALUATIONS).iterdir()
     assert folder.name.startswith("image_folder-")
     found = written(trained, folder.name)
     assert found["classes"] == ["ant", "cat", "dog"]
@@ -243,7 +256,7 @@ def test_other_data_that_do_not_fit_are_one_line(
         assert says in err, (words, err)
         assert len(err.splitlines()) == 1
         assert out == ""
-    assert not (run / evaluate.FOLDER).exists()
+    assert not (run / EVALUATIONS).exists()
 
 
 # --- mistakes -------------------------------------------------------------------------------
@@ -343,7 +356,7 @@ def test_of_several_runs_the_others_are_evaluated(
     assert "has no weights of step 4, which its result is of, in checkpoints" in err
     assert len(err.splitlines()) == 1
     assert out.startswith("ERM, step 4, on colored_digits\n")
-    assert (other / evaluate.FOLDER / "colored_digits/evaluation.json").exists()
+    assert (other / EVALUATIONS / "colored_digits/evaluation.json").exists()
 
 
 def test_a_run_without_weights_needs_no_data_to_say_so(

@@ -38,9 +38,7 @@ class Made:
     done: list[SweptRun] = field(default_factory=list)
     failed: list[SweptRun] = field(default_factory=list)
     sent: list[SweptRun] = field(default_factory=list)  # done before, and sent to the tracker
-    seconds_shared: dict[int, float] = field(
-        default_factory=dict
-    )  # by position
+    seconds_shared: dict[int, float] = field(default_factory=dict)  # by position
     seconds: dict[tuple[object, ...], list[float]] = field(default_factory=dict)  # by kind
 
 
