@@ -116,7 +116,7 @@ def test_a_command_that_is_ended_leaves_no_process(scripts: Any, work: Any) -> N
         "'import time; time.sleep(99)']); print(p.pid, flush=True); time.sleep(99)"
     )
     with pytest.raises(scripts.FailedError, match="its limit"):
-        work.run("-c", child, most=2)
+        work.run("-c", child, most=6)  # time enough to start both
     pid = int(work.last_line())
     for _ in range(50):
         stat = Path(f"/proc/{pid}/stat")
