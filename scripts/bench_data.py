@@ -52,6 +52,7 @@ from fishr_exp.data.datasets.image_folder import image_folder
 from fishr_exp.data.minibatches import Minibatches, loader
 from fishr_exp.models.backbone import backbone
 from fishr_exp.runs.environment import environment
+from fishr_exp.runs.files import write_atomically
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training.precision import autocast
 from fishr_exp.training.step import make_players, optimizer_step
@@ -366,16 +367,15 @@ def main(argv: list[str] | None = None) -> None:
             torch.set_num_threads(threads)
             for size in arguments.sizes:
                 measured += read(arguments, size, cache)
-                if arguments.markdown:  # after each, for who stops it
+                if arguments.markdown:  # after each, so that a stopped command leaves it
                     pages = ["# Reading images", head, (__doc__ or "").partition("\n\n")[2]]
                     pages += [
                         tabulate(lines, headers, tablefmt="github", disable_numparse=True)
                         for lines, headers in ((rows, columns), (waits, more))
                         if lines
                     ]
-                    arguments.markdown.write_text(
-                        "\n\n".join(page.strip() for page in pages) + "\n"
-                    )
+                    text = "\n\n".join(page.strip() for page in pages) + "\n"
+                    write_atomically(arguments.markdown, text)
             print(f"\n{tabulate(measured, names, disable_numparse=True)}", flush=True)
 
 

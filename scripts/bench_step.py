@@ -75,6 +75,7 @@ from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
 from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.runs.environment import environment
+from fishr_exp.runs.files import write_atomically
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.training.precision import autocast, compile_featurizer
@@ -632,10 +633,12 @@ def main(argv: list[str] | None = None) -> None:
         print(f"\n{name}: {workload}\n\n{tables[0]}", flush=True)
         pages += [f"## {name}: {workload}", tables[1]]
         figures[name] = {"refusals": refusals, "contenders": summary}
-        if arguments.markdown:  # after each, for who stops it
-            arguments.markdown.write_text("\n\n".join(page.strip() for page in pages) + "\n")
+        if arguments.markdown:  # after each, so that a command that is stopped leaves them
+            text = "\n\n".join(page.strip() for page in pages) + "\n"
+            write_atomically(arguments.markdown, text)
         if arguments.json:
-            arguments.json.write_text(json.dumps({"header": head, "workloads": figures}, indent=1))
+            text = json.dumps({"header": head, "workloads": figures}, indent=1)
+            write_atomically(arguments.json, text)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,9 @@ def step(work: Work) -> str:
     }
     made, failed = [], []
     for name, (share, workloads, words) in ways.items():
-        page = work.out / "logs" / f"step-{name}.md"
+        page, piece = work.out / "logs" / f"step-{name}.md", work.piece(f"step-{name}")
         page.unlink(missing_ok=True)
+        piece.unlink(missing_ok=True)
         if work.cut:
             few = ["--contenders", "erm", natives[2], "--scale", "0.001", "--rounds", "2"]
             workloads, words = ["mlp"], [*words, *few]
@@ -94,7 +95,7 @@ def step(work: Work) -> str:
         except FailedError as error:
             failed.append(f"{name}: {error}")
         if page.exists():  # of all workloads, or of those before what went wrong
-            work.piece(f"step-{name}").write_text(_section(page, f"Steps, {name}"))
+            piece.write_text(_section(page, f"Steps, {name}"))
     if failed:
         raise FailedError("; ".join([*failed, f"made: {', '.join(made) or 'none'}"]))
     return f"{', '.join(made)}: docs/benchmarks_gpu.md"
@@ -110,8 +111,9 @@ def _section(page: Path, title: str) -> str:
 
 def data(work: Work) -> str:
     """Measure how fast images are read, and how long a step waits for them."""
-    page = work.out / "logs" / "data.md"
+    page, piece = work.out / "logs" / "data.md", work.piece("data")
     page.unlink(missing_ok=True)
+    piece.unlink(missing_ok=True)
     words = ["--workers", 4, "--rounds", 3, "--seconds", 2, "--steps", 60]
     if work.cut:
         words = ["--sizes", 32, "--batch-size", 4, "--rounds", 1, "--seconds", 0.2, "--steps", 1]
@@ -122,7 +124,7 @@ def data(work: Work) -> str:
         )  # fmt: skip
     finally:
         if page.exists():
-            work.piece("data").write_text(_section(page, "Reading images"))
+            piece.write_text(_section(page, "Reading images"))
     return "docs/benchmarks_gpu.md"
 
 

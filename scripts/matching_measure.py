@@ -179,11 +179,11 @@ def plain_distances(
     return one, other
 
 
-def noise(folder: Path, most: int) -> str:
+def noise(runs: Sequence[Run], most: int) -> str:
     """Return a table of `plain_distances` over the runs of ERM, in Markdown."""
     found: dict[int, list[tuple[float, float]]] = {}
-    for run in _of_study(folder):
-        if run.gamma == 0 and (kept := states(run.path)):
+    for run in runs:
+        if kept := states(run.path):
             model = load_model(run)
             model.load_state_dict(load(kept[max(kept)])["model"])
             samples = {
@@ -218,17 +218,17 @@ def _pairs(names: Sequence[str], variances: Tensor) -> Iterator[tuple[str, tuple
         yield f"{a}/{b}", (one, other)
 
 
-def measure(folder: Path, counts: Mapping[str, int], into: Path) -> None:
-    """Measure each checkpoint of the runs in a folder, and append a line for each.
+def measure(studied: Sequence[Run], counts: Mapping[str, int], into: Path) -> None:
+    """Measure each checkpoint of runs, and append a line for each.
 
     Args:
-        folder: Of the runs.
+        studied: The runs.
         counts: Samples of each domain, by place; the last checkpoint of a run has both.
         into: The file.
     """
     lines = into.read_text().splitlines() if into.exists() else []
     known = {(line["run"], line["step"]) for line in map(json.loads, lines)}
-    runs = sorted(_of_study(folder), key=_data_of)
+    runs = sorted(studied, key=_data_of)
     wanted = [
         (run, step, path, step == max(found))
         for run in runs
@@ -283,13 +283,17 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.what == "keep":
         keep(arguments.folder, threading.Event())
     studied = _of_study(arguments.folder)
-    if not any(states(run.path) for run in studied):
-        what = "their checkpoints are gone" if studied else "no run of fishr_domainbed is done"
+    if arguments.what == "noise":
+        studied = [run for run in studied if run.gamma == 0]
+    known = arguments.what == "measure" and (arguments.folder / FILE).exists()
+    if not (known or any(states(run.path) for run in studied)):
+        kind = "ERM (gamma 0)" if arguments.what == "noise" else "Fishr"
+        what = "no checkpoint is left in its runs" if studied else f"holds no run of {kind}"
         parser.error(f"{arguments.folder}: {what}")
     if arguments.what == "noise":
-        print(noise(arguments.folder, counts[CLASSIFIER]))
-        return 0
-    measure(arguments.folder, counts, arguments.folder / FILE)
+        print(noise(studied, counts[CLASSIFIER]))
+    else:
+        measure(studied, counts, arguments.folder / FILE)
     return 0
 
 

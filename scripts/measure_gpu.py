@@ -156,9 +156,10 @@ def machines(summary: dict[str, Any]) -> str:
     """Name the machine, or each with the parts that it made."""
     made: dict[str, list[str]] = {}
     for name, of in summary.items():
-        made.setdefault(of["machine"], []).append(name)
-    if len(made) == 1:
-        return next(iter(made))
+        if of["outcome"] != "skipped":
+            made.setdefault(of.get("machine", "an unknown machine"), []).append(name)
+    if len(made) <= 1:
+        return next(iter(made), "")
     return "\n".join(f"- {', '.join(names)}: {machine}" for machine, names in made.items())
 
 

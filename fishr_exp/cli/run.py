@@ -144,9 +144,11 @@ def job(config: DictConfig) -> float | bool | None:
 
     quiet_mlflow()
     quiet_wandb()
+    is_swept = context.mode is RunMode.MULTIRUN
+    looks_again = is_swept and "SharingSweeper" in context.sweeper._target_
     prefix = ""
     try:
-        if distributed.launched() and context.mode is RunMode.MULTIRUN:
+        if distributed.launched() and is_swept:
             sys.exit(_say("-m: torchrun starts one run at a time; leave -m or torchrun out", 2))
         with stopping_jobs(), distributed.process_group():
             if not distributed.is_first():
@@ -167,9 +169,9 @@ def job(config: DictConfig) -> float | bool | None:
         why = f"{STOPPED} ({stop.__cause__})" if stop.__cause__ else STOPPED
         raise UnfinishedError(why, 128 + getattr(stop, "signal", signal.SIGINT)) from stop
     except Exception as error:
-        if isinstance(error, TakenError) and context.mode is RunMode.MULTIRUN:
+        if isinstance(error, TakenError) and is_swept:
             error.status = _MISTAKE  # type: ignore[attr-defined]
-            if "SharingSweeper" in context.sweeper._target_:  # which looks again later
+            if looks_again:
                 raise
         # Logged here: Hydra reports only a sweep's first failure, and not in the run's own log.
         message = one_line(error)
@@ -185,7 +187,7 @@ def job(config: DictConfig) -> float | bool | None:
             raise SystemExit(status) from error  # else Hydra adds a line of its own
         error.status = status  # type: ignore[attr-defined]
         raise
-    if context.mode is RunMode.MULTIRUN and "SharingSweeper" in context.sweeper._target_:
+    if looks_again:
         return made_here
     selected = result["selected"]
     return None if selected["uses_test_domain"] else result["validation_accuracy"]

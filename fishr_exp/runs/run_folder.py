@@ -230,8 +230,11 @@ class RunFolder:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
             remove_named(self.checkpoints, OF_CHECKPOINTS)
-            for place in [*(self.path / EVALUATIONS).glob("*"), self.path / EVALUATIONS]:
-                remove_named(place, OF_EVALUATIONS)
+            for place in (self.path / EVALUATIONS).glob("*"):
+                if not place.is_symlink():
+                    remove_named(place, OF_EVALUATIONS)
+            with contextlib.suppress(OSError):
+                (self.path / EVALUATIONS).rmdir()  # stays if it holds other files
             self._sweep()
             (self.path / CONFIG).unlink(missing_ok=True)
         self._cleared = True

@@ -243,7 +243,12 @@ def test_runs_that_cannot_be_studied_are_refused(
         scripts.measure.main(["measure", str(tmp_path / "runs"), "--others", "3"])
     for state in (tmp_path / "runs").glob("*/checkpoints/step-*.pt"):
         state.unlink()
-    for what in ("measure", "noise"):
+    assert scripts.measure.main(["measure", str(tmp_path / "runs")]) == 0  # all is measured
+    (tmp_path / "runs" / "matching.jsonl").unlink()
+    for what, expected in (
+        ("measure", "no checkpoint is left in its runs"),
+        ("noise", "holds no run of ERM (gamma 0)"),
+    ):
         with pytest.raises(SystemExit):
             scripts.measure.main([what, str(tmp_path / "runs")])
-        assert "runs: their checkpoints are gone" in capsys.readouterr().err
+        assert capsys.readouterr().err.endswith(f"runs: {expected}\n")

@@ -111,11 +111,11 @@ def finish(
             progress.not_ours(run)
             continue
         attempted.append(run)
-        _ = end.return_value  # raises what ends the sweep
+        made_here = end.return_value  # raises what ends the sweep
         run.from_scratch = run.failed_before = False
         if run.to_send and run.has_result:
             progress.sent(run)
-        elif end._return_value is False:  # found done
+        elif made_here is False:  # it was found done
             progress.not_ours(run)
         elif not only_shared:  # else another job is to make the run
             progress.lost(run)
