@@ -15,7 +15,8 @@ matches nothing; the *relative distance* divides the distance by the size.
 - `matching_accuracy`: the same of the classifier, beside the difference in test accuracy.
 
 Gamma 0 is ERM. Errors are standard errors over runs. The table has Spearman's rank correlation of
-relative distance and accuracy over the gammas of one seed and test domain, averaged over these.
+relative distance and accuracy over the gammas of one seed and test domain, averaged over these:
+over all runs, and without those whose network collapsed, which lie far from all others.
 """
 
 from __future__ import annotations
@@ -50,21 +51,22 @@ from fishr_exp.reports.figures.canvas import (
     styled,
 )
 from fishr_exp.reports.statistics.estimates import estimate, mean
-from fishr_exp.reports.statistics.paired import compare
 
 QUANTITIES = {"distance": "distance", "size": "size", "relative": "relative distance"}
 PLACES = {"classifier": "classifier", "others": "other parameters"}
 GROUP = ["test_domains", "seed"]  # runs that differ in gamma only
 FIRST_STEP = 150  # the first evaluation at which a run may differ from ERM
 CORRELATED = 4  # gammas of a group, at least, for its rank correlation
+_COMPARED = ["relative", "relative_others", "accuracy", "validation"]
+COLLAPSED = 10.0  # points of validation accuracy below ERM
 
 
 def read(folder: Path) -> pd.DataFrame:
     """Return a row for each checkpoint that was measured.
 
     Columns: `name` of the run, `gamma`, `seed`, `test_domains`, `step`, `accuracy` in the test
-    domain after the last step, in %, and `distance`, `size` and `relative` over the classifier;
-    with `_others` over all other parameters, which are measured at the last step only.
+    domain after the last step and `validation` accuracy, in %, and `distance`, `size` and
+    `relative` over the classifier; with `_others` over all other parameters, which are measured at the last step only.
 
     Raises:
         SystemExit: If nothing was measured, or there are several runs of a gamma, seed and domain.
@@ -79,8 +81,11 @@ def read(folder: Path) -> pd.DataFrame:
             row |= {f"{key}{suffix}": v for key, v in summary(line[place]).items()}
         rows.append(row)
     runs = load_runs(folder)
-    runs = runs.assign(accuracy=100 * runs["test_accuracy"])
-    measured = pd.DataFrame(rows).merge(runs[["name", "gamma", *GROUP, "accuracy"]], on="name")
+    runs = runs.assign(
+        accuracy=100 * runs["test_accuracy"], validation=100 * runs["validation_accuracy"]
+    )
+    columns = ["name", "gamma", *GROUP, "accuracy", "validation"]
+    measured = pd.DataFrame(rows).merge(runs[columns], on="name")
     if measured.duplicated([*GROUP, "gamma", "step"]).any():
         raise SystemExit(f"{folder}: runs differ in more than gamma, seed and test domain")
     return measured
@@ -97,16 +102,17 @@ def summary(squares: Mapping[str, float]) -> dict[str, float]:
 def against_erm(measured: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each run at its last step, compared with ERM of its seed and test domain.
 
-    Columns beside those of `read`: `ratio` and `ratio_others` of relative distances, and `gain` in
-    accuracy, in points. Runs without their ERM are left out.
+    Columns beside those of `read`: `ratio` and `ratio_others` of relative distances, `gain` in
+    accuracy, in points, and `collapsed`. Runs without their ERM are left out.
     """
     last = measured[measured["step"] == measured["step"].max()]
-    erm = last.loc[last["gamma"] == 0, [*GROUP, "relative", "relative_others", "accuracy"]]
+    erm = last.loc[last["gamma"] == 0, [*GROUP, *_COMPARED]]
     both = last.merge(erm, on=GROUP, suffixes=("", "_erm"))
     return both.assign(
         ratio=both["relative"] / both["relative_erm"],
         ratio_others=both["relative_others"] / both["relative_others_erm"],
         gain=both["accuracy"] - both["accuracy_erm"],
+        collapsed=both["validation"] < both["validation_erm"] - COLLAPSED,
     )
 
 
@@ -164,14 +170,21 @@ def describe(compared: pd.DataFrame) -> str:
         colalign=["left", *["right"] * (len(headers) - 1)],
     )  # fmt: skip
     lines = [table, ""]
+    count = compared["collapsed"].sum()
+    without = (
+        f", without the {count} run{'s' * (count != 1)} whose network collapsed (validation accuracy more than "
+        f"{COLLAPSED:g} points below ERM's)"
+    )
+    kinds = [("", compared), (without, compared[~compared["collapsed"]])][: 1 + bool(count)]
     for column, name in (("relative", "classifier"), ("relative_others", PLACES["others"])):
-        found = correlations(compared, column)
-        if tested := compare(found):
-            lines.append(
-                f"- Relative distance over the {name} and test accuracy: mean rank correlation "
-                f"{np.mean(found):+.2f}, 95 % interval [{tested.low:+.2f}, {tested.high:+.2f}], "
-                f"over {len(found)} choices of seed and test domain."
-            )
+        for which, rows_of in kinds:
+            if found := correlations(rows_of, column):
+                lines.append(
+                    f"- Rank correlation of relative distance over the {name} and test accuracy"
+                    f"{which}: mean {np.mean(found):+.2f}, from {min(found):+.2f} to "
+                    f"{max(found):+.2f}, over {len(found)} choice{'s' * (len(found) != 1)} of "
+                    "seed and test domain."
+                )
     return "\n".join(lines)
 
 

@@ -184,20 +184,22 @@ def test_distance_size_and_relative_distance(scripts: SimpleNamespace) -> None:
 
 def test_runs_are_compared_with_erm_of_their_seed_and_test_domain(scripts: SimpleNamespace) -> None:
     rows = [
-        # domain, seed, gamma, relative, relative_others, accuracy
-        ("a", 0, 0.0, 1.0, 2.0, 50.0),
-        ("a", 0, 1.0, 0.5, 1.5, 54.0),
-        ("b", 0, 0.0, 4.0, 8.0, 60.0),
-        ("b", 0, 1.0, 1.0, 4.0, 59.0),
-        ("b", 1, 1.0, 1.0, 4.0, 59.0),  # without its ERM
+        # domain, seed, gamma, relative, relative_others, accuracy, validation
+        ("a", 0, 0.0, 1.0, 2.0, 50.0, 80.0),
+        ("a", 0, 1.0, 0.5, 1.5, 54.0, 71.0),
+        ("b", 0, 0.0, 4.0, 8.0, 60.0, 80.0),
+        ("b", 0, 1.0, 1.0, 4.0, 59.0, 69.0),
+        ("b", 1, 1.0, 1.0, 4.0, 59.0, 80.0),  # without its ERM
     ]
-    columns = ["test_domains", "seed", "gamma", "relative", "relative_others", "accuracy"]
+    columns = ["test_domains", "seed", "gamma", "relative", "relative_others", "accuracy",
+               "validation"]  # fmt: skip
     records = pd.DataFrame(rows, columns=columns).assign(step=9)
     earlier = records.assign(step=3, relative=7.0)
     found = scripts.study.against_erm(pd.concat([earlier, records]))
     assert list(found["ratio"]) == [1.0, 0.5, 1.0, 0.25]
     assert list(found["ratio_others"]) == [1.0, 0.75, 1.0, 0.5]
     assert list(found["gain"]) == [0.0, 4.0, 0.0, -1.0]
+    assert list(found["collapsed"]) == [False, False, False, True]
 
 
 def test_means_over_the_steps_are_of_the_same_runs(scripts: SimpleNamespace) -> None:
@@ -226,6 +228,22 @@ def test_rank_correlations_within_a_seed_and_test_domain(scripts: SimpleNamespac
     constant, short = group(2, [1.0] * 4), group(3, [1.0, 2.0, 3.0])
     found = scripts.study.correlations(pd.concat([falling, one_swap, constant, short]), "relative")
     assert found == pytest.approx([-1.0, 0.8])
+
+
+def test_correlations_are_told_without_collapsed_networks_too(scripts: SimpleNamespace) -> None:
+    values = pd.DataFrame({
+        "gamma": [0.0, 1.0, 2.0, 3.0, 9.0], "accuracy": [1.0, 2.0, 3.0, 4.0, 0.0],
+        "collapsed": [False] * 4 + [True],
+    })  # fmt: skip
+    rows = values.assign(test_domains="a", seed=0, gain=0.0)
+    for key in ("distance", "size", "relative", "relative_others"):
+        rows[key] = [1.0, 2.0, 3.0, 4.0, 5.0]
+    text = scripts.study.describe(rows)
+    assert text.count("mean +0.00, from +0.00 to +0.00, over 1 choice of") == 2
+    assert text.count("without the 1 run whose network collapsed") == 2
+    assert text.count("mean +1.00") == 2
+    text = scripts.study.describe(rows[~rows["collapsed"]])
+    assert "collapsed" not in text
 
 
 def test_runs_that_cannot_be_studied_are_refused(
