@@ -66,7 +66,8 @@ def read(folder: Path) -> pd.DataFrame:
 
     Columns: `name` of the run, `gamma`, `seed`, `test_domains`, `step`, `accuracy` in the test
     domain after the last step and `validation` accuracy, in %, and `distance`, `size` and
-    `relative` over the classifier; with `_others` over all other parameters, which are measured at the last step only.
+    `relative` over the classifier; with `_others` over all other parameters, which are measured
+    at the last step only.
 
     Raises:
         SystemExit: If nothing was measured, or there are several runs of a gamma, seed and domain.
@@ -170,10 +171,10 @@ def describe(compared: pd.DataFrame) -> str:
         colalign=["left", *["right"] * (len(headers) - 1)],
     )  # fmt: skip
     lines = [table, ""]
-    count = compared["collapsed"].sum()
+    count = int(compared["collapsed"].sum())
     without = (
-        f", without the {count} run{'s' * (count != 1)} whose network collapsed (validation accuracy more than "
-        f"{COLLAPSED:g} points below ERM's)"
+        f", without the {count} run{'s' * (count != 1)} whose network collapsed (validation "
+        f"accuracy more than {COLLAPSED:g} points below ERM's)"
     )
     kinds = [("", compared), (without, compared[~compared["collapsed"]])][: 1 + bool(count)]
     for column, name in (("relative", "classifier"), ("relative_others", PLACES["others"])):
