@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -63,7 +64,7 @@ PARTS = {  # in the order in which they are made; the last takes what is left
     "table2": Part(gpu_parts.table2, 4, 1, ("mnist",)),
     "step": Part(gpu_parts.step, 7, 2),
     "data": Part(gpu_parts.data, 4, 1.5, ("pacs",)),
-    "pacs": Part(gpu_parts.pacs, 60, 3, ("pacs",)),
+    "pacs": Part(gpu_parts.pacs, math.inf, 3, ("pacs",)),
 }
 
 
