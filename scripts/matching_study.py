@@ -12,7 +12,8 @@ matches nothing; the *relative distance* divides the distance by the size.
   Fishr matches here, over the steps, for each gamma.
 - `matching_where`: relative distances of each run at its last step, as multiples of those of ERM
   with the same seed and test domain: over the classifier, and over all other parameters.
-- `matching_accuracy`: the same of the classifier, beside the difference in test accuracy.
+- `matching_accuracy`: the same of the classifier, beside the difference in test accuracy, without
+  the runs whose network collapsed.
 
 Gamma 0 is ERM. Errors are standard errors over runs. The table has Spearman's rank correlation of
 relative distance and accuracy over the gammas of one seed and test domain, averaged over these:
@@ -121,8 +122,9 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
     """Return what can be averaged over runs: the same steps, seeds and test domains of each gamma.
 
     What a run took over from ERM of its seed and test domain, until the penalty acts, is ERM's.
-    Left out are steps at which not all runs of ERM were measured, other runs that lack a step, and
-    then choices of seed and test domain with fewer gammas than others have.
+    Left out are steps at which not all runs of ERM were measured, other runs that lack a step, then
+    choices of seed and test domain with fewer gammas than others have, and gammas that one of those
+    left lacks.
     """
     erm = measured[measured["gamma"] == 0]
     runs = erm["name"].nunique()
@@ -140,7 +142,10 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
         return measured
     together = pd.concat(found)
     gammas = together.groupby(GROUP)["gamma"].transform("nunique")
-    return together[gammas == gammas.max()]
+    together = together[gammas == gammas.max()]
+    groups = len(together.groupby(GROUP))
+    found_in = together.groupby("gamma")["name"].transform("nunique")
+    return together[found_in == groups]
 
 
 def correlations(compared: pd.DataFrame, column: str) -> list[float]:
@@ -294,7 +299,7 @@ def main(words: Sequence[str] | None = None) -> int:
             compared, "ratio", "ratio_others", (classifier, others), out / "matching_where",
         ),
         *draw_runs(
-            compared, "ratio", "gain",
+            compared[~compared["collapsed"]], "ratio", "gain",
             (classifier, "test accuracy minus\nthat of ERM, in points"),
             out / "matching_accuracy",
         ),

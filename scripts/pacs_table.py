@@ -53,7 +53,7 @@ def _row(method: str, gamma: float | None, averaging: str | None) -> str:
     name = method
     if method == "Fishr":
         name = ERM if gamma == 0 else f"Fishr, gamma {gamma:g}"
-    return f"{name}, mean of the weights" if isinstance(averaging, str) else name
+    return f"{name}, averaged weights" if isinstance(averaging, str) else name
 
 
 def last_update(runs: pd.DataFrame) -> pd.DataFrame:

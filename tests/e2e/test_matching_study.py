@@ -217,6 +217,12 @@ def test_means_over_the_steps_are_of_the_same_runs(scripts: SimpleNamespace) -> 
     assert list(of["distance"]) == [1.0, 1.0, 2.0, 2.0]
     assert set(of["gamma"]) == {1.0}
     assert set(found["name"]) == {"erm", "branch"}
+    # Another test domain with as many gammas, one of which the first one lacks.
+    more = pd.DataFrame([("other", 3.0, 150, 2.0), ("other", 3.0, 200, 2.0)], columns=columns)
+    more = more.assign(test_domains="b", seed=0)
+    found = scripts.study.at_all_steps(pd.concat([measured, without, more]))
+    assert set(found["gamma"]) == {0.0}
+    assert set(found["name"]) == {"erm", "other erm"}
 
 
 def test_rank_correlations_within_a_seed_and_test_domain(scripts: SimpleNamespace) -> None:

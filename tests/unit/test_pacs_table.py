@@ -36,8 +36,8 @@ RUNS = found(
     ("Fishr, gamma 10", 10.0, "b", 0, 68.0, 80.0),
     ("ERM", 0.0, "a", 1, 40.0, 90.0),  # its sweep is not complete
     ("CORAL", 1.0, "a", 0, 55.0, 95.0),
-    ("ERM, mean of the weights", 0.0, "a", 0, 53.0, 99.0),
-    ("Fishr, gamma 1, mean of the weights", 1.0, "a", 0, 99.0, 99.0),
+    ("ERM, averaged weights", 0.0, "a", 0, 53.0, 99.0),
+    ("Fishr, gamma 1, averaged weights", 1.0, "a", 0, 99.0, 99.0),
 )
 
 
@@ -50,8 +50,8 @@ def test_gamma_is_selected_for_each_seed_and_test_domain(module: ModuleType) -> 
         "Fishr, selected gamma",
         "Fishr, oracle's gamma",
         "CORAL",
-        "ERM, mean of the weights",
-        "Fishr, gamma 1, mean of the weights",
+        "ERM, averaged weights",
+        "Fishr, gamma 1, averaged weights",
     ]
     assert rows["Fishr, selected gamma"] == {("a", 0): 52.0, ("b", 0): 70.0}
     assert rows["Fishr, oracle's gamma"] == {("a", 0): 60.0, ("b", 0): 70.0}
