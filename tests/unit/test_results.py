@@ -30,7 +30,9 @@ def redraw() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["quickstart", "colored_mnist_table2", "gamma_colored_mnist"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "colored_mnist_table2", "colored_mnist_table5", "gamma_colored_mnist"]
+)
 def test_figures_and_tables_are_those_of_the_records(
     redraw: ModuleType, tmp_path: Path, name: str
 ) -> None:
