@@ -10,6 +10,7 @@ import torch
 
 from fishr_exp.api import load_model
 from fishr_exp.cli import evaluate
+from fishr_exp.runs.names import EVALUATIONS
 from tests.e2e.conftest import Command, Outcome, caller, newest_state, stop_before
 
 SHORT = ("model.hidden=16", "total_steps=6", "steps_per_epoch=3", "batch_size=16", "tracker=none")
@@ -89,7 +90,7 @@ def test_its_checkpoints_open_on_the_cpu(whole: Any, capsys: pytest.CaptureFixtu
     state = torch.load(newest_state(outcome.folder), map_location="cpu", weights_only=True)
     assert state["step"] == 6
     assert evaluate.main([str(outcome.folder), "device=cpu"]) in (None, 0), capsys.readouterr()
-    written = outcome.folder / evaluate.FOLDER / "colored_digits" / "evaluation.json"
+    written = outcome.folder / EVALUATIONS / "colored_digits" / "evaluation.json"
     assert "minus90" in written.read_text()
 
 
