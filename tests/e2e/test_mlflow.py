@@ -228,7 +228,8 @@ def test_what_keeps_books_is_a_tag(tracked: Tracked) -> None:
         assert key not in run.data.params
     assert run.data.params["seed"] == "0"
     assert run.data.tags["mlflow.user"] == (outcome.folder / "config.json").owner()
-    assert run.data.tags["mlflow.source.name"].startswith("fishr-exp model.hidden=8")
+    assert run.data.tags["mlflow.source.name"] == "fishr-exp"  # the pages cut it at a slash
+    assert run.data.tags["mlflow.note.content"].startswith("`fishr-exp model.hidden=8")
     assert len(run.data.tags["mlflow.source.git.commit"]) >= 40
     means = outcome.result()["test_accuracy"].values()
     assert run.data.metrics["test_accuracy"] == pytest.approx(sum(means) / len(means))

@@ -277,7 +277,7 @@ def test_what_an_earlier_version_recorded_is_not_in_the_database(
     assert SECRET.encode() not in database.read_bytes()
     with sqlite3.connect(database) as there:
         tags = dict(there.execute("SELECT key, value FROM tags"))
-    assert "http://***@h" in tags["mlflow.source.name"]
+    assert "http://***@h" in tags["mlflow.note.content"]
     for path in (tmp_path / "mlflow_artifacts").rglob("*.json"):
         assert SECRET not in path.read_text()
 
