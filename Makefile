@@ -58,6 +58,7 @@ golden: $(READY)  ## rewrite the golden files; say why in the commit
 
 bench: $(READY)  ## time and memory of a step, ERM beside Fishr, MLflow's cost and a sweep's: writes docs/benchmarks.md; three quarters of an hour on a quiet machine
 	$(BIN)/python scripts/bench_step.py --rounds $(ROUNDS) --markdown docs/benchmarks.md
+	$(BIN)/python scripts/bench_precision.py --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_growth.py --figure docs/growth --json docs/growth.json --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_tracking.py --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_sweep.py --markdown docs/benchmarks.md

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fishr_exp.core.contracts import Model, Trainer
 from fishr_exp.core.errors import ConfigError
@@ -36,11 +40,45 @@ def autocast(precision: str, device: torch.device) -> Autocast:
     of layers below the classifier are taken without one.
 
     Args:
-        precision: fp32, or bf16 for matrix products and convolutions in bfloat16.
+        precision: fp32, or bf16 for matrix products and convolutions in bfloat16; on a CPU,
+            depthwise convolutions stay in float32, which is faster there.
         device: Where they are computed.
     """
     enabled = precision == "bf16"
+    if enabled and device.type == "cpu":
+        return _bf16_on_cpu
     return functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextlib.contextmanager
+def _bf16_on_cpu() -> Iterator[None]:
+    with torch.autocast("cpu", torch.bfloat16), _DepthwiseInFloat32():
+        yield
+
+
+class _DepthwiseInFloat32(TorchFunctionMode):
+    """Computes depthwise convolutions in float32, and returns bfloat16 as autocast would.
+
+    In bfloat16, CPUs compute their gradients without a fast kernel if they have a stride, or
+    filters of 5×5: up to 300 times as slowly as in float32. `scripts/bench_precision.py` measures
+    what this gains.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let every other function pass."""
+        del types
+        call = _conv2d if func is torch.conv2d and torch.is_autocast_enabled("cpu") else func
+        return call(*args, **(kwargs or {}))
+
+
+def _conv2d(input: Tensor, weight: Tensor, *others: Any, **named: Any) -> Tensor:
+    """Convolve as `torch.conv2d` under autocast, in float32 if it is depthwise."""
+    of_one_channel, filters = weight.shape[1] == 1, weight.shape[0]
+    if not of_one_channel or filters == 1 or weight.dtype is not torch.float32:
+        return torch.conv2d(input, weight, *others, **named)
+    with torch.autocast("cpu", enabled=False):
+        made = torch.conv2d(input.float(), weight, *others, **named)
+    return made.to(torch.bfloat16)
 
 
 def compile_featurizer(model: Model, trainer: Trainer, backend: str = "inductor") -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fishr_exp.core.contracts import Batch
+from fishr_exp.core.contracts import Batch, Model
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.models.mnist_cnn import mnist_cnn
 from fishr_exp.trainers.erm import Erm
@@ -137,3 +137,70 @@ def test_the_featurizer_that_runs_is_the_compiled_one(network, batch):
 def test_a_compiled_featurizer_is_not_differentiated_twice(network):
     with pytest.raises(ConfigError, match=r"compile=true: trainer\.scope=all needs second"):
         compile_featurizer(copy.deepcopy(network), Fishr(1.0, scope="all"))
+
+
+class Depthwise(nn.Module):
+    """The shapes of mobile networks: with and without a stride, filters of 3×3 and 5×5."""
+
+    def __init__(self):
+        super().__init__()
+        deep = [
+            nn.Conv2d(8, 8, k, s, k // 2, groups=8) for k, s in ((3, 1), (3, 2), (5, 1), (5, 2))
+        ]
+        between = [layer for d in deep for layer in (d, nn.ReLU6(), nn.Conv2d(8, 8, 1), nn.Tanh())]
+        self.all = nn.Sequential(nn.Conv2d(1, 8, 3), *between, nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x):
+        return self.all(x).flatten(1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_with_depthwise_convolutions_is_within_five_percent(batch, name):
+    torch.manual_seed(0)
+    network = Model(Depthwise(), nn.Linear(8, 10))
+    exact = step(METHODS[name](), copy.deepcopy(network), batch)
+    compare(step(METHODS[name](), copy.deepcopy(network), batch, "bf16"), exact, 0.05)
+
+
+def convolution(channels=8, out=8, groups=8):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(channels, out, 5, stride=2, padding=2, groups=groups)
+    return layer, torch.randn(4, channels, 12, 12).bfloat16().requires_grad_()
+
+
+def gradients(layer, x, context):
+    with context():
+        y = layer(x if torch.is_autocast_enabled("cpu") else x.float())
+    cotangent = torch.linspace(-1, 1, y.numel()).view_as(y).bfloat16().to(y.dtype)
+    return (y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], cotangent))
+
+
+def test_a_depthwise_convolution_is_that_of_float32_rounded():
+    layer, x = convolution()
+    y, *ours = gradients(layer, x, autocast("bf16", CPU))
+    exact, *twins = gradients(layer, x, autocast("fp32", CPU))
+    assert [t.dtype for t in (y, *ours)] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert torch.equal(y, exact.bfloat16())
+    assert all(map(torch.equal, ours, twins))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 2), (1, 1, 1)])
+def test_other_convolutions_are_autocasts_own(shape):
+    layer, x = convolution(*shape)
+    plain = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    ours, twin = (gradients(layer, x, c) for c in (autocast("bf16", CPU), plain))
+    assert all(map(torch.equal, ours, twin))
+
+
+def test_where_autocast_is_off_a_depthwise_convolution_keeps_its_type():
+    layer, x = convolution()
+    with autocast("bf16", CPU)(), torch.autocast("cpu", enabled=False):
+        assert layer(x.float()).dtype == torch.float32
+        assert layer.double()(x.double()).dtype == torch.float64
+    with autocast("bf16", CPU)():
+        assert (
+            torch.nn.functional.conv2d(
+                input=x.float(), weight=torch.randn(8, 1, 3, 3), groups=8
+            ).dtype
+            == torch.bfloat16
+        )
