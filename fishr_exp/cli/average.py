@@ -10,7 +10,7 @@ from pathlib import Path
 from fishr_exp.cli.given_runs import read_done
 from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.configuration.messages import is_out_of_memory, one_line
-from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
+from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.configuration.recorded import recorded_arguments
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.runs.reading import Run
@@ -43,14 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=as_folder, metavar="DIR",
         help="the folder in which the average gets its own; by default that of the first run",
     )  # fmt: skip
-    add(
-        "--allow-targets", metavar="NAME", nargs="+", default=[],
-        help="packages, modules or classes of your own, as allow_targets in a run",
-    )  # fmt: skip
+    parser.add_allow_targets()
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        with permissions_of([f"{ALLOW_TARGETS}=[{','.join(options.allow_targets)}]"]):
+        with permissions_of((), options.allow_targets):
             runs = read_done(options.runs, averages=False)
             lines = _average(runs, options.how, options.out)
     except KeyboardInterrupt:

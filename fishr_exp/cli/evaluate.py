@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fishr_exp.cli.given_runs import read_done
 from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.configuration.messages import before_the_run, is_out_of_memory, one_line
-from fishr_exp.configuration.permissions import ALLOW_TARGETS, permissions_of
+from fishr_exp.configuration.permissions import permissions_of
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.runs.identity import digest
 from fishr_exp.runs.names import EVALUATIONS
@@ -35,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [w for w in options.words if "=" in w and not Path(w).is_dir()]
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("fishr_exp").setLevel(logging.INFO)
-    allowed = f"{ALLOW_TARGETS}=[{','.join(options.allow_targets)}]"
     status = 0
-    with permissions_of([allowed, *words]):
+    with permissions_of(words, options.allow_targets):
         try:
             runs = _runs(folders)
             with contextlib.ExitStack() as stack:
@@ -89,10 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format", choices=FORMATS, default="text",
         help="what is printed (default: text); all are written",
     )  # fmt: skip
-    add(
-        "--allow-targets", metavar="NAME", nargs="+", default=[],
-        help="packages, modules or classes of your own, as allow_targets in a run",
-    )  # fmt: skip
+    parser.add_allow_targets()
     add("-cd", "--config-dir", metavar="DIR", help="as for fishr-exp")
     return parser
 

@@ -80,6 +80,13 @@ class Parser(argparse.ArgumentParser):
         version = f"{self.prog} {fishr_exp.__version__}"
         self.add_argument("--version", action="version", version=version)
 
+    def add_allow_targets(self, of: str = "") -> None:
+        """Let the user allow packages, modules or classes of their own."""
+        self.add_argument(
+            "--allow-targets", metavar="NAME", nargs="+", default=[],
+            help=f"packages, modules or classes {of}of your own, as allow_targets in a run",
+        )  # fmt: skip
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and end with status 2."""
         self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help shows the usage\n")

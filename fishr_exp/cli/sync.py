@@ -13,7 +13,7 @@ from typing import Any
 
 from fishr_exp.cli.output import Parser, as_folder, command
 from fishr_exp.configuration.binding import part
-from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, permissions_of
+from fishr_exp.configuration.permissions import allowed_targets, permissions_of
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.secrets import remember
 from fishr_exp.runs.content import START_AGAIN, UnreadableError
@@ -60,10 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("dir", type=as_folder, metavar="DIR", help="a folder of runs, or one run")
     add("--tracking-uri", help="of MLflow, instead of each run's own; also for tracker=none")
     add("--experiment", help="instead of each run's own")
-    add(
-        "--allow-targets", metavar="NAME", nargs="+", default=[],
-        help="packages, modules or classes of trackers of your own, as allow_targets in a run",
-    )  # fmt: skip
+    parser.add_allow_targets("of trackers ")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_mlflow()
@@ -80,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"fishr-sync: {text}\n")
         return 2
     folders = run_folders(options.dir)
-    with permissions_of([f"{ALLOW_TARGETS}=[{','.join(options.allow_targets)}]"]):
+    with permissions_of((), options.allow_targets):
         to = To(options.tracking_uri, options.experiment, tuple(allowed_targets()))
         counts = Counter(send(RunFolder(path), to) for path in folders)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"

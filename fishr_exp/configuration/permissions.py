@@ -80,7 +80,7 @@ _allowed = _names(os.environ.get(ALLOW_TARGETS_VARIABLE, ""))
 
 
 @contextlib.contextmanager
-def permissions_of(words: Sequence[str]) -> Iterator[None]:
+def permissions_of(words: Sequence[str], names: Sequence[str] = ()) -> Iterator[None]:
     """In the block, apply what the words of a command line and the environment allow.
 
     Processes that are started in the block have the same permissions. Configurations that are
@@ -88,14 +88,14 @@ def permissions_of(words: Sequence[str]) -> Iterator[None]:
 
     Args:
         words: The command line, without the name of the command.
+        names: What is allowed besides.
     """
     global _allowed
     outside = _allowed
     inherited = os.environ.get(ALLOW_TARGETS_VARIABLE)
     # The value of a flag is not a key: `--config-dir hydra` allows nothing.
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    keys = {_key(word): word.partition("=")[2] for word in overrides}
-    _allowed = (*_names(inherited or ""), *_names(keys.get(ALLOW_TARGETS, "")))
+    keys = {_key(w): w.partition("=")[2] for w in words if "=" in w and not w.startswith("-")}
+    _allowed = _names(",".join((inherited or "", keys.get(ALLOW_TARGETS, ""), *names)))
     os.environ[ALLOW_TARGETS_VARIABLE] = ",".join(_allowed)
     composed, loaded = ConfigLoaderImpl.load_configuration, OmegaConf.load
     shown = any(word.partition("=")[0] in _ONLY_SHOWN for word in words)
