@@ -223,7 +223,8 @@ def measure(studied: Sequence[Run], counts: Mapping[str, int], into: Path) -> No
 
     Args:
         studied: The runs.
-        counts: Samples of each domain, by place; the last checkpoint of a run has both.
+        counts: Samples of each domain, by place; the last checkpoint of a run has both, unless
+            there are no samples for the others.
         into: The file.
     """
     lines = into.read_text().splitlines() if into.exists() else []
@@ -244,7 +245,8 @@ def measure(studied: Sequence[Run], counts: Mapping[str, int], into: Path) -> No
         model.load_state_dict(load(path)["model"])
         line: dict[str, Any] = {"run": run.path.name, "step": step}
         for place in PLACES[: 1 + is_last]:
-            count = counts[place]
+            if not (count := counts[place]):
+                continue
             few = {name: (x[:count], y[:count]) for name, (x, y) in taken[key].items()}
             used = min(len(y) for _, y in few.values())
             line[place] = {"samples": used, **squares(model, few, place)}
@@ -271,12 +273,13 @@ def main(words: Sequence[str] | None = None) -> int:
     for place, count in ((CLASSIFIER, 512), (OTHERS, 256)):
         parser.add_argument(
             f"--{place}", type=int, default=count, metavar="N",
-            help=f"samples of each domain for the {place} (default {count})",
+            help=f"samples of each domain for the {place} (default {count})"
+            + "; 0 leaves them out" * (place == OTHERS),
         )  # fmt: skip
     arguments = parser.parse_args(words)
     counts = {place: getattr(arguments, place) for place in PLACES}
     for place, count in counts.items():
-        if count < 2 or count % 2:
+        if count < 2 * (place == CLASSIFIER) or count % 2:
             parser.error(f"--{place} {count}: must be even, and positive")
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder}: is not a folder")

@@ -68,7 +68,7 @@ def read(folder: Path) -> pd.DataFrame:
     Columns: `name` of the run, `gamma`, `seed`, `test_domains`, `step`, `accuracy` in the test
     domain after the last step and `validation` accuracy, in %, and `distance`, `size` and
     `relative` over the classifier; with `_others` over all other parameters, which are measured
-    at the last step only.
+    at the last step only, and not of all runs.
 
     Raises:
         SystemExit: If nothing was measured, or there are several runs of a gamma, seed and domain.
@@ -78,9 +78,10 @@ def read(folder: Path) -> pd.DataFrame:
     rows = []
     for line in map(json.loads, (folder / FILE).read_text().splitlines()):
         row = {"name": line["run"], "step": line["step"]}
-        for place in PLACES.keys() & line:
+        for place in PLACES:
             suffix = "" if place == "classifier" else f"_{place}"
-            row |= {f"{key}{suffix}": v for key, v in summary(line[place]).items()}
+            known = summary(line[place]) if place in line else dict.fromkeys(QUANTITIES, math.nan)
+            row |= {f"{key}{suffix}": value for key, value in known.items()}
         rows.append(row)
     runs = load_runs(folder)
     runs = runs.assign(
@@ -122,21 +123,23 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
     """Return what can be averaged over runs: the same steps, seeds and test domains of each gamma.
 
     What a run took over from ERM of its seed and test domain, until the penalty acts, is ERM's.
-    Left out are steps at which not all runs of ERM were measured, other runs that lack a step, then
-    choices of seed and test domain with fewer gammas than others have, and gammas that one of those
-    left lacks.
+    Left out are choices of seed and test domain of which only late steps were measured, steps at
+    which not all other runs of ERM were measured, other runs that lack a step, then choices of seed
+    and test domain with fewer gammas than others have, and gammas that one of those left lacks.
     """
     erm = measured[measured["gamma"] == 0]
+    erm = erm[erm.groupby("name")["step"].transform("min") <= FIRST_STEP]
     runs = erm["name"].nunique()
     steps = {step for step, of in erm.groupby("step") if len(of) == runs}
     found = []
     for _, run in measured.groupby("name"):
         first = run["step"].min()
-        shared = erm[(erm[GROUP] == run.iloc[0][GROUP]).all(axis=1) & (erm["step"] < first)]
+        paired = erm[(erm[GROUP] == run.iloc[0][GROUP]).all(axis=1)]
+        shared = paired[paired["step"] < first]
         own = {key: run.iloc[0][key] for key in ("name", "gamma")}
         whole = pd.concat([shared.assign(**own), run])
         whole = whole[whole["step"].isin(steps)]
-        if set(whole["step"]) == steps and first <= FIRST_STEP:
+        if len(paired) and set(whole["step"]) == steps and first <= FIRST_STEP:
             found.append(whole)
     if not found:
         return measured
@@ -169,8 +172,10 @@ def describe(compared: pd.DataFrame) -> str:
             _plus_minus(group["relative_others"], "{:.3g}"),
             _plus_minus(group["accuracy"], "{:.1f}"), _plus_minus(gains, "{:+.1f}"),
         ])  # fmt: skip
-    headers = ["gamma", "runs", *QUANTITIES.values(), f"relative distance, {PLACES['others']}",
-               "test accuracy", "Δ ERM"]  # fmt: skip
+    measured = compared["relative_others"].notna()
+    of = "" if measured.all() else f" ({measured.sum()} runs)"
+    headers = ["gamma", "runs", *QUANTITIES.values(),
+               f"relative distance, {PLACES['others']}{of}", "test accuracy", "Δ ERM"]  # fmt: skip
     table = tabulate(
         rows, headers=headers, tablefmt="pipe", disable_numparse=True,
         colalign=["left", *["right"] * (len(headers) - 1)],
@@ -195,7 +200,7 @@ def describe(compared: pd.DataFrame) -> str:
 
 
 def _plus_minus(values: Sequence[float] | pd.Series, form: str) -> str:
-    found = estimate([float(value) for value in values])
+    found = estimate([float(value) for value in values if not math.isnan(value)])
     if found is None:
         return "–"
     error = found.standard_error

@@ -217,6 +217,10 @@ def test_means_over_the_steps_are_of_the_same_runs(scripts: SimpleNamespace) -> 
     assert list(of["distance"]) == [1.0, 1.0, 2.0, 2.0]
     assert set(of["gamma"]) == {1.0}
     assert set(found["name"]) == {"erm", "branch"}
+    # Another seed, of which only the last step was measured.
+    last = [("last erm", 0.0, 200, 5.0), ("last", 1.0, 200, 6.0)]
+    second = pd.DataFrame(last, columns=columns).assign(test_domains="a", seed=1)
+    assert scripts.study.at_all_steps(pd.concat([measured, without, second])).equals(found)
     # Another test domain with as many gammas, one of which the first one lacks.
     more = pd.DataFrame([("other", 3.0, 150, 2.0), ("other", 3.0, 200, 2.0)], columns=columns)
     more = more.assign(test_domains="b", seed=0)
@@ -250,6 +254,11 @@ def test_correlations_are_told_without_collapsed_networks_too(scripts: SimpleNam
     assert text.count("mean +1.00") == 2
     text = scripts.study.describe(rows[~rows["collapsed"]])
     assert "collapsed" not in text
+    assert "| relative distance, other parameters |" in re.sub(" +", " ", text)
+    rows["relative_others"] = [1.0, 2.0, 3.0, 4.0, float("nan")]
+    text = scripts.study.describe(rows)
+    assert "| relative distance, other parameters (4 runs) |" in re.sub(" +", " ", text)
+    assert "nan" not in text
 
 
 def test_runs_that_cannot_be_studied_are_refused(
@@ -260,7 +269,8 @@ def test_runs_that_cannot_be_studied_are_refused(
     with pytest.raises(SystemExit, match=r"has no matching\.jsonl"):
         scripts.study.main([str(tmp_path / "runs")])
     assert call("optimizer.lr=0.5").status == 0
-    scripts.measure.main(["measure", str(tmp_path / "runs")])
+    scripts.measure.main(["measure", str(tmp_path / "runs"), "--others", "0"])
+    assert "others" not in (tmp_path / "runs" / "matching.jsonl").read_text()
     with pytest.raises(SystemExit, match="differ in more than gamma, seed and test domain"):
         scripts.study.main([str(tmp_path / "runs")])
     with pytest.raises(SystemExit):
