@@ -26,9 +26,10 @@ from fishr_exp.reports.figures.canvas import (
     wrap_title,
 )
 from fishr_exp.reports.metric import metric_name
-from fishr_exp.reports.sheets.table_sheet import ABSENT, show_gammas
+from fishr_exp.reports.sheets.table_sheet import show_gammas
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.statistics.gamma_selection import ORACLE, VALIDATION
+from fishr_exp.reports.tables.grouping import ABSENT
 from fishr_exp.reports.tables.table import Curve, Row, Table
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def is_drawn(table: Table) -> bool:
 
 
 def _sweeps(table: Table) -> list[Curve]:
-    return [c for c in table.curves if sum(row.gamma is not None for row in c.rows.values()) > 1]
+    return [c for c in table.curves if sum(r.method == c.method for r in c.rows.values()) > 1]
 
 
 def draw(table: Table, stem: Path, rename: Callable[[str], str] = str) -> list[Path]:
@@ -104,26 +105,33 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
         _draw_curve(axes, place, validated, thin, f"{label}, validation")
         if domain == table.test_domains[0]:  # the domain that the oracle uses
             _mark_selections(axes, place, curve, tested)
-    for number, (label, row) in enumerate(_levels(table, curves).items()):
+    levels = _levels(table, curves)
+    of_curves = {id(c.baseline): COLORS[i % len(COLORS)] for i, c in enumerate(curves)}
+    several = sum(id(row) in of_curves for row in levels.values()) > 1
+    for number, (label, row) in enumerate(levels.items()):
+        color = of_curves.get(id(row), "black") if several else "black"
         style = {"label": label, "linestyle": (":", "-.", (0, (1, 3)))[number % 3]}
-        _draw_level(axes, row.test[domain], style)
+        _draw_level(axes, row.test[domain], {**style, "color": color})
 
 
 def _levels(table: Table, curves: Sequence[Curve]) -> dict[str, Row]:
-    """Return the rows drawn as horizontal lines: those without gamma, or else ERM as gamma 0.
+    """Return the rows drawn as horizontal lines: ERM, or gamma 0, and methods without a curve.
 
-    Of more than `MOST_LEVELS` rows without gamma, ERM alone is drawn.
+    If these are more than `MOST_LEVELS`, ERM alone is drawn.
     """
-    rows = {f"{_label(row)}, test": row for row in table.rows if row.gamma is None}
-    if len(rows) > MOST_LEVELS:
-        rows = {label: row for label, row in rows.items() if row.is_baseline}
-    if rows:
-        return rows
-    # Of equal ones, one: the gamma 0 of several methods is the same run.
-    zero = {tuple(c.baseline.test.values()): c.baseline for c in curves if c.baseline}
-    if len(zero) == 1:
-        return {"ERM (γ = 0), test": next(iter(zero.values()))}
-    return {f"{_label(row)}, γ=0, test": row for row in zero.values()}
+    erm = {f"{_label(row)}, test": row for row in table.rows if row.is_baseline}
+    if not erm:
+        # Of equal ones, one: the gamma 0 of several methods is the same run.
+        zero = {tuple(c.baseline.test.values()): c.baseline for c in curves if c.baseline}
+        alone = len(zero) == 1
+        erm = {
+            "ERM (γ = 0), test" if alone else f"{_label(row)}, γ=0, test": row
+            for row in zero.values()
+        }
+    drawn = {id(row) for curve in curves for row in curve.rows.values()}
+    drawn |= {id(row) for row in erm.values()}
+    others = {f"{row_label(table, row)}, test": row for row in table.rows if id(row) not in drawn}
+    return erm if len(erm) + len(others) > MOST_LEVELS else {**erm, **others}
 
 
 def _draw_curve(
@@ -192,11 +200,10 @@ def _draw_level(axes: Axes, estimate: Estimate | None, style: Mapping[str, Any])
     """Draw a mean as a horizontal line, its standard error as a band."""
     if estimate is None:
         return
-    axes.axhline(estimate.mean, color="black", linewidth=1, zorder=1, **style)
+    axes.axhline(estimate.mean, linewidth=1, zorder=1, **style)
     if error := estimate.standard_error:
-        axes.axhspan(
-            estimate.mean - error, estimate.mean + error, color="black", alpha=0.08, linewidth=0
-        )
+        low, high = estimate.mean - error, estimate.mean + error
+        axes.axhspan(low, high, color=style["color"], alpha=0.08, linewidth=0)
 
 
 def _set_gamma_axis(axes: Axes, gammas: Sequence[float]) -> Callable[[float], float]:

@@ -18,10 +18,10 @@ from fishr_exp.reports.statistics.paired import (
     smallest_p,
 )
 from fishr_exp.reports.tables.data import MARK, about_data, on_other_data
+from fishr_exp.reports.tables.grouping import ABSENT
 from fishr_exp.reports.tables.table import Curve, Row, Table
 from fishr_exp.runs.reading import ACCURACY
 
-ABSENT = "–"
 _MEANS = "train, validation: mean over the training domains, on their two parts."
 
 

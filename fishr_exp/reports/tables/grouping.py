@@ -13,6 +13,8 @@ from fishr_exp.runs.reading import Run
 
 L2 = "trainer.l2"  # the only setting of a method that ERM also has; a method without it has 0
 
+ABSENT = "–"  # in the place of a setting that a row lacks
+
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
@@ -32,10 +34,13 @@ class Group:
 def baselines_of(groups: Sequence[Group]) -> list[Group | None]:
     """Find the baseline of each group: its own method with gamma 0, which is ERM, or else ERM.
 
-    With two matching rows of ERM the baseline is ambiguous, so there is none. A baseline has none.
+    If there is no ERM, another method's gamma 0 takes its place. With two matching rows of ERM the
+    baseline is ambiguous, so there is none. A baseline has none.
     """
     erm = partition((g for g in groups if g.first.is_erm), _base)
-    zero = {family(g): g for g in groups if g.first.gamma == 0}
+    zeros = [g for g in groups if g.first.gamma == 0]
+    zero = {family(g): g for g in zeros}
+    erm = partition(zeros, _base) | erm
     found: list[Group | None] = []
     for group in groups:
         fitting = erm.get(_base(group), [])
@@ -120,7 +125,7 @@ def varying(groups: Sequence[Group]) -> list[str]:
     (`optimizer.*`) needs none.
     """
     names = ["model"] if len({group.first.model for group in groups}) > 1 else []
-    if all(_value(g, "trainer.gamma") in (g.first.gamma, _ABSENT) for g in groups):
+    if all(_value(g, "trainer.gamma") in (g.first.gamma, ABSENT) for g in groups):
         excluded = {"trainer.gamma"}  # has its own column
     else:
         excluded = set()
@@ -148,13 +153,16 @@ def _label(group: Group, key: str) -> str:
     return str(group.settings.get(f"{part}._target_")) if rest != "_target_" else ""
 
 
-_ABSENT = "–"
+def network(run: Run) -> str:
+    """Name the network of a run: its option, or the network's own name in the option's library."""
+    name = run.settings.get("model.name")
+    return str(name) if name and run.model == run.settings.get("model.library") else run.model
 
 
 def _value(group: Group, name: str) -> Any:
     if name == "model":
         return group.first.model
-    return group.settings.get(name, 0 if name == L2 else _ABSENT)
+    return group.settings.get(name, 0 if name == L2 else ABSENT)
 
 
 def _values(groups: Iterable[Group], key: str) -> set[str]:
@@ -192,6 +200,11 @@ def natural(text: str) -> tuple[int, float, str]:
         return (0, float(text), text)
     except ValueError:
         return (1, 0.0, text)
+
+
+def order_of_settings(settings: Mapping[str, str]) -> list[tuple[bool, tuple[int, float, str]]]:
+    """Return a key by which a row without a setting comes first."""
+    return [(value != ABSENT, natural(value)) for value in settings.values()]
 
 
 def partition(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:

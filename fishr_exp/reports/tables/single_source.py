@@ -18,6 +18,8 @@ from fishr_exp.reports.tables.grouping import (
     header,
     labels_of,
     natural,
+    network,
+    order_of_settings,
     partition,
     shown,
     varying,
@@ -119,7 +121,7 @@ def _table(runs: Sequence[Run]) -> SingleSource:
         _row(members[0][1], [group for group, _ in members], names, sources)
         for members in keyed.values()
     ]
-    models = {run.model for run in whole}
+    models = {network(run) for run in whole}
     return SingleSource(
         dataset=runs[0].dataset,
         model=models.pop() if len(models) == 1 else None,
@@ -199,5 +201,4 @@ def _domains(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def _order(row: SourceRow) -> tuple[object, ...]:
     gamma = (0, 0.0) if row.gamma is None else (1, row.gamma)
-    settings = [natural(value) for value in row.settings.values()]
-    return (not row.is_baseline, row.label.casefold(), gamma, settings)
+    return not row.is_baseline, row.label.casefold(), gamma, order_of_settings(row.settings)

@@ -20,7 +20,8 @@ from fishr_exp.reports.tables.grouping import (
     group_runs,
     header,
     labels_of,
-    natural,
+    network,
+    order_of_settings,
     partition,
     shown,
     varying,
@@ -113,14 +114,16 @@ def _build_table(runs: list[Run], metric: str) -> Table:
             for group, label, baseline in zip(groups, labels, baselines, strict=True)
         ]
     )
-    models = {run.model for run in runs}
+    models = {network(run) for run in runs}
     return Table(
         dataset=runs[0].dataset,
         model=models.pop() if len(models) == 1 else None,
         test_domains=test_domains,
         setting_names=tuple(header(name) for name in names),
         rows=tuple(sorted(rows, key=_order)),
-        curves=tuple(_curves(groups, baselines, rows, test_domains[0])),
+        curves=tuple(
+            sorted(_curves(groups, baselines, rows, test_domains[0]), key=_order_of_curve)
+        ),
         repeats=tuple(repeats),
         metric=metric,
     )
@@ -199,5 +202,9 @@ def _order(row: Row) -> tuple[Any, ...]:
         not row.is_baseline,
         row.method.casefold(),
         gamma,
-        [natural(v) for v in row.settings.values()],
+        order_of_settings(row.settings),
     )
+
+
+def _order_of_curve(curve: Curve) -> tuple[Any, ...]:
+    return curve.method.casefold(), order_of_settings(curve.settings)

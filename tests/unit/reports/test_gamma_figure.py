@@ -313,3 +313,30 @@ def test_titles_break_at_their_semicolons():
     assert wrap_title(title, 54) == "colored_mnist_domainbed; test domain minus90;\nmodel mlp"
     assert wrap_title("one; two; three", 4) == "one;\ntwo;\nthre\ne"
     assert wrap_title("no semicolon here", 12) == "no semicolon\nhere"
+
+
+def averaged(factory, gamma, test):
+    averaging = {"_target_": "fishr_exp.training.averaging.sma.Sma"}
+    factory.done("fishr", gamma, 0, test, averaging=averaging)
+
+
+def test_curves_are_in_the_order_of_their_settings_each_with_its_line(factory, drawn):
+    for gamma, plain, mean in ((0.0, 0.2, 0.3), (1.0, 0.4, 0.5)):
+        averaged(factory, gamma, mean)
+        factory.done("fishr", gamma, 0, plain)
+    figure = drawn()
+    assert legend(figure)[::2][:2] == ["Fishr, test", "Fishr, averaging=SMA, test"]
+    for of, level in (("Fishr", 20.0), ("Fishr, averaging=SMA", 30.0)):
+        found = line(figure, of.replace("Fishr", "ERM") + ", γ=0, test")
+        assert list(found.get_ydata()) == pytest.approx([level] * 2)
+        assert found.get_color() == line(figure, f"{of}, test").get_color()
+
+
+def test_a_method_with_one_gamma_is_a_line_beside_erm(factory, drawn):
+    factory.sweep([0.0, 1.0, 100.0], seeds=1)
+    factory.done("coral", 1.0, 0, 0.6)
+    factory.done("mixup", None, 0, 0.7)
+    figure = drawn()
+    assert list(line(figure, "Coral, γ=1, test").get_ydata()) == pytest.approx([60.0] * 2)
+    assert "Mixup, test" in legend(figure)
+    assert sum(of.startswith("ERM") for of in legend(figure)) == 1

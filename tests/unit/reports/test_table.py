@@ -208,6 +208,36 @@ def test_its_own_gamma_zero_is_a_method_s_baseline_before_erm(factory):
     assert [curve.baseline and curve.baseline.gamma for curve in table.curves] == [0.0, None]
 
 
+def test_gamma_zero_of_one_method_is_the_erm_of_others(factory):
+    for method, gamma, test in (("fishr", 0.0, 0.3), ("fishr", 9.0, 0.7), ("coral", 1.0, 0.4)):
+        factory.done(method, gamma, 0, test)
+    factory.done("mixup", None, 0, 0.2)
+    factory.done("mixup", None, 0, 0.2, batch_size=9)  # no ERM has this one
+    gains = {
+        (row.method, *row.settings.values()): row.difference and row.difference.mean
+        for row in table_of(factory).rows
+    }
+    assert gains == {
+        ("Fishr", "64"): pytest.approx(40.0),
+        ("Coral", "64"): pytest.approx(10.0),
+        ("Mixup", "64"): pytest.approx(-10.0),
+        ("Mixup", "9"): None,
+    }
+    # With two of them it is ambiguous, but for the methods themselves.
+    factory.done("vrex", 0.0, 0, 0.35)
+    assert {row.method for row in table_of(factory).rows if row.difference} == {"Fishr"}
+
+
+def test_a_library_s_network_is_named_by_its_own_name(factory):
+    model = {"_target_": "fishr_exp.models.backbone.backbone", "library": "timm", "name": "lite0"}
+    factory.done("erm", None, 0, 0.3, labels={"model": "timm"}, model=model)
+    assert table_of(factory).title.endswith("; model lite0")
+    factory.done("erm", None, 0, 0.3, labels={"model": "timm"}, model={**model, "name": "lite1"})
+    table = table_of(factory)
+    assert table.model is None
+    assert table.setting_names == ("model.name",)
+
+
 def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
     def done(method, gamma, l2, test):
         target = f"fishr_exp.trainers.{method}.{method.title()}"
