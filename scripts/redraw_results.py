@@ -112,6 +112,11 @@ DRAWN: dict[str, Callable[[Path, Path], None]] = {
         {"colored_mnist.md": "colored_mnist_table5.md"},
         *("--protocol", "colored_mnist"),
     ),
+    "colored_mnist_table6": drawn(
+        "colored_mnist_table6",
+        {"colored_mnist.md": "colored_mnist_table6.md"},
+        *("--protocol", "colored_mnist", "--rows", "Fishr"),
+    ),
     "gamma_colored_mnist": drawn(
         "gamma_colored_mnist",
         {"figure.png": "gamma_colored_mnist.png", "table.md": "gamma_colored_mnist.md"},

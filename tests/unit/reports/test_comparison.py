@@ -352,6 +352,23 @@ def test_colored_mnist_that_departs_has_no_verdict_and_says_in_what(factory):
     assert "No verdict on IRM" not in text
 
 
+def test_another_statistic_of_fishr_was_not_published(factory):
+    known = {"gamma": 91257.18613115903, "convention": "colored_mnist", "anneal_steps": 190}
+    target = "fishr_exp.trainers.fishr.Fishr"
+    for statistic in ("variance", "covariance"):
+        trainer = {"_target_": target, "l2": PRESCRIBED["trainer.l2"], **known}
+        trainer["statistic"] = statistic
+        colored_mnist(
+            factory, "fishr_colored_mnist", (71.0, 69.5, 70.2), gamma=known["gamma"],
+            trainer=trainer,
+        )  # fmt: skip
+    (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
+    rows = {row.method: row.cells["test"] for row in table.rows}
+    assert rows["Fishr trainer.statistic=variance"].verdict == "within"
+    covariance = rows["Fishr trainer.statistic=covariance"]
+    assert (covariance.published, covariance.verdict) == (None, "not published")
+
+
 def test_an_average_of_weights_departs_from_colored_mnist(factory):
     accuracies = (86.4, 14.0, 71.0)  # as published
     sma = {"_target_": "fishr_exp.training.averaging.sma.Sma", "start": 100}
