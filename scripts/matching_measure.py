@@ -280,7 +280,8 @@ def main(words: Sequence[str] | None = None) -> int:
     counts = {place: getattr(arguments, place) for place in PLACES}
     for place, count in counts.items():
         if count < 2 * (place == CLASSIFIER) or count % 2:
-            parser.error(f"--{place} {count}: must be even, and positive")
+            allowed = "even, and positive" + " or 0" * (place == OTHERS)
+            parser.error(f"--{place} {count}: must be {allowed}")
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder}: is not a folder")
     if arguments.what == "keep":

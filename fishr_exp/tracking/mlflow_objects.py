@@ -205,14 +205,14 @@ class Tables:
 def tags_of_origin(folder: Path) -> dict[str, str]:
     """Return MLflow's own tags of who and what made a run, wherever it is sent from.
 
-    MLflow's pages show of a source's name what follows its last slash, so the command, with its
-    paths, is the run's description.
+    MLflow's pages show only the part of a source's name after its last slash, so the command, with
+    its paths, is the run's description.
     """
     user, command, commit = origin(folder)
     found = {
         "mlflow.user": user,
-        "mlflow.note.content": f"`{command}`",
-        "mlflow.source.name": command.split()[0],
+        "mlflow.note.content": f"`{command}`" if command else "",
+        "mlflow.source.name": command.partition(" ")[0],
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit,
     }

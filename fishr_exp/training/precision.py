@@ -60,7 +60,7 @@ class _DepthwiseInFloat32(TorchFunctionMode):
     """Computes depthwise convolutions in float32, and returns bfloat16 as autocast would.
 
     In bfloat16, CPUs compute their gradients without a fast kernel if they have a stride, or
-    filters of 5×5: up to 300 times as slowly as in float32. `scripts/bench_precision.py` measures
+    filters of 5×5: up to 300 times slower than in float32. `scripts/bench_precision.py` measures
     what this gains.
     """
 
@@ -73,8 +73,8 @@ class _DepthwiseInFloat32(TorchFunctionMode):
 
 def _conv2d(input: Tensor, weight: Tensor, *others: Any, **named: Any) -> Tensor:
     """Convolve as `torch.conv2d` under autocast, in float32 if it is depthwise."""
-    of_one_channel, filters = weight.shape[1] == 1, weight.shape[0]
-    if not of_one_channel or filters == 1 or weight.dtype is not torch.float32:
+    depthwise = weight.shape[1] == 1 < input.shape[-3]
+    if not depthwise or weight.dtype is not torch.float32:
         return torch.conv2d(input, weight, *others, **named)
     with torch.autocast("cpu", enabled=False):
         made = torch.conv2d(input.float(), weight, *others, **named)

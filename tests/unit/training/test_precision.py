@@ -184,7 +184,7 @@ def test_a_depthwise_convolution_is_that_of_float32_rounded():
     assert all(map(torch.equal, ours, twins))
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 2), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 2), (1, 1, 1), (1, 8, 1)])
 def test_other_convolutions_are_autocasts_own(shape):
     layer, x = convolution(*shape)
     plain = functools.partial(torch.autocast, "cpu", torch.bfloat16)
