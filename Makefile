@@ -56,7 +56,7 @@ format: $(READY)  ## fix what ruff can fix
 golden: $(READY)  ## rewrite the golden files; say why in the commit
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/unit/reports
 
-bench: $(READY)  ## time and memory of a step, ERM beside Fishr, MLflow's cost and a sweep's: writes docs/benchmarks.md; three quarters of an hour on a quiet machine
+bench: $(READY)  ## time and memory of a step, ERM beside Fishr, half precision, MLflow's cost and a sweep's: writes docs/benchmarks.md; three quarters of an hour on a quiet machine
 	$(BIN)/python scripts/bench_step.py --rounds $(ROUNDS) --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_precision.py --markdown docs/benchmarks.md
 	$(BIN)/python scripts/bench_growth.py --figure docs/growth --json docs/growth.json --markdown docs/benchmarks.md

@@ -88,7 +88,7 @@ def run(config: DictConfig) -> Run:
     if "hydra" not in config:
         reason = "was not made by fishr_exp.compose"
         raise ConfigError("config", type(config).__name__, reason, "pass what compose returns")
-    with permissions_of((), config.get(ALLOW_TARGETS) or ()):
+    with permissions_of(names=config.get(ALLOW_TARGETS) or ()):
         with application():
             arguments = checked_arguments(without_hydra(config), config.hydra)
         folder = Path(check_output_dir(config.hydra.run.dir, "hydra.run.dir"))
@@ -170,7 +170,7 @@ def load_model(run: Run | str | os.PathLike[str], allow_targets: Sequence[str] =
     from fishr_exp.training.trained import trained_model
 
     found = run if isinstance(run, Run) else _only(Path(run))
-    with permissions_of((), allow_targets):
+    with permissions_of(names=allow_targets):
         return trained_model(found, recorded_arguments(found))
 
 

@@ -26,7 +26,8 @@ NETWORKS = {
     "ConvNeXt-Tiny": ("torchvision", "convnext_tiny"),
     "ResNet-18": ("torchvision", "resnet18"),
 }
-WAYS = ("fp32", "bf16, autocast alone", "bf16")
+ALONE = "bf16, autocast alone"
+WAYS = {"fp32": "fp32", ALONE: "bf16", "bf16": "bf16"}  # what a row is called -> its precision
 
 
 def contenders(network: str) -> dict[str, Contender]:
@@ -36,10 +37,10 @@ def contenders(network: str) -> dict[str, Contender]:
     workload = Workload(build, 3, 16, (3, 96, 96), 7)
     model, batch = workload.model("cpu"), workload.batch("cpu")
     found = {}
-    for way in WAYS:
-        platform = Platform(precision=way[:4], channels_last=True)
+    for way, precision in WAYS.items():
+        platform = Platform(precision=precision, channels_last=True)
         found[way] = Contender("erm", copy.deepcopy(model), batch, platform)
-    found[WAYS[1]].autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    found[ALONE].autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
     return found
 
 
@@ -61,7 +62,7 @@ def times(network: str, rounds: int) -> dict[str, list[float]]:
 def rows(network: str, rounds: int) -> list[list[str]]:
     """Return the rows of a network."""
     found = times(network, rounds)
-    base = found[WAYS[0]]
+    base = found["fp32"]
     table = []
     for way, ms in found.items():
         ratio = median(a / b for a, b in zip(ms, base, strict=True))
@@ -75,7 +76,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="*", default=[*NETWORKS], metavar="NETWORK")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each contender")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the section")
     arguments = parser.parse_args()

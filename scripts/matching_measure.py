@@ -274,7 +274,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--{place}", type=int, default=count, metavar="N",
             help=f"samples of each domain for the {place} (default {count})"
-            + "; 0 leaves them out" * (place == OTHERS),
+            + "; 0 leaves them out, for good: nothing is measured twice" * (place == OTHERS),
         )  # fmt: skip
     arguments = parser.parse_args(words)
     counts = {place: getattr(arguments, place) for place in PLACES}

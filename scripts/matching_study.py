@@ -169,7 +169,7 @@ def describe(compared: pd.DataFrame) -> str:
         rows.append([
             "0 (ERM)" if gamma == 0 else f"{gamma:g}", len(group),
             *(_plus_minus(group[key], "{:.3g}") for key in QUANTITIES),
-            _plus_minus(group["relative_others"], "{:.3g}"),
+            _plus_minus(group["relative_others"].dropna(), "{:.3g}"),
             _plus_minus(group["accuracy"], "{:.1f}"), _plus_minus(gains, "{:+.1f}"),
         ])  # fmt: skip
     measured = compared["relative_others"].notna()
@@ -200,7 +200,7 @@ def describe(compared: pd.DataFrame) -> str:
 
 
 def _plus_minus(values: Sequence[float] | pd.Series, form: str) -> str:
-    found = estimate([float(value) for value in values if not math.isnan(value)])
+    found = estimate([float(value) for value in values])
     if found is None:
         return "–"
     error = found.standard_error

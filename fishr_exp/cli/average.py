@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        with permissions_of((), options.allow_targets):
+        with permissions_of(names=options.allow_targets):
             runs = read_done(options.runs, averages=False)
             lines = _average(runs, options.how, options.out)
     except KeyboardInterrupt:

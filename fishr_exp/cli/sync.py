@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"fishr-sync: {text}\n")
         return 2
     folders = run_folders(options.dir)
-    with permissions_of((), options.allow_targets):
+    with permissions_of(names=options.allow_targets):
         to = To(options.tracking_uri, options.experiment, tuple(allowed_targets()))
         counts = Counter(send(RunFolder(path), to) for path in folders)
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"

@@ -80,7 +80,7 @@ _allowed = _names(os.environ.get(ALLOW_TARGETS_VARIABLE, ""))
 
 
 @contextlib.contextmanager
-def permissions_of(words: Sequence[str], names: Sequence[str] = ()) -> Iterator[None]:
+def permissions_of(words: Sequence[str] = (), names: Sequence[str] = ()) -> Iterator[None]:
     """In the block, apply what the words of a command line and the environment allow.
 
     Processes that are started in the block have the same permissions. Configurations that are
@@ -88,7 +88,7 @@ def permissions_of(words: Sequence[str], names: Sequence[str] = ()) -> Iterator[
 
     Args:
         words: The command line, without the name of the command.
-        names: What is allowed besides.
+        names: Names that are allowed as well.
     """
     global _allowed
     outside = _allowed

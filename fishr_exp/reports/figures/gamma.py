@@ -106,7 +106,10 @@ def _draw_over_gamma(axes: Axes, table: Table, domain: str) -> None:
         if domain == table.test_domains[0]:  # the domain that the oracle uses
             _mark_selections(axes, place, curve, tested)
     levels = _levels(table, curves)
-    of_curves = {id(c.baseline): COLORS[i % len(COLORS)] for i, c in enumerate(curves)}
+    of_curves: dict[int, str] = {}
+    for number, curve in enumerate(curves):  # a line of several curves has the color of none
+        shared = id(curve.baseline) in of_curves
+        of_curves[id(curve.baseline)] = "black" if shared else COLORS[number % len(COLORS)]
     several = sum(id(row) in of_curves for row in levels.values()) > 1
     for number, (label, row) in enumerate(levels.items()):
         color = of_curves.get(id(row), "black") if several else "black"

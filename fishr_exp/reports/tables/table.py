@@ -26,6 +26,7 @@ from fishr_exp.reports.tables.grouping import (
     shown,
     varying,
 )
+from fishr_exp.runs.methods import ERM
 from fishr_exp.runs.reading import ACCURACY, Run
 
 
@@ -64,7 +65,7 @@ class Curve:
 
     method: str
     settings: Mapping[str, str]
-    rows: Mapping[float, Row]  # by gamma; 0 is ERM's row if the method has no row with gamma 0
+    rows: Mapping[float, Row]  # by gamma; 0 is the baseline's, if the method has none of its own
     baseline: Row | None
     selections: tuple[SelectedGamma, ...]
 
@@ -199,7 +200,7 @@ def _percent(fractions: Iterable[float | None]) -> Estimate | None:
 def _order(row: Row) -> tuple[Any, ...]:
     gamma = (0, 0.0) if row.gamma is None else (1, row.gamma)
     return (
-        not row.is_baseline,
+        not row.is_baseline and row.label != ERM,
         row.method.casefold(),
         gamma,
         order_of_settings(row.settings),

@@ -217,6 +217,7 @@ def test_gamma_zero_of_one_method_is_the_erm_of_others(factory):
         (row.method, *row.settings.values()): row.difference and row.difference.mean
         for row in table_of(factory).rows
     }
+    assert table_of(factory).rows[0].label == "ERM"
     assert gains == {
         ("Fishr", "64"): pytest.approx(40.0),
         ("Coral", "64"): pytest.approx(10.0),
