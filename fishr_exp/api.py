@@ -151,14 +151,15 @@ def draw_runs(
     return [file for file in files if file.suffix == ".png"]
 
 
-def load_model(run: Run | str | os.PathLike[str], allow_targets: Sequence[str] = ()) -> Model:
+def load_model(run: Run | str | os.PathLike[str], allow_targets: str | Sequence[str] = ()) -> Model:
     """Build the network of a run that is done, with the weights of its result.
 
     The data of the run are not needed; `model.json` beside the weights says what the network reads.
 
     Args:
         run: The run, or its folder.
-        allow_targets: Packages, modules or classes of your own that its configuration may name.
+        allow_targets: Packages, modules or classes of your own that its configuration may name;
+            one may be given as a text.
 
     Returns:
         On the CPU, in evaluation mode; maps x [n, *input_shape] to logits [n, C], or [n, 1] for two

@@ -49,7 +49,7 @@ _allowed = _names(os.environ.get(ALLOW_TARGETS_VARIABLE, ""))
 
 
 @contextlib.contextmanager
-def permissions_of(words: Sequence[str] = (), names: Sequence[str] = ()) -> Iterator[None]:
+def permissions_of(words: Sequence[str] = (), names: str | Sequence[str] = ()) -> Iterator[None]:
     """In the block, apply what the words of a command line and the environment allow.
 
     Processes that are started in the block have the same permissions. Configurations that are
@@ -57,13 +57,14 @@ def permissions_of(words: Sequence[str] = (), names: Sequence[str] = ()) -> Iter
 
     Args:
         words: The command line, without the name of the command.
-        names: Names that are allowed as well.
+        names: Names that are allowed as well; or one of them, a text.
     """
     global _allowed
     outside = _allowed
     inherited = os.environ.get(ALLOW_TARGETS_VARIABLE)
     # The value of a flag is not a key: `--config-dir hydra` allows nothing.
     keys = {_key(w): w.partition("=")[2] for w in words if "=" in w and not w.startswith("-")}
+    names = [names] if isinstance(names, str) else names
     _allowed = _names(",".join((inherited or "", keys.get(ALLOW_TARGETS, ""), *names)))
     os.environ[ALLOW_TARGETS_VARIABLE] = ",".join(_allowed)
     composed, loaded = ConfigLoaderImpl.load_configuration, OmegaConf.load

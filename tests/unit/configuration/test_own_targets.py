@@ -65,6 +65,13 @@ def test_a_network_may_know_its_sizes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert build(input_shape=(1,), num_classes=2) == (2, 5)
 
 
+def test_one_name_may_be_given_as_a_text() -> None:
+    with permissions_of(names="mine.part"):
+        assert allowed_targets("mine.part") == ["mine.part"]
+        with pytest.raises(ConfigError, match="a file cannot allow this"):
+            allowed_targets("m")
+
+
 def test_targets_can_be_allowed_once_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FISHR_EXP_ALLOW_TARGETS", "one.part, other")
     with permissions_of(["allow_targets=[mine]", "seed=3"]):

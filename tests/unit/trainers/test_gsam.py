@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
-from fishr_exp.core.contracts import Batch, Model
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.trainers.gsam import Gsam
 from fishr_exp.trainers.sam import Sam
-
-
-def case(*sizes: int) -> tuple[Model, Batch]:
-    torch.manual_seed(0)
-    featurizer = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
-    network = Model(featurizer, nn.Linear(4, 3)).double()
-    x, y = torch.randn(sum(sizes), 5, dtype=torch.float64), torch.arange(sum(sizes)) % 3
-    return network, Batch(x, y, sizes)
-
-
-def gradient(network: Model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean risk of the domains, and its gradient as one long vector."""
-    parts = zip(batch.by_domain(batch.x), batch.by_domain(batch.y), strict=True)
-    risk = torch.stack([F.cross_entropy(network(x), y) for x, y in parts]).mean()
-    found = torch.autograd.grad(risk, [*network.parameters()])
-    return risk.detach(), torch.cat([g.flatten() for g in found])
-
-
-def shifted(network: Model, step: torch.Tensor) -> Model:
-    other = copy.deepcopy(network)
-    weights = nn.utils.parameters_to_vector(other.parameters())
-    nn.utils.vector_to_parameters(weights + step, other.parameters())
-    return other
-
-
-def flat(gradients: object) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in gradients])  # type: ignore[attr-defined]
+from tests.unit.trainers.perturbed import case, flat, gradient, shifted
 
 
 def test_the_direction() -> None:
