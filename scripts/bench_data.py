@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import multiprocessing
 import os
 import re
@@ -43,6 +42,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pages import explained, measured, write_page
 from tabulate import tabulate
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -51,8 +51,6 @@ from fishr_exp.core.contracts import Batch
 from fishr_exp.data.datasets.image_folder import image_folder
 from fishr_exp.data.minibatches import Minibatches, loader
 from fishr_exp.models.backbone import backbone
-from fishr_exp.runs.environment import environment
-from fishr_exp.runs.files import write_atomically
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training.precision import autocast
 from fishr_exp.training.step import make_players, optimizer_step
@@ -314,17 +312,13 @@ def _seconds(act: Callable[[], None]) -> float:
 
 def header(arguments: argparse.Namespace) -> str:
     """Machine, versions and settings."""
-    known, cpu = environment(arguments.device, 1), Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
-    cores = len(os.sched_getaffinity(0))
-    versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
-    return (
-        f"Measured {datetime.date.today()} at commit {known['git_commit'] or 'unknown'} on "
-        f"{torch.cuda.get_device_name() + ', ' if arguments.device == 'cuda' else ''}"
-        f"{found[1] if found else 'an unknown processor'}, {cores} cores, load before "
-        f"{os.getloadavg()[0]:.1f}; {arguments.root.name}, minibatches of {arguments.batch_size}, "
-        f"{arguments.workers} workers for each domain, {arguments.rounds} rounds of "
-        f"{arguments.seconds:g} s; {versions}."
+    return measured(
+        f"{len(os.sched_getaffinity(0))} cores",
+        f"load before {os.getloadavg()[0]:.1f}",
+        f"{arguments.root.name} in minibatches of {arguments.batch_size}",
+        f"{arguments.workers} workers for each domain",
+        f"{arguments.rounds} rounds of {arguments.seconds:g} s",
+        device=arguments.device,
     )
 
 
@@ -368,14 +362,13 @@ def main(argv: list[str] | None = None) -> None:
             for size in arguments.sizes:
                 measured += read(arguments, size, cache)
                 if arguments.markdown:  # after each, so that a stopped command leaves it
-                    pages = ["# Reading images", head, (__doc__ or "").partition("\n\n")[2]]
+                    pages = ["# Reading images", head, explained(__doc__)]
                     pages += [
                         tabulate(lines, headers, tablefmt="github", disable_numparse=True)
                         for lines, headers in ((rows, columns), (waits, more))
                         if lines
                     ]
-                    text = "\n\n".join(page.strip() for page in pages) + "\n"
-                    write_atomically(arguments.markdown, text)
+                    write_page(arguments.markdown, pages)
             print(f"\n{tabulate(measured, names, disable_numparse=True)}", flush=True)
 
 

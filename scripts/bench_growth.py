@@ -24,15 +24,15 @@ import torch
 from bench_step import (
     Platform,
     Workload,
+    described,
     freeing_memory,
-    header,
     measure_peak,
     measure_times,
-    write_section,
 )
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from pages import explained, measured, write_section
 from tabulate import tabulate
 from torch import nn
 
@@ -182,7 +182,7 @@ def render(rows: Sequence[dict[str, Any]], head: str, figure: str) -> str:
         lines = [[r for r in rows if (r["axis"], r["contender"]) == (axis, n)] for n in CONTENDERS]
         slopes = [slope(line, quantity) for quantity in ("milliseconds", "peak") for line in lines]
         exponents.append([axis, *(f"{b:.2f}" for b in slopes)])
-    about = (__doc__ or "").partition("\n\n")[2].strip()
+    about = explained(__doc__)
     return "\n\n".join(
         [
             HEADING,
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.peaks_of:
         print(json.dumps(measure_peaks(arguments.peaks_of, platform)))
         return
-    head = header(platform, arguments.threads)
+    head = measured(f"threads: {arguments.threads}", described(platform), device=platform.device)
     peaks = {name: peaks_in_a_process(name, arguments) for name in CONTENDERS}
     rows = measure(arguments.rounds, platform, peaks)
     if arguments.figure:

@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_step import Contender, Platform, Workload, _backbone, header, write_section
+from bench_step import Contender, Platform, Workload, _backbone
+from pages import explained, measured, write_section
 from tabulate import tabulate
 
 NETWORKS = {
@@ -84,9 +85,9 @@ def main() -> None:
     torch.manual_seed(0)
     body = [row for network in arguments.networks for row in rows(network, arguments.rounds)]
     table = tabulate(body, ["network", "precision", "ms", "ratio"], "github", disable_numparse=True)
-    head = header(Platform(channels_last=True), arguments.threads).replace("float32, ", "")
-    about = (__doc__ or "").partition("\n\n")[2].strip()
-    section = f"## Half precision\n\n{head[:-1]}; rounds: {arguments.rounds}.\n\n{about}\n\n{table}"
+    settings = f"threads: {arguments.threads}", "channels last", f"rounds: {arguments.rounds}"
+    parts = ["## Half precision", measured(*settings), explained(__doc__), table]
+    section = "\n\n".join(parts)
     print(section)
     if arguments.markdown:
         write_section(arguments.markdown, section)

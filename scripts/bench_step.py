@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import functools
 import gc
 import importlib.util
@@ -65,6 +64,7 @@ import torch
 from backpack import backpack, extend, memory_cleanup
 from backpack.core.derivatives.convnd import weight_jac_t_save_memory
 from backpack.extensions import SumGradSquared
+from pages import explained, measured, write_page
 from tabulate import tabulate
 from torch import nn
 
@@ -74,7 +74,6 @@ from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
 from fishr_exp.models.mnist_cnn import mnist_cnn
-from fishr_exp.runs.environment import environment
 from fishr_exp.runs.files import write_atomically
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
@@ -519,31 +518,11 @@ def in_words(summary: dict[str, dict[str, Any]]) -> list[str]:
     )
 
 
-def header(platform: Platform, threads: int) -> str:
-    """Machine, versions and date."""
-    known, cpu = environment(platform.device, threads), Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpu.read_text()) if cpu.exists() else None
-    machine = found[1] if found else os.uname().machine
-    if platform.device == "cuda":
-        machine = f"{torch.cuda.get_device_name()}, {machine}"
+def described(platform: Platform) -> str:
+    """Say how a step computes."""
     how = "bfloat16 by autocast" if platform.precision == "bf16" else "float32"
     how += ", channels last" * platform.channels_last
-    how += f", compiled by {platform.compiler}" * bool(platform.compiler)
-    versions = ", ".join(f"{package} {version}" for package, version in known["versions"].items())
-    commit = known["git_commit"] or "unknown"
-    return (
-        f"Measured {datetime.date.today()} at commit {commit} on {machine}, "
-        f"threads: {threads}, {how}; {versions}."
-    )
-
-
-def write_section(page: Path, section: str) -> None:
-    """Put a section into a page, in place of the one whose heading begins like its first line."""
-    text = f"\n{page.read_text()}" if page.exists() else ""
-    above, _, rest = text.partition(f"\n{section.partition(chr(10))[0]}")
-    below = rest.partition("\n## ")
-    parts = [above.strip(), section.strip(), "".join(below[1:]).strip()]
-    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    return how + f", compiled by {platform.compiler}" * bool(platform.compiler)
 
 
 def time_methods(arguments: argparse.Namespace) -> None:
@@ -552,7 +531,7 @@ def time_methods(arguments: argparse.Namespace) -> None:
     import bench_methods
 
     torch.set_num_threads(arguments.threads)
-    head = header(Platform(), arguments.threads)
+    head = measured(f"threads: {arguments.threads}", "float32")
     print(head)
     tables, figures = bench_methods.run(
         arguments.workloads or [*bench_methods.WORKLOADS],
@@ -561,9 +540,9 @@ def time_methods(arguments: argparse.Namespace) -> None:
         arguments.rounds,
     )
     if arguments.markdown:
-        title, about = "# Time of a step of every method", bench_methods.__doc__ or ""
-        pages = [title, head, about.partition("\n\n")[2].partition("\n\n")[2].strip(), tables]
-        arguments.markdown.write_text("\n\n".join(pages))
+        about = explained(bench_methods.__doc__, skip=2)
+        parts = ["# Time of a step of every method", head, about, tables]
+        write_page(arguments.markdown, parts)
     if arguments.json:
         arguments.json.write_text(json.dumps({"header": head, "methods": figures}, indent=1))
 
@@ -614,8 +593,9 @@ def main(argv: list[str] | None = None) -> None:
     plain = Platform(domainbed=arguments.domainbed)
     platform = platform_of(arguments)
     names += [DOMAINBED] if arguments.domainbed and platform == plain else []
-    head, figures = header(platform, arguments.threads), {}
-    pages = ["# Time and memory of a training step", head, (__doc__ or "").partition("\n\n")[2]]
+    how, figures = f"threads: {arguments.threads}", {}
+    head = measured(how, described(platform), device=platform.device)
+    pages = ["# Time and memory of a training step", head, explained(__doc__)]
     if not arguments.peak_of:
         print(head)
     for name in chosen:
@@ -634,8 +614,7 @@ def main(argv: list[str] | None = None) -> None:
         pages += [f"## {name}: {workload}", tables[1]]
         figures[name] = {"refusals": refusals, "contenders": summary}
         if arguments.markdown:  # after each, so that a command that is stopped leaves them
-            text = "\n\n".join(page.strip() for page in pages) + "\n"
-            write_atomically(arguments.markdown, text)
+            write_page(arguments.markdown, pages)
         if arguments.json:
             text = json.dumps({"header": head, "workloads": figures}, indent=1)
             write_atomically(arguments.json, text)

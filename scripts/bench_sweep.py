@@ -420,19 +420,18 @@ def main(argv: list[str] | None = None) -> None:
             for each in PARTS[name](options, Path(scratch)):
                 tables.append(each)
                 print(f"\n{each.show('simple')}\n", flush=True)
-    from bench_step import Platform, header, write_section  # last: it needs much memory
+    from pages import explained, measured, write_section  # last: it needs much memory
 
     before = ""
     if options.before:
         given = ["git", "-C", str(options.before), "rev-parse", "--short", "HEAD"]
         found = subprocess.run(given, capture_output=True, text=True, check=False).stdout.strip()
         before = f" Before: commit {found or 'unknown'}."
-    head = header(Platform(), 1).removesuffix(".")
     rounds = f"{options.rounds} rounds, {options.sweeps} of sweeps"
-    head += f"; {os.cpu_count()} cores; {rounds}.{before}"
+    head = measured("threads: 1", "float32", f"{os.cpu_count()} cores", rounds) + before
     print(head)
     if options.markdown:
-        about = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip()
+        about = explained(__doc__, skip=2)
         pages = [HEADING, head, about, *(each.show("github") for each in tables)]
         write_section(options.markdown, "\n\n".join(pages))
 

@@ -40,7 +40,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_step import Platform, Workload, header, measure_times, write_section
+from bench_step import Platform, Workload, measure_times
+from pages import explained, measured, write_section
 from tabulate import tabulate
 
 from fishr_exp.cli import run as cli
@@ -217,16 +218,16 @@ def main(argv: list[str] | None = None) -> None:
     hidden = arguments.hidden or width()
     figures = measure(arguments.rounds, arguments.epochs, hidden)
     summary = summarise(figures)
-    head = header(Platform(), 1).removesuffix(".")
-    head += f", mlflow {importlib.metadata.version('mlflow')}; MLP of width {hidden}, "
-    head += f"{arguments.rounds} rounds of {arguments.epochs} epochs, {os.cpu_count()} cores."
+    rounds = f"{arguments.rounds} rounds of {arguments.epochs} epochs"
+    mlflow = f"mlflow {importlib.metadata.version('mlflow')}"
+    cores, mlp = f"{os.cpu_count()} cores", f"MLP of width {hidden}"
+    head = measured("threads: 1", "float32", cores, mlp, rounds, mlflow)
     print(f"{head}\n\n{render(summary, 'simple')}")
     if arguments.json:
         text = json.dumps({"header": head, "rounds": figures, "summary": summary}, indent=1)
         arguments.json.write_text(text)
     if arguments.markdown:
-        about = (__doc__ or "").partition("\n\n")[2].strip()
-        section = "\n\n".join([HEADING, head, about, render(summary, "github")])
+        section = "\n\n".join([HEADING, head, explained(__doc__), render(summary, "github")])
         write_section(arguments.markdown, section)
 
 

@@ -36,13 +36,6 @@ def driver() -> str:
     return done.stdout.split("\n")[0].strip()
 
 
-def processor() -> str:
-    """Return the name of the processor."""
-    known = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", known.read_text()) if known.exists() else None
-    return found[1].strip() if found else "an unknown processor"
-
-
 # --- tests --------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ def machine() -> dict[str, Any]:
         gib = facts.total_memory / 2**30
         parts.append(f"{facts.name} ({gib:.0f} GiB), driver {gpu_parts.driver()}")
         parts.append(f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}")
-    parts.append(f"{gpu_parts.processor()}, {len(os.sched_getaffinity(0))} cores")
+    parts.append(f"{known['processor']}, {len(os.sched_getaffinity(0))} cores")
     commit = known["git_commit"]
     parts.append(f"commit {commit}" if commit else "no git checkout")
     return {"missing": [], "text": "; ".join([*parts, ", ".join(found)]), "cuda": cuda}

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from bench_step import WORKLOADS, Contender, Platform, header
+from bench_step import WORKLOADS, Contender, Platform
+from pages import measured
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             ratio = counted[method] / counted["erm"]
             times = [milliseconds * parts.get(k, 0.0) for k in kinds]
             rows.append([name, method, counted[method] / 1e9, ratio, milliseconds, *times])
-    print(f"{header(Platform(), arguments.threads)}\n")
+    print(f"{measured(f'threads: {arguments.threads}', 'float32')}\n")
     columns = ["workload", "step", "GFLOP", "ratio", "ms", *(f"{k}, ms" for k in kinds)]
     formats = ("", "", ".1f", ".2f", ".0f", *(".0f" for _ in kinds))
     print(tabulate(rows, columns, tablefmt="github", floatfmt=formats))

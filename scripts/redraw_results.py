@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matching_study
 import pacs_table
-from bench_step import write_section
+from pages import write_section
 from PIL import Image
 
 from fishr_exp.api import compose, run

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from bench_step import Platform, header
+from pages import measured
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
         for title, group in (("layer", LAYERS), ("network", NETWORKS))
         if rows.keys() & group.keys()
     ]
-    head = header(Platform(), arguments.threads)
+    head = measured(f"threads: {arguments.threads}", "float32")
     batch = (
         f"Batches have 2 domains of {arguments.samples} samples for layers, "
         f"{arguments.images} images of 64×64 (Swin: 96×96) for networks."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from pathlib import Path
 
@@ -16,17 +15,6 @@ _HOSTILE = "tests/hostile/test_"
 # The last bits of a result depend on the number of threads. And tests fork this process: a fork
 # waits forever for the threads that OpenMP started here, unless it computes on one of its own.
 torch.set_num_threads(1)
-
-
-def processor() -> str:
-    """Name the kind of processor, on which the last bits of a result depend."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    told = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in told.items()}
-    return " ".join(known.get(k, "") for k in ("model name", "cpu family", "model", "stepping"))
 
 
 @pytest.fixture(scope="session")

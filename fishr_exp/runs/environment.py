@@ -43,9 +43,25 @@ def environment(
         "threads": threads,
         "ranks": ranks,
         "platform": platform.platform(),
+        "processor": processor(),
         "command": sys.argv,
         **({"tags": [*tags]} if tags else {}),
     }
+
+
+def processor() -> str:
+    """Name the processor, with its family, model and stepping where Linux tells them.
+
+    The last bits of a result depend on it.
+    """
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    told = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    known = {key.strip(): value.strip() for key, value in told.items()}
+    names = [known.get(k, "") for k in ("model name", "cpu family", "model", "stepping")]
+    return " ".join(filter(None, names)) or platform.processor()
 
 
 def git_commit(checkout: Path) -> str | None:

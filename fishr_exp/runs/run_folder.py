@@ -3,7 +3,7 @@
     config.json        the resolved configuration
     data.json          of each domain the number of samples, and a digest of names and labels
     model.json         what the network was built for, see `facts.py`
-    environment.json   versions, git commit, device, command line
+    environment.json   versions, git commit, device, processor, command line
     records.jsonl      one line an evaluation
     shared.json        of a run that took over its first steps: from which run, see `shared.py`
     result.json        what came out, or the error

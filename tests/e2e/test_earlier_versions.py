@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fishr_exp.cli import evaluate
-from tests.conftest import GOLDEN, processor
+from fishr_exp.runs.environment import processor
+from tests.conftest import GOLDEN
 
 from .conftest import Command, newest_state
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,25 +20,14 @@ from fishr_exp.gradient_variance import per_sample_losses
 
 from .conftest import TINY, caller
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SWEEP = ("-m", "trainer=fishr", "trainer.gamma=0,1,100,10000", "trainer.anneal_steps=2", "seed=0,1",
          "dataset=colored_digits")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def scripts() -> Iterator[SimpleNamespace]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
-        found = SimpleNamespace()
-        for name in ("matching_measure", "matching_study"):
-            spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            patch.setitem(sys.modules, name, module)
-            spec.loader.exec_module(module)
-            setattr(found, name.removeprefix("matching_"), module)
-        yield found
+def scripts() -> SimpleNamespace:
+    names = ("measure", "study")
+    return SimpleNamespace(**{n: importlib.import_module(f"matching_{n}") for n in names})
 
 
 def test_a_sweep_becomes_three_figures_and_a_table(

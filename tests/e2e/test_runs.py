@@ -26,6 +26,7 @@ from fishr_exp.core.contracts import Domains
 from fishr_exp.data.datasets.tensors import TensorDomain
 from fishr_exp.data.splits import split
 from fishr_exp.models.mlp import mlp
+from fishr_exp.runs.environment import processor
 
 from .conftest import ROOT, TINY, Command, Outcome, newest_state, process, stop_before
 
@@ -87,6 +88,7 @@ def test_the_default_run_leaves_files_that_agree(fishr_exp: Command) -> None:
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["device"] == "cpu"
+    assert environment["processor"] == processor()
 
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert [record["step"] for record in records] == [7, 14, 21]  # 480 // 64 minibatches

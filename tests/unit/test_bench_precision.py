@@ -10,12 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     module = importlib.import_module("bench_precision")
     monkeypatch.setattr(module, "NETWORKS", {"tiny": ("torchvision", "mobilenet_v3_small")})
     return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,19 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_step.py"
 NATIVE, BACKPACK = "fishr classifier native", "fishr classifier backpack"
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_step", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_step"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("bench_step")
 
 
 def test_writes_one_table_a_workload_with_erm_as_the_unit(
@@ -166,7 +159,6 @@ def test_a_contender_that_refuses_is_a_line_with_its_reason(
 def test_domainbeds_own_class_takes_part_on_small_minibatches(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import bench_methods
 
     updates: list[str] = []

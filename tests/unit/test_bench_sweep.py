@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TINY = ("tracker=none", "trainer.gamma=0,1", "seed=0", "total_steps=4", "steps_per_epoch=4",
         "trainer.anneal_steps=2", "model.hidden=8")  # fmt: skip
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("bench_sweep", SCRIPTS / "bench_sweep.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_sweep", module)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("bench_sweep")
 
 
 def cost(bench: ModuleType, wall: float, cpu: float = 1.0, output: str = "") -> Any:

@@ -19,8 +19,7 @@ ABSENT = ("mlflow", "optuna", "submitit", "wandb", "tensorboard", "psutil", "mkd
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def scripts() -> Any:
     import measure_gpu
 
     return measure_gpu

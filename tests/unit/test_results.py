@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,16 +17,7 @@ RESULTS = ROOT / "docs" / "results"
 
 @pytest.fixture(scope="module")
 def redraw() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "scripts"))
-        path = ROOT / "scripts" / "redraw_results.py"
-        spec = importlib.util.spec_from_file_location("redraw_results", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "redraw_results", module)
-        spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("redraw_results")
 
 
 @pytest.mark.parametrize(
