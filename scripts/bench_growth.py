@@ -21,7 +21,12 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from bench_step import (
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from pages import explained, measured, write_section
+from tabulate import tabulate
+from timed_steps import (
     Platform,
     Workload,
     described,
@@ -29,11 +34,6 @@ from bench_step import (
     measure_peak,
     measure_times,
 )
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from pages import explained, measured, write_section
-from tabulate import tabulate
 from torch import nn
 
 from fishr_exp.core.contracts import Model

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from bench_step import Contender, Platform, Workload, _backbone
 from pages import explained, measured, write_section
 from tabulate import tabulate
+from timed_steps import Contender, Platform, Workload, random_backbone
 
 NETWORKS = {
     "EfficientNet-Lite0": ("timm", "tf_efficientnet_lite0"),
@@ -34,7 +34,7 @@ WAYS = {"fp32": "fp32", ALONE: "bf16", "bf16": "bf16"}  # what a row is called -
 def contenders(network: str) -> dict[str, Contender]:
     """Return what steps in each way, from the same weights on the same batch."""
     library, name = NETWORKS[network]
-    build = functools.partial(_backbone, library=library, name=name)
+    build = functools.partial(random_backbone, library=library, name=name)
     workload = Workload(build, 3, 16, (3, 96, 96), 7)
     model, batch = workload.model("cpu"), workload.batch("cpu")
     found = {}

@@ -40,9 +40,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_step import Platform, Workload, measure_times
 from pages import explained, measured, write_section
 from tabulate import tabulate
+from timed_steps import Platform, Workload, measure_times
 
 from fishr_exp.cli import run as cli
 from fishr_exp.models.mlp import mlp

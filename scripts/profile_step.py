@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from bench_step import WORKLOADS, Contender, Platform
 from pages import measured
 from tabulate import tabulate
+from timed_steps import WORKLOADS, Contender, Platform
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
