@@ -124,7 +124,7 @@ def varying(groups: Sequence[Group]) -> list[str]:
     the model's name (`model.*`) or the class that a part of the configuration builds
     (`optimizer.*`) needs none.
     """
-    names = ["model"] if len({group.first.model for group in groups}) > 1 else []
+    names = ["model"] if len({network(group.first) for group in groups}) > 1 else []
     if all(_value(g, "trainer.gamma") in (g.first.gamma, ABSENT) for g in groups):
         excluded = {"trainer.gamma"}  # has its own column
     else:
@@ -147,7 +147,7 @@ def _label(group: Group, key: str) -> str:
         return ""
     part, _, rest = key.partition(".")
     method = group.first.method
-    labels = {"trainer": method, AVERAGE_OF: method, "model": group.first.model}
+    labels = {"trainer": method, AVERAGE_OF: method, "model": network(group.first)}
     if part in labels:
         return labels[part]
     return str(group.settings.get(f"{part}._target_")) if rest != "_target_" else ""
@@ -161,7 +161,7 @@ def network(run: Run) -> str:
 
 def _value(group: Group, name: str) -> Any:
     if name == "model":
-        return group.first.model
+        return network(group.first)
     return group.settings.get(name, 0 if name == L2 else ABSENT)
 
 

@@ -121,10 +121,10 @@ def _table(runs: Sequence[Run]) -> SingleSource:
         _row(members[0][1], [group for group, _ in members], names, sources)
         for members in keyed.values()
     ]
-    models = {(run.model, network(run)) for run in whole}
+    models = {network(run) for run in whole}
     return SingleSource(
         dataset=runs[0].dataset,
-        model=models.pop()[1] if len(models) == 1 else None,
+        model=models.pop() if len(models) == 1 else None,
         domains=domains,
         setting_names=tuple(header(name) for name in names),
         rows=tuple(sorted(rows, key=_order)),

@@ -115,10 +115,10 @@ def _build_table(runs: list[Run], metric: str) -> Table:
             for group, label, baseline in zip(groups, labels, baselines, strict=True)
         ]
     )
-    models = {(run.model, network(run)) for run in runs}
+    models = {network(run) for run in runs}
     return Table(
         dataset=runs[0].dataset,
-        model=models.pop()[1] if len(models) == 1 else None,
+        model=models.pop() if len(models) == 1 else None,
         test_domains=test_domains,
         setting_names=tuple(header(name) for name in names),
         rows=tuple(sorted(rows, key=_order)),

@@ -236,7 +236,12 @@ def test_a_library_s_network_is_named_by_its_own_name(factory):
     factory.done("erm", None, 0, 0.3, labels={"model": "timm"}, model={**model, "name": "lite1"})
     table = table_of(factory)
     assert table.model is None
-    assert table.setting_names == ("model.name",)
+    assert table.setting_names == ("model",)
+    assert [row.settings["model"] for row in table.rows] == ["lite0", "lite1"]
+    # Of one name in two libraries, both have to be said.
+    factory.done("erm", None, 0, 0.3, labels={"model": "lite0"})
+    assert table_of(factory).setting_names[0] == "model"
+    assert len({tuple(row.settings.values()) for row in table_of(factory).rows}) == 3
 
 
 def test_a_method_is_not_compared_with_an_erm_of_another_l2(factory):
