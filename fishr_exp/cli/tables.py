@@ -110,8 +110,11 @@ def make_single_source(options: argparse.Namespace) -> None:
 def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison], list[str]]:
     from fishr_exp.reports.conditions import histories_where, none_left, parse_conditions
     from fishr_exp.reports.tables.domainbed import build_domainbed_tables, why_empty
+    from fishr_exp.reports.tables.published_rows import check_sources
     from fishr_exp.runs.history import read_histories
 
+    selection = options.selection or SELECTIONS[0]
+    check_sources(options.published or (), selection)
     conditions = parse_conditions(options.where)
     everything = read_histories(options.folder, runs.done)
     found = histories_where(everything, conditions)
@@ -128,7 +131,6 @@ def _domainbed(options: argparse.Namespace, runs: Runs) -> tuple[list[Comparison
             f"it contains no run with records of evaluations ({_count(runs)}{first})",
             "pass the folder that contains the run folders of a sweep, or of DomainBed's",
         )
-    selection = options.selection or SELECTIONS[0]
     tables = build_domainbed_tables(found.runs, selection, options.published)
     if all(table.is_empty for table in tables):
         raise why_empty(found.runs, selection)

@@ -140,7 +140,7 @@ def _no_option(group: str, name: str) -> ConfigError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {group}={near[0]}?" if near else ""
     if group == "hydra/launcher" and name in _EXTRAS and name not in known:
-        hint = f"{name} is not installed: pip install '.[{_EXTRAS[name]}]'"
+        hint = f"{name} is not installed: pip install -e '.[{_EXTRAS[name]}]'"
     return ConfigError(group, name, f"no such option; choose from {', '.join(known)}", hint)
 
 

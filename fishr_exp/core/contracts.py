@@ -112,7 +112,7 @@ class Facts:
     domains: tuple[str, ...]  # names of the D training domains, in the order of a batch
     classes: int
     features: int  # F, inputs of the classifier
-    steps: int  # maximum number of optimizer updates
+    steps: int  # maximum number of steps
     input_shape: tuple[int, ...] = ()  # of one sample, channels first
 
 

@@ -29,7 +29,7 @@ class ModelFacts:
         num_classes: Number of classes.
         class_names: In the order of the labels; empty if they have none.
         training_domains: The domains that it was trained on, in the order of a batch.
-        steps: The most optimizer updates that the run was to make.
+        steps: The most steps that the run was to make.
         normalization: `mean` and `std` of each channel, by which values in [0, 1] are scaled before
             the network reads them; None if they are not.
     """

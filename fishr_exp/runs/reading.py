@@ -40,7 +40,7 @@ class Run:
     gamma: float | None  # weight of the penalty; None for a method without one
     seed: int
     test_domains: tuple[str, ...]
-    step: int  # optimizer updates until the checkpoint
+    step: int  # of the checkpoint
     monitor: str  # what the checkpoint was selected by
     selected_by_test_domain: bool
     train_accuracy: float | None  # mean over the training domains' training parts

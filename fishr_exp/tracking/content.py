@@ -25,7 +25,7 @@ class Point:
     """Numbers by their names, and the step that they belong to.
 
     Attributes:
-        step: Optimizer updates before it.
+        step: Steps before it.
         time: When its record was written, in seconds; the same whenever it is sent.
         numbers: The values, by their names.
     """

@@ -114,7 +114,7 @@ class Masked(Trainer):
         raise NotImplementedError
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the direction for one batch; `step` counts optimizer updates made so far."""
+        """Return the direction for one batch; `step` counts the steps made so far."""
         del step
         parameters = trainable(model, self)
         found = [

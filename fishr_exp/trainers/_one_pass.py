@@ -41,7 +41,7 @@ class Schedule:
             which it has from `anneal_steps` + `ramp_steps` on. With t from 0 to 1 between them, it
             has made the part t of the way (`linear`) or (1000^t − 1) / 999 (`exponential`); `none`
             is gamma at once.
-        ramp_steps: Optimizer updates that the ramp takes.
+        ramp_steps: Steps that the ramp takes.
     """
 
     weight_before: float = 0.0
@@ -78,7 +78,7 @@ class ForwardPass:
         model: The model.
         batch: The batch.
         loss: Of each sample.
-        step: Optimizer updates made so far.
+        step: Steps made so far.
         made: Whether the pass was made.
         kept: What a method keeps from `begin` to `parts`, by the method.
     """
@@ -218,7 +218,7 @@ class OnePass(Trainer):
         return {}
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the objective of one batch; `step` counts optimizer updates made so far."""
+        """Return the objective of one batch; `step` counts the steps made so far."""
         forward = ForwardPass(model, batch, self.loss, step)
         self.begin(forward)
         risk = self.risk(forward)
@@ -240,10 +240,10 @@ class Penalty(OnePass):
 
     Args:
         gamma: Weight of the penalty, finite and >= 0.
-        anneal_steps: Optimizer updates before gamma acts.
+        anneal_steps: Steps before gamma acts.
         ramp: How the weight grows from there to gamma: `none` (at once), `linear` or
             `exponential`, see `Schedule`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 
@@ -316,10 +316,10 @@ class Penalized(Penalty):
         gamma: Weight of the penalty, finite and >= 0.
         convention: Whose schedule: `domainbed` (the optimizer is made from scratch at
             `anneal_steps`) or `colored_mnist` (the objective is divided by a weight above 1).
-        anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
+        anneal_steps: Steps before gamma acts; until then the weight is 1.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         ramp: How the weight grows from 1 to gamma, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         loss: Of each sample.
 
     Raises:

@@ -57,7 +57,7 @@ class Perturbed(Trainer):
         return perturbed
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the direction for one batch; `step` counts optimizer updates made so far."""
+        """Return the direction for one batch; `step` counts the steps made so far."""
         del step
         if self.stays:
             risk = mean_risk(batch, self.loss(model(batch.x), batch.y))

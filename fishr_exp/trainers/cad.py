@@ -28,9 +28,9 @@ class Cad(Penalty):
     Args:
         gamma: Weight of the penalty, finite and >= 0.
         temperature: τ, positive and finite.
-        anneal_steps: Optimizer updates before gamma acts.
+        anneal_steps: Steps before gamma acts.
         ramp: How the weight grows from there to gamma, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 

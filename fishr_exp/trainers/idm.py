@@ -30,7 +30,7 @@ class Idm(OnePass):
     Args:
         feature_gamma: Weight of the features' penalty, from the first step on, finite and >= 0.
         gradient_gamma: Weight of the gradients' penalty, finite and >= 0.
-        anneal_steps: Optimizer updates before `gradient_gamma` acts; the optimizer is made from
+        anneal_steps: Steps before `gradient_gamma` acts; the optimizer is made from
             scratch there.
         ema_decay: Of the moving average of the sorted gradients, in [0, 1); 0 is none.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.

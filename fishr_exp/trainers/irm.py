@@ -21,10 +21,10 @@ class Irm(Penalized):
         gamma: Weight of the penalty, finite and >= 0.
         convention: `colored_mnist` (IRM's script) or `domainbed`; the schedules are those of
             `Penalized`.
-        anneal_steps: Optimizer updates before gamma acts; until then the weight is 1.
+        anneal_steps: Steps before gamma acts; until then the weight is 1.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         ramp: How the weight grows from 1 to gamma, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         loss: Of each sample.
 
     Raises:

@@ -105,7 +105,7 @@ class Mldg(Trainer):
         return model
 
     def objective(self, model: Model, batch: Batch, step: int) -> Objective:
-        """Return the direction for one batch; `step` counts optimizer updates made so far."""
+        """Return the direction for one batch; `step` counts the steps made so far."""
         del step
         parameters, parts = trainable(model, self), each_domain(batch)
         direction = [torch.zeros_like(parameter) for parameter in parameters]

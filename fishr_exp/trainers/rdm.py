@@ -29,10 +29,10 @@ class Rdm(Penalty):
     Args:
         gamma: Weight of the discrepancy, finite and >= 0; 0 is ERM, without the variances, too.
         variance_weight: Weight of the variances, finite and >= 0.
-        anneal_steps: Optimizer updates before both act.
+        anneal_steps: Steps before both act.
         lr_after: Learning rate from then on; None: the optimizer's own.
         ramp: How gamma's weight grows from there, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 

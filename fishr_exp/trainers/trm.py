@@ -42,12 +42,12 @@ class Trm(Penalty):
         gamma: Weight of the transfer risk, finite and >= 0; 0 is ERM.
         cosine_weight: Of the term with the inverse Hessian, finite and >= 0.
         eta: Step size of the weights a, finite and >= 0.
-        anneal_steps: Optimizer updates before gamma acts; until then ERM.
+        anneal_steps: Steps before gamma acts; until then ERM.
         convention: `intended` (as above) or `published`: DomainBed's code, where operations in
             place make the series 2 v_1 + v_2 + … + v_10, and the gradient of P_Q that of the next
             step's weights before they are normalized.
         ramp: How the weight grows from there to gamma, see `Penalty`.
-        ramp_steps: Optimizer updates that this takes.
+        ramp_steps: Steps that this takes.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
         loss: Of each sample.
 

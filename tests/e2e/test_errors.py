@@ -84,7 +84,7 @@ MISTAKES = {
     "removed root key": (["~seed"], ["seed=null: was removed; pass seed=VALUE"]),
     "key of no part": (["averaging.decay=0.5"], ["averaging=none has no keys"]),
     "launcher": (["hydra/launcher=joblibb"], ["no such option; choose from basic"]),
-    "launcher that is absent": (["hydra/launcher=submitit_slurm"], ["pip install '.[slurm]'"]),
+    "launcher that is absent": (["hydra/launcher=submitit_slurm"], ["pip install -e '.[slurm]'"]),
     "removed group": (["~trainer"], ["trainer=null: was removed; pass trainer=NAME"]),
     "target": (["trainer._target_=fishr_exp.trainers.no.No"], ["trainer._target_=fishr_exp.train",
         "is not what an option of trainer builds", "pass trainer=NAME, or allow_targets="]),

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from fishr_exp.api import compose
+from fishr_exp.cli import table
 from fishr_exp.configuration.command_line import quoted
 from fishr_exp.configuration.composing import without_hydra
 from fishr_exp.configuration.starting import application, checked_arguments
@@ -106,6 +107,44 @@ def test_a_command_is_one_that_can_be_given(case: tuple[Path, str]) -> None:
         OmegaConf.update(own, key, ["somewhere"] if key == "test_domains" else "somewhere")
     with application():
         assert checked_arguments(own, config.hydra)
+
+
+def tables() -> list[tuple[Path, str, list[str]]]:
+    """The tables of all pages, with the commands above them in their block that train."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page):
+            trained: list[str] = []
+            for line in block.commands:
+                command, given = line.split()[0], line.partition("   #")[0].strip()
+                trained = [*trained, given] if command == "fishr-exp" else trained
+                if command == "fishr-table":
+                    found.append((page, given, trained))
+    return found
+
+
+def output_dir(line: str) -> str:
+    """The folder that a command trains in."""
+    words = shlex.split(line)
+    own = [word.partition("=")[2] for word in words if word.startswith("output_dir=")]
+    experiments = [word for word in words if word.startswith("experiment=")]
+    return own[0] if own else str(compose(*experiments).output_dir)
+
+
+@pytest.mark.parametrize("case", tables(), ids=lambda case: f"{case[0].stem}: {case[1]}")
+def test_a_table_is_one_that_can_be_made(
+    case: tuple[Path, str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its flags and published sources exist, and its folder is that of the runs before it."""
+    _, given, trained = case
+    words = shlex.split(given)[1:]
+    (folder,) = [word for word in words if re.match(r"outputs/|DIR$|RUNS?$", word)] or [None]
+    here = [str(tmp_path) if word == folder else word for word in words]
+    if "--watch" not in words:
+        assert table.main(here) == (0 if folder is None else 2)
+        assert re.search(r" contains no |^$| no run was trained", capsys.readouterr().err)
+    if trained and str(folder).startswith("outputs/"):
+        assert folder in [output_dir(line) for line in trained]
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="MkDocs is not installed")

@@ -17,7 +17,7 @@ from fishr_exp.reports.published import (
 from fishr_exp.reports.statistics.estimates import Estimate, mean
 from fishr_exp.reports.statistics.selection import Choice, select
 from fishr_exp.reports.tables.comparison import Cell, Comparison, ComparisonRow, Trace, over_trials
-from fishr_exp.reports.tables.published_rows import PublishedRows, backbone_of, check_sources
+from fishr_exp.reports.tables.published_rows import PublishedRows, backbone_of
 from fishr_exp.reports.tables.regimes import (
     PROTOCOL,
     Regime,
@@ -58,14 +58,13 @@ def build_domainbed_tables(
     Args:
         histories: All runs; of repeats only the first counts, see `unrepeated`.
         selection: A key of `selection.SELECTIONS`.
-        sources: Whose published rows to add; empty: DomainBed's and Fishr's; None: none.
+        sources: Whose published rows to add, see `check_sources`; empty: DomainBed's and Fishr's;
+            None: none.
 
     Raises:
-        ConfigError: If two runs are the same run of a sweep with different settings, or a source
-            is not known.
+        ConfigError: If two runs are the same run of a sweep with different settings.
     """
     published = PublishedRows(sources, selection)
-    check_sources(sources or (), selection)
     histories = list(histories)
     order = Reference(PROTOCOL, selection)
     datasets = _in_order([run.dataset for run in histories], order.columns(AVERAGES))
