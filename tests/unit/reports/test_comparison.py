@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fishr_exp.api import compose
 from fishr_exp.configuration import protocol  # noqa: F401 - registers what options refer to
+from fishr_exp.configuration.composing import without_hydra
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.reports.published import Published
@@ -34,6 +35,7 @@ from fishr_exp.reports.tables.comparison import Cell, over_restarts, over_trials
 from fishr_exp.reports.tables.domainbed import build_domainbed_tables
 from fishr_exp.runs.history import Evaluation, History
 from fishr_exp.runs.identity import flatten
+from fishr_exp.runs.keys import KEYS
 from fishr_exp.runs.reading import read_runs
 
 PACS = ("art_painting", "cartoon", "photo", "sketch")
@@ -352,6 +354,31 @@ def test_colored_mnist_that_departs_has_no_verdict_and_says_in_what(factory):
     assert "No verdict on IRM" not in text
 
 
+# Where and how a run is made, how it is evaluated, and what is checked in another way.
+NOT_PRESCRIBED = (
+    "channels_last", "compile", "dataset", "epochs", "evaluate_train", "evaluation_batch_size",
+    "loss._target_", "metrics", "model._target_", "observer", "seed", "steps_per_epoch",
+    "total_steps", "trainer._target_", "trainer.batch_statistics", "trainer.engine",
+    "trainer.memory_limit", "trainer.ramp_steps", "optimizer.decay_norms_and_biases", "scheduler",
+    "averaging",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"clip_norm": 1.0}, "clip_norm 1, not null"),
+        ({"limit_samples": 100}, "limit_samples 100, not null"),
+        ({"scheduler": {"_target_": "a.Schedule"}}, 'scheduler._target_ "a.Schedule", not null'),
+    ],
+)
+def test_a_setting_that_nobody_published_has_no_verdict(factory, setting, said):
+    colored_mnist(factory, "erm", (86.4, 14.0, 71.0), **setting)
+    (table,) = build_colored_mnist_tables(read_runs(factory.root).done)
+    assert {cell.verdict for cell in table.rows[0].cells.values()} == {"departs"}
+    assert any(said in note for note in table.notes)
+
+
 def test_another_statistic_of_fishr_was_not_published(factory):
     known = {"gamma": 91257.18613115903, "convention": "colored_mnist", "anneal_steps": 190}
     target = "fishr_exp.trainers.fishr.Fishr"
@@ -381,24 +408,28 @@ def test_an_average_of_weights_departs_from_colored_mnist(factory):
 
 
 def test_the_experiments_and_the_records_of_colored_mnist_do_not_depart():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        found = compose("config", ["experiment=colored_mnist_table2"], return_hydra_config=True)
-        trainers = found.hydra.sweeper.params.trainer.split(",")
-        configs = [
-            compose("config", ["experiment=colored_mnist_table2", f"trainer={trainer}"])
-            for trainer in trainers
-        ]
+    words = ("experiment=colored_mnist_table2", "dataset.root=data")
+    trainers = compose(*words).hydra.sweeper.params.trainer.split(",")
     records = conf_dir().parent / "docs" / "results" / "records" / "colored_mnist_table2"
     run = read_runs(records).done[0]
-    compared_keys = set()
-    for config in configs:
-        config.dataset.root = "somewhere"
+    compared, later = set(), {key for key in KEYS if KEYS[key].came_later}
+    for trainer in trainers:
+        config = without_hydra(compose(*words, f"trainer={trainer}"))
         plain = OmegaConf.to_container(config, resolve=True)
-        compared_keys |= set(flatten(plain))
+        compared |= set(flatten(plain))
+        for group, node in plain.items():
+            if isinstance(node, dict):
+                later |= {f"{group}.{key}" for key in node.get("_neutral_", ())}
         steps = config.epochs * config.steps_per_epoch
         assert departures(dataclasses.replace(run, config=plain, step=steps)) == []
-    others = {"steps", "averaging._target_"}  # of a run with averaging=ema, say
-    assert set(PRESCRIBED) <= compared_keys | others  # none is misspelt
+    others = {"steps", "averaging._target_", "scheduler._target_"}  # of a run that has them
+    assert set(PRESCRIBED) <= compared | others  # none is misspelled
+    counts_not = {key for key in KEYS if KEYS[key].bookkeeping}
+    for key in compared | later:
+        if {key, key.partition(".")[0]} & counts_not:
+            continue
+        named = {key, f"{key}._target_", key.partition(".")[0]}
+        assert named & {*PRESCRIBED, *NOT_PRESCRIBED}, key  # every setting is, or is of no matter
     assert not any(departures(run) for run in read_runs(records).done)
 
 
