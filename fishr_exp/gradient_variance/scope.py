@@ -27,9 +27,11 @@ def select_parameters(model: nn.Module, scope: str | Iterable[str]) -> dict[str,
         first of its selected names. Frozen parameters have no gradient and are left out.
 
     Raises:
-        UnsupportedError: If a pattern selects no trainable parameter.
+        UnsupportedError: If there is no pattern, or one selects no trainable parameter.
     """
     patterns = [scope] if isinstance(scope, str) else list(scope)
+    if not patterns:
+        raise UnsupportedError(f"scope={scope!r} names no parameter")
     every = list(model.named_parameters(remove_duplicate=False))
     names = [name for name, parameter in every if parameter.requires_grad]
     selected_names = set(names) if patterns == ["all"] else set()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fishr_exp.trainers._terms import (
     check_penalty,
     domain_risks,
     in_full,
+    keeping_random_streams,
     with_l2,
 )
 
@@ -297,9 +299,15 @@ class Penalty(OnePass):
         raise NotImplementedError
 
     def parts(self, forward: ForwardPass) -> Sequence[Part]:
-        """The penalty, with its weight at this step."""
-        divides = self.schedule.divides_by_weight
-        return [Part(self.penalty(forward), self.weight(forward.step), divides=divides)]
+        """The penalty, with its weight at this step; at weight 0, its random numbers are its own.
+
+        So the steps are ERM's to the last bit, also with dropout.
+        """
+        divides, weight = self.schedule.divides_by_weight, self.weight(forward.step)
+        forward.logits  # noqa: B018 - made here, if not before: its random numbers are the model's
+        alone = keeping_random_streams(forward.model) if weight == 0 else contextlib.nullcontext()
+        with alone:
+            return [Part(self.penalty(forward), weight, divides=divides)]
 
 
 # The conventions of the public codes that IRM and V-REx are written in.

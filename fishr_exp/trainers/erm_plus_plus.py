@@ -18,7 +18,7 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import mean_risk
+from fishr_exp.trainers._terms import check_rate, mean_risk
 
 
 class ErmPlusPlus(Trainer):
@@ -53,8 +53,7 @@ class ErmPlusPlus(Trainer):
         super().__init__(loss)
         if classifier_steps < 0:
             raise ConfigError("trainer.classifier_steps", classifier_steps, "must be 0 or more")
-        if classifier_lr is not None and not classifier_lr > 0:
-            raise ConfigError("trainer.classifier_lr", classifier_lr, "must be positive, or null")
+        check_rate("trainer.classifier_lr", classifier_lr)
         self.classifier_steps = classifier_steps
         self.classifier_lr = classifier_lr
 

@@ -145,7 +145,10 @@ class Fishr(Penalty):
                 "start one process",
             )
         self.convention = convention
-        self.scope = scope if isinstance(scope, str) else tuple(scope)
+        patterns = (scope,) if isinstance(scope, str) else tuple(scope)
+        if not patterns:
+            raise ConfigError("trainer.scope", "[]", "names no parameter", "pass classifier or all")
+        self.scope = patterns[0] if len(patterns) == 1 else patterns
         self.engine = engine
         self.ema_decay = ema_decay
         self.statistic = statistic

@@ -31,6 +31,7 @@ class Iga(Penalty):
     """
 
     printed_name = "IGA"
+    min_domains = 2
     refuses_compile = (
         "IGA needs second derivatives of the featurizer, which compiled code does not have; pass "
         "compile=false"

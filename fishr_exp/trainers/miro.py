@@ -69,6 +69,8 @@ class Miro(Trainer):
     ) -> None:
         super().__init__(loss)
         check_penalty(gamma, 0, 0.0)
+        if layers is not None and not layers:
+            raise ConfigError("trainer.layers", "[]", "names no layer", "pass null, or patterns")
         if not 0 < lr_factor < math.inf:
             raise ConfigError("trainer.lr_factor", lr_factor, "must be positive and finite")
         self.gamma: float = gamma
