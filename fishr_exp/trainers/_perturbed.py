@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer, trainable
-from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._directions import moved, norm, risk_and_gradients
-from fishr_exp.trainers._terms import mean_risk
+from fishr_exp.trainers._terms import check_weight, mean_risk
 
 
 class Perturbed(Trainer):
@@ -34,7 +32,7 @@ class Perturbed(Trainer):
 
     def __init__(self, rho: float, loss: Loss = per_sample_losses) -> None:
         super().__init__(loss)
-        check_radius("trainer.rho", rho)
+        check_weight("trainer.rho", rho)
         self.rho = rho
 
     @property
@@ -70,13 +68,3 @@ class Perturbed(Trainer):
         total = self.recorded(risk, perturbed)
         logs = {"risk": risk, "perturbed_risk": perturbed, "objective": total}
         return Objective(total, logs, gradients=self.direction(first, second))
-
-
-def check_radius(key: str, value: float) -> None:
-    """Refuse a number that is not finite and >= 0.
-
-    Raises:
-        ConfigError: If it is not.
-    """
-    if not 0 <= value < math.inf:
-        raise ConfigError(key, value, "must be finite and >= 0")

@@ -33,29 +33,29 @@ def check_penalty(gamma: float, anneal_steps: int, l2: float) -> None:
     Raises:
         ConfigError: If one is.
     """
-    check_gamma("trainer.gamma", gamma, "0 is ERM")
-    check_anneal_steps("trainer.anneal_steps", anneal_steps)
+    check_weight("trainer.gamma", gamma, "0 is ERM")
+    check_steps("trainer.anneal_steps", anneal_steps)
     check_l2(l2)
 
 
-def check_gamma(key: str, gamma: float, hint: str = "") -> None:
-    """Refuse a weight that is not finite and >= 0.
+def check_weight(key: str, value: float, hint: str = "") -> None:
+    """Refuse a weight, or a radius, that is not finite and >= 0.
 
     Raises:
         ConfigError: If it is not.
     """
-    if not (math.isfinite(gamma) and gamma >= 0):
-        raise ConfigError(key, gamma, "must be finite and not negative", hint)
+    if not 0 <= value < math.inf:
+        raise ConfigError(key, value, "must be finite and not negative", hint)
 
 
-def check_anneal_steps(key: str, anneal_steps: int) -> None:
-    """Refuse a negative number of updates.
+def check_steps(key: str, steps: int) -> None:
+    """Refuse a negative number of steps.
 
     Raises:
         ConfigError: If it is negative.
     """
-    if anneal_steps < 0:
-        raise ConfigError(key, anneal_steps, "must be 0 or more")
+    if steps < 0:
+        raise ConfigError(key, steps, "must be 0 or more")
 
 
 def check_rate(key: str, lr: float | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, OnePass
-from fishr_exp.trainers._terms import check_rate
+from fishr_exp.trainers._terms import check_rate, check_steps
 
 _BISECTIONS = 32
 
@@ -60,8 +60,7 @@ class Eqrm(OnePass):
             raise ConfigError("trainer.quantile", quantile, reason)
         if quantile > 0 and math.isinf(_of_normal(quantile)):
             raise ConfigError("trainer.quantile", quantile, "is too close to 0 to be computed with")
-        if anneal_steps < 0:
-            raise ConfigError("trainer.anneal_steps", anneal_steps, "must be 0 or more")
+        check_steps("trainer.anneal_steps", anneal_steps)
         check_rate("trainer.lr_after", lr_after)
         self.quantile, self.anneal_steps = quantile, anneal_steps
         self.resets = {anneal_steps: {} if lr_after is None else {"lr": lr_after}}

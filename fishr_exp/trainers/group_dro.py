@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fishr_exp.core.contracts import Facts, Model
-from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, OnePass
-from fishr_exp.trainers._terms import check_choice
+from fishr_exp.trainers._terms import check_choice, check_weight
 
 CONVENTIONS = ("domainbed", "domainbed_2020")
 
@@ -48,8 +47,7 @@ class GroupDro(OnePass):
     ) -> None:
         super().__init__(l2, loss)
         check_choice("trainer.convention", convention, CONVENTIONS)
-        if not 0 <= eta < float("inf"):
-            raise ConfigError("trainer.eta", eta, "must be finite and not negative")
+        check_weight("trainer.eta", eta)
         self.eta, self.convention = eta, convention
 
     def prepare(self, model: Model, facts: Facts) -> Model:

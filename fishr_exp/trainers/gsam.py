@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.trainers._perturbed import Perturbed, check_radius
+from fishr_exp.trainers._perturbed import Perturbed
+from fishr_exp.trainers._terms import check_weight
 
 
 class Gsam(Perturbed):
@@ -43,7 +44,7 @@ class Gsam(Perturbed):
         self, rho: float = 0.05, alpha: float = 0.01, loss: Loss = per_sample_losses
     ) -> None:
         super().__init__(rho, loss)
-        check_radius("trainer.alpha", alpha)
+        check_weight("trainer.alpha", alpha)
         self.alpha = alpha
 
     def direction(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:

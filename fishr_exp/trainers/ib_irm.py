@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.trainers._terms import check_anneal_steps, check_gamma
+from fishr_exp.trainers._terms import check_steps, check_weight
 from fishr_exp.trainers.composed import Composed
 
 
@@ -44,8 +44,8 @@ class IbIrm(Composed):
             ("irm", irm_gamma, irm_anneal_steps),
             ("ib", ib_gamma, ib_anneal_steps),
         ):
-            check_gamma(f"trainer.{name}_gamma", gamma)
-            check_anneal_steps(f"trainer.{name}_anneal_steps", steps)
+            check_weight(f"trainer.{name}_gamma", gamma)
+            check_steps(f"trainer.{name}_anneal_steps", steps)
         penalties = {
             "irm": {"gamma": irm_gamma, "anneal_steps": irm_anneal_steps},
             "ib_erm": {"gamma": ib_gamma, "anneal_steps": ib_anneal_steps},

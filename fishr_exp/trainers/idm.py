@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, OnePass, Part, Schedule
-from fishr_exp.trainers._terms import of_all_ranks
+from fishr_exp.trainers._terms import check_steps, check_weight, of_all_ranks
 
 
 class Idm(OnePass):
@@ -60,10 +59,8 @@ class Idm(OnePass):
         super().__init__(l2, loss)
         gammas = {"feature_gamma": feature_gamma, "gradient_gamma": gradient_gamma}
         for name, value in gammas.items():
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"trainer.{name}", value, "must be finite and not negative")
-        if anneal_steps < 0:
-            raise ConfigError("trainer.anneal_steps", anneal_steps, "must be 0 or more")
+            check_weight(f"trainer.{name}", value)
+        check_steps("trainer.anneal_steps", anneal_steps)
         if not 0 <= ema_decay < 1:
             raise ConfigError("trainer.ema_decay", ema_decay, "must be in [0, 1)")
         self.feature_gamma, self.gradient_gamma = feature_gamma, gradient_gamma

@@ -24,7 +24,7 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_penalty, mean_risk
+from fishr_exp.trainers._terms import check_weight, mean_risk
 
 _EPSILON = 1e-5
 _FIRST_VARIANCE = 0.1
@@ -68,7 +68,7 @@ class Miro(Trainer):
         loss: Loss = per_sample_losses,
     ) -> None:
         super().__init__(loss)
-        check_penalty(gamma, 0, 0.0)
+        check_weight("trainer.gamma", gamma, "0 is ERM")
         if layers is not None and not layers:
             raise ConfigError("trainer.layers", "[]", "names no layer", "pass null, or patterns")
         if not 0 < lr_factor < math.inf:

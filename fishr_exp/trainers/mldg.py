@@ -18,7 +18,7 @@ from fishr_exp.trainers._directions import (
     moved,
     risk_and_gradients,
 )
-from fishr_exp.trainers._terms import check_choice
+from fishr_exp.trainers._terms import check_choice, check_weight
 
 CONVENTIONS = ("domainbed_main", "paper_2022")
 _EPSILON = 1e-8  # of Adam
@@ -75,16 +75,13 @@ class Mldg(Trainer):
         loss: Loss = per_sample_losses,
     ) -> None:
         super().__init__(loss)
-        if not 0 <= beta < math.inf:
-            raise ConfigError("trainer.beta", beta, "must be finite and >= 0")
+        check_weight("trainer.beta", beta)
         check_choice("trainer.convention", convention, CONVENTIONS)
         if n_meta_test < 1:
             raise ConfigError("trainer.n_meta_test", n_meta_test, "must be 1 or more")
         if not 0 < inner_lr < math.inf:
             raise ConfigError("trainer.inner_lr", inner_lr, "must be positive and finite")
-        if not 0 <= inner_weight_decay < math.inf:
-            key = "trainer.inner_weight_decay"
-            raise ConfigError(key, inner_weight_decay, "must be finite and >= 0")
+        check_weight("trainer.inner_weight_decay", inner_weight_decay)
         self.beta = beta
         self.convention = convention
         self.n_meta_test = n_meta_test

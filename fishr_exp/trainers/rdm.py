@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 
-from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._distances import gaussian_kernel
 from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty
-from fishr_exp.trainers._terms import check_rate, of_all_ranks
+from fishr_exp.trainers._terms import check_rate, check_weight, of_all_ranks
 
 _SCALES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0)
 
@@ -59,9 +57,7 @@ class Rdm(Penalty):
         loss: Loss = per_sample_losses,
     ) -> None:
         super().__init__(gamma, anneal_steps, ramp, ramp_steps, l2, loss)
-        if not 0 <= variance_weight < math.inf:
-            reason = "must be finite and not negative"
-            raise ConfigError("trainer.variance_weight", variance_weight, reason)
+        check_weight("trainer.variance_weight", variance_weight)
         check_rate("trainer.lr_after", lr_after)
         self.variance_weight = variance_weight
         own = dict.fromkeys(("variance_weight", "lr_after"), anneal_steps)

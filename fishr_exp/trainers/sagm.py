@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.trainers._perturbed import Perturbed, check_radius
+from fishr_exp.trainers._perturbed import Perturbed
+from fishr_exp.trainers._terms import check_weight
 
 
 class Sagm(Perturbed):
@@ -38,7 +39,7 @@ class Sagm(Perturbed):
         self, rho: float = 0.05, alpha: float = 0.001, loss: Loss = per_sample_losses
     ) -> None:
         super().__init__(rho, loss)
-        check_radius("trainer.alpha", alpha)
+        check_weight("trainer.alpha", alpha)
         self.alpha = alpha
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -20,7 +19,7 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import in_full, mean_risk
+from fishr_exp.trainers._terms import check_weight, in_full, mean_risk
 
 _EPSILON = 1e-5
 
@@ -56,9 +55,7 @@ class SagNet(Trainer):
 
     def __init__(self, adversarial_weight: float = 0.1, loss: Loss = per_sample_losses) -> None:
         super().__init__(loss)
-        if not (math.isfinite(adversarial_weight) and adversarial_weight >= 0):
-            reason = "must be finite and 0 or more"
-            raise ConfigError("trainer.adversarial_weight", adversarial_weight, reason)
+        check_weight("trainer.adversarial_weight", adversarial_weight)
         self.adversarial_weight = adversarial_weight
 
     def prepare(self, model: Model, facts: Facts) -> Model:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Batch, Facts, Loss, Model, Objective, Trainer
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.trainers._terms import check_choice, check_penalty, in_full, mean_risk
+from fishr_exp.trainers._terms import check_choice, check_weight, in_full, mean_risk
 
 CONVENTIONS = ("intended", "published")
 _OF_FEATURES = 0.3  # their weight beside the logits
@@ -48,7 +48,7 @@ class SelfReg(Trainer):
         self, gamma: float = 1.0, convention: str = "intended", loss: Loss = per_sample_losses
     ) -> None:
         super().__init__(loss)
-        check_penalty(gamma, 0, 0.0)
+        check_weight("trainer.gamma", gamma, "0 is ERM")
         check_choice("trainer.convention", convention, CONVENTIONS)
         self.gamma: float = gamma
         self.convention = convention

@@ -14,7 +14,7 @@ from fishr_exp.core.contracts import Batch, Facts, Model, Objective, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._directions import norm, over_all_ranks
-from fishr_exp.trainers._terms import domain_risks
+from fishr_exp.trainers._terms import check_weight, domain_risks
 
 
 class Transfer(Trainer):
@@ -61,8 +61,7 @@ class Transfer(Trainer):
         loss: Loss = per_sample_losses,
     ) -> None:
         super().__init__(loss)
-        if not 0 <= gamma < math.inf:
-            raise ConfigError("trainer.gamma", gamma, "must be finite and >= 0")
+        check_weight("trainer.gamma", gamma)
         for key, value in (("radius", radius), ("adversary_lr", adversary_lr)):
             if not 0 < value < math.inf:
                 raise ConfigError(f"trainer.{key}", value, "must be positive and finite")

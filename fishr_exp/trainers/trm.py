@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fishr_exp.core.contracts import Facts, Model
-from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty
-from fishr_exp.trainers._terms import check_choice, of_all_ranks
+from fishr_exp.trainers._terms import check_choice, check_weight, of_all_ranks
 
 CONVENTIONS = ("intended", "published")
 _HEAD_STEPS, _HEAD_LR = 30, 0.1  # of gradient descent of each head on its domain, at every step
@@ -74,8 +72,7 @@ class Trm(Penalty):
     ) -> None:
         super().__init__(gamma, anneal_steps, ramp, ramp_steps, l2, loss)
         for key, value in (("cosine_weight", cosine_weight), ("eta", eta)):
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"trainer.{key}", value, "must be finite and 0 or more")
+            check_weight(f"trainer.{key}", value)
         check_choice("trainer.convention", convention, CONVENTIONS)
         own = dict.fromkeys(("cosine_weight", "eta", "convention"), anneal_steps)
         self.acts_from = {**self.acts_from, **own}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -21,7 +20,7 @@ from fishr_exp.core.contracts import (
 )
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
-from fishr_exp.trainers._terms import check_choice, mean_risk
+from fishr_exp.trainers._terms import check_choice, check_rate, check_weight, mean_risk
 
 # The last activation of the featurizer, and the bounds of the noise that its output should be.
 OUTPUTS: dict[str, tuple[type[nn.Module], float, float]] = {
@@ -69,15 +68,11 @@ class Urm(Trainer):
         loss: Loss = per_sample_losses,
     ) -> None:
         super().__init__(loss)
-        if not 0 <= adversarial_weight < math.inf:
-            key = "trainer.adversarial_weight"
-            raise ConfigError(key, adversarial_weight, "must be finite and >= 0")
+        check_weight("trainer.adversarial_weight", adversarial_weight)
         check_choice("trainer.output", output, OUTPUTS)
         if discriminator_layers < 0:
             raise ConfigError("trainer.discriminator_layers", discriminator_layers, "must be >= 0")
-        if discriminator_lr is not None and not 0 < discriminator_lr < math.inf:
-            key = "trainer.discriminator_lr"
-            raise ConfigError(key, discriminator_lr, "must be positive and finite, or null")
+        check_rate("trainer.discriminator_lr", discriminator_lr)
         self.adversarial_weight = adversarial_weight
         self.output = output
         self.discriminator_layers = discriminator_layers

@@ -61,5 +61,5 @@ def test_radius_zero_is_erm_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("rho", [-0.1, float("inf"), float("nan")])
 def test_refuses(rho: float) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.rho=.*: must be finite and >= 0"):
+    with pytest.raises(ConfigError, match=r"trainer\.rho=.*: must be finite and not negative"):
         Sam(rho)
