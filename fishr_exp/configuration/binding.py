@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fishr_exp.configuration import protocol, several  # noqa: F401 - the protocol's resolvers
-from fishr_exp.configuration.converting import convert
 from fishr_exp.configuration.permissions import ALLOW_TARGETS, allowed_targets, target
+from fishr_exp.core.converting import convert
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.files import expanded
 from fishr_exp.runs.identity import NEUTRAL, TARGET, folder_name
