@@ -183,6 +183,9 @@ def _unknown(key: str) -> ConfigError:
         if not isinstance(inner, DictConfig):
             break
         node, place = inner, f"{place}{name}."
+    if name in node and key != f"{place}{name}":
+        value, reason = overrides.get(key, ""), f"{place}{name} holds no such key"
+        return ConfigError(key, value, reason, f"pass +{key}={value} to add it")
     known = _own_keys(node)
     known += () if place or key.startswith("hydra.") else CHOICES
     error = unknown_key(f"{place}{name}", "", known)

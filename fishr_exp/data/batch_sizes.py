@@ -65,7 +65,7 @@ def check_batch_size(batch_size: BatchSize) -> None:
         raise ConfigError(
             "batch_size",
             batch_size,
-            "a variance needs at least 2 samples per domain",
+            "a minibatch needs at least 2 samples of each domain, as variances do",
             "choose 2 or more, or null for the whole domain",
         )
 

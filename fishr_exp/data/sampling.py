@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.seeding import generator
 
 Sampling = Literal["permutation", "with_replacement", "class_balanced"]
-SAMPLINGS: tuple[str, ...] = get_args(Sampling)
 
 
 class Draws(Protocol):

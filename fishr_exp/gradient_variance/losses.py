@@ -112,7 +112,8 @@ class CrossEntropy:
         weights = torch.tensor(self.class_weights, dtype=logits.dtype, device=logits.device)
         if len(weights) != logits.shape[1]:
             raise UnsupportedError(
-                f"class_weights: {len(weights)} weights, but there are {logits.shape[1]} classes"
+                f"class_weights={list(self.class_weights)}: {len(weights)} weights, but there are "
+                f"{logits.shape[1]} classes"
             )
         return weights
 

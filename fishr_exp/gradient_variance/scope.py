@@ -60,9 +60,12 @@ def _matches(name: str, pattern: str) -> bool:
     return any(fnmatchcase(prefix, pattern) for prefix in prefixes)
 
 
-def _brief(names: list[str], most: int = 8) -> str:
+_MOST = 8  # names in a message
+
+
+def _brief(names: list[str]) -> str:
     if not names:
         return "none"
-    if len(names) <= most:
+    if len(names) <= _MOST:
         return ", ".join(names)
-    return f"{', '.join(names[: most - 2])}, ... ({len(names)}), {', '.join(names[-2:])}"
+    return f"{', '.join(names[: _MOST - 2])}, ... ({len(names)}), {', '.join(names[-2:])}"

@@ -145,15 +145,16 @@ class FeaturesRead:
         self._classifier = model.classifier
 
     def __enter__(self) -> FeaturesRead:
-        self._hook = self._classifier.register_forward_pre_hook(self._keep)
+        # A function, unlike a method, is the same one in a copy of the model, as BackPACK makes.
+        def keep(_classifier: object, inputs: tuple[Tensor, ...]) -> None:
+            if self.features is None:
+                self.features = inputs[0]
+
+        self._hook = self._classifier.register_forward_pre_hook(keep)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._hook.remove()
-
-    def _keep(self, _classifier: object, inputs: tuple[Tensor, ...]) -> None:
-        if self.features is None:
-            self.features = inputs[0]
 
 
 class Part(NamedTuple):
@@ -299,10 +300,7 @@ class Penalty(OnePass):
         raise NotImplementedError
 
     def parts(self, forward: ForwardPass) -> Sequence[Part]:
-        """The penalty, with its weight at this step; at weight 0, its random numbers are its own.
-
-        So the steps are ERM's to the last bit, also with dropout.
-        """
+        """The penalty, with its weight; at weight 0 its random numbers leave ERM's as they are."""
         divides, weight = self.schedule.divides_by_weight, self.weight(forward.step)
         forward.logits  # noqa: B018 - made here, if not before: its random numbers are the model's
         alone = keeping_random_streams(forward.model) if weight == 0 else contextlib.nullcontext()

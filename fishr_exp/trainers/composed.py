@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
 import logging
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Facts, Model, printed_name
+from fishr_exp.core.converting import convert
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._one_pass import ForwardPass, OnePass, Part
@@ -58,7 +60,7 @@ class Composed(OnePass):
             for name, given in (penalties or {}).items()
         }
         self.penalties = nn.ModuleDict(by_name)
-        self.base = _make_risk(risk, loss)
+        self._risk, self.base = _make_risk(risk, loss)
         terms = self._terms()
         if not terms:
             log.warning(
@@ -71,7 +73,8 @@ class Composed(OnePass):
         self.min_domains = max([term.min_domains for term in terms], default=1)
         self.anneal_steps = max([term.anneal_steps for term in terms], default=0)
         for reason in ("refuses_compile", "refuses_autocast", "refuses_processes"):
-            setattr(self, reason, next((r for t in terms if (r := getattr(t, reason))), ""))
+            found = (_renamed(r, key) for key, t in self._keys() if (r := getattr(t, reason)))
+            setattr(self, reason, next(found, ""))
         self.matched = next((term.matched for term in terms if term.matched), {})
         self.resets = {}
         overrides: dict[str, Any] = {}
@@ -90,20 +93,26 @@ class Composed(OnePass):
         named = [printed_name(term) for term in terms]
         self.printed_name = " + ".join(named) or "ERM"
 
+    def _keys(self) -> list[tuple[str, OnePass]]:
+        """The methods, with the keys that their keywords are under."""
+        first = [(self._risk, self.base)] if self.base else []
+        return [*first, *((f"trainer.penalties.{name}", t) for name, t in self.penalties.items())]  # type: ignore[list-item]
+
     def _terms(self) -> list[OnePass]:
-        first = [self.base] if self.base else []
-        return [*first, *self.penalties.values()]  # type: ignore[list-item]
+        return [term for _, term in self._keys()]
 
     def prepare(self, model: Model, facts: Facts) -> Model:
         """Let each method prepare itself."""
-        for term in self._terms():
-            model = term.prepare(model, facts)
+        for key, term in self._keys():
+            with _naming(key):
+                model = term.prepare(model, facts)
         return model
 
     def begin(self, forward: ForwardPass) -> None:
         """Let the methods make the forward pass their own way; the first one's is taken."""
-        for term in self._terms():
-            term.begin(forward)
+        for key, term in self._keys():
+            with _naming(key):
+                term.begin(forward)
         if self.penalties:  # under autocast, in which the penalties themselves are not computed
             forward.logits  # noqa: B018
 
@@ -130,15 +139,19 @@ class Composed(OnePass):
         }
 
 
-def _make_risk(risk: str | Mapping[str, Keywords | None], loss: Loss) -> OnePass | None:
+def _make_risk(risk: str | Mapping[str, Keywords | None], loss: Loss) -> tuple[str, OnePass | None]:
+    """Return the key of the keywords of the method that has the risk, and the method."""
     named = {risk: {}} if isinstance(risk, str) else dict(risk)
     if len(named) != 1:
         reason = f"must be one method, and names {len(named)}"
         raise ConfigError("trainer.risk", risk, reason, "pass trainer.risk=mean or {NAME:{}}")
     ((name, given),) = named.items()
-    if name == "mean" and not given:
-        return None
-    return _make(f"trainer.risk.{name}", name, given or {}, loss, "risk")
+    key = f"trainer.risk.{name}"
+    if name != "mean":
+        return key, _make(key, name, given or {}, loss, "risk")
+    if given:
+        raise ConfigError(key, given, "mean has no keywords", "pass trainer.risk=mean")
+    return key, None
 
 
 def _make(key: str, name: str, given: Keywords, loss: Loss, what: str) -> OnePass:
@@ -162,19 +175,26 @@ def _make(key: str, name: str, given: Keywords, loss: Loss, what: str) -> OnePas
     for keyword in known:
         if parameters[keyword].default is inspect.Parameter.empty and keyword not in given:
             raise ConfigError(f"{key}.{keyword}", "???", "must be given")
-    return _called(key, kind, {**given, "loss": loss})
+    hints = get_type_hints(kind.__init__)
+    keywords = {k: convert(f"{key}.{k}", value, hints[k]) for k, value in given.items()}
+    with _naming(key):
+        return kind(**keywords, loss=loss)
 
 
-def _called(key: str, kind: Callable[..., OnePass], keywords: Keywords) -> OnePass:
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Name the key of a method's keyword, which an error names as if the method were alone."""
     try:
-        return kind(**keywords)
-    except ConfigError as error:  # it names the key as if it were alone
+        yield
+    except ConfigError as error:
         raise ConfigError(
-            error.key.replace("trainer.", f"{key}.", 1), error.value, error.allowed, error.hint
-        ) from error
-    except TypeError as error:  # a word in place of a number
-        shown = {name: value for name, value in keywords.items() if name != "loss"}
-        raise ConfigError(key, shown, f"has a value of another type ({error})") from error
+            _renamed(error.key, key), error.value, _renamed(error.allowed, key),
+            _renamed(error.hint, key),
+        ) from error  # fmt: skip
+
+
+def _renamed(text: str, key: str) -> str:
+    return text.replace("trainer.", f"{key}.")
 
 
 def _methods() -> Iterator[tuple[str, type[OnePass]]]:

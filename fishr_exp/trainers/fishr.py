@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fishr_exp.core import distributed
-from fishr_exp.core.contracts import Batch
+from fishr_exp.core.contracts import Batch, Facts, Model
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
@@ -24,6 +24,7 @@ from fishr_exp.gradient_variance import (
     squared_distance,
     squared_distance_with_gradient,
 )
+from fishr_exp.gradient_variance.scope import select_parameters
 from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty, Schedule
 from fishr_exp.trainers._terms import check_choice, leaving_no_trace, sum_of_all
 
@@ -136,14 +137,9 @@ class Fishr(Penalty):
             reason = "must be positive and finite, in MiB"
             raise ConfigError("trainer.memory_limit", memory_limit, reason)
         if distributed.is_active() and (within_classes or statistic == "covariance"):
-            key = "within_classes" if within_classes else "statistic"
-            value = within_classes or statistic
-            raise ConfigError(
-                f"trainer.{key}",
-                value,
-                "is not supported with several processes",
-                "start one process",
-            )
+            key = "trainer.within_classes" if within_classes else "trainer.statistic"
+            reason = "is not supported with several processes"
+            raise ConfigError(key, within_classes or statistic, reason, "start one process")
         self.convention = convention
         patterns = (scope,) if isinstance(scope, str) else tuple(scope)
         if not patterns:
@@ -170,6 +166,16 @@ class Fishr(Penalty):
             self.refuses_autocast = (
                 "BackPACK does not see layers under autocast; pass trainer.engine=native, or fp32"
             )
+
+    def prepare(self, model: Model, facts: Facts) -> Model:
+        """Refuse a scope that selects no parameter of the model."""
+        del facts
+        try:
+            select_parameters(model, self.scope)
+        except UnsupportedError as error:
+            reason = str(error).partition(" ")[2]  # without the scope itself
+            raise ConfigError("trainer.scope", self._shown_scope(), reason) from error
+        return model
 
     @property
     def matched(self) -> Mapping[str, Any]:  # type: ignore[override]
@@ -253,8 +259,11 @@ class Fishr(Penalty):
 
     def _refusal(self, error: UnsupportedError) -> ConfigError:
         """Name the keys by which the network does not fit."""
-        scope = self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
-        return ConfigError(f"trainer.engine={self.engine} trainer.scope", scope, str(error))
+        key = f"trainer.engine={self.engine} trainer.scope"
+        return ConfigError(key, self._shown_scope(), str(error))
+
+    def _shown_scope(self) -> str:
+        return self.scope if isinstance(self.scope, str) else f"[{', '.join(self.scope)}]"
 
     def _divisor(self, batch: Batch, entries: int) -> int:
         c = CONVENTIONS[self.convention]

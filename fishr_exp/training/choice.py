@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ def prepare_observer(
             "observer.monitor",
             observer.monitor,
             f"no evaluation gives it; choose from objective, risk, {', '.join(observer.measured)}",
-            f"or {_how_to_measure(observer.monitor, arguments, parts, training_domains)}",
+            _how_to_monitor(observer, arguments, parts, training_domains),
         )
 
 
@@ -69,6 +70,21 @@ def leave_the_choice(
         observer.keep, observer.patience = "last", None
     elif observer.watches(arguments.test_domains):
         log.warning("observer.monitor=%s selects by a test domain", observer.monitor)
+
+
+def _how_to_monitor(
+    observer: EarlyStopping,
+    arguments: Arguments,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    training_domains: Sequence[str],
+) -> str:
+    """Say which quantity was probably meant, or what would give the one that was named."""
+    metric = _metric_of(observer.monitor)
+    has_parts = all(len(parts[name][PARTS[1]]) for name in training_domains)
+    if metric in arguments.metrics and has_parts:
+        near = difflib.get_close_matches(observer.monitor, observer.measured, n=1)
+        return f"did you mean {near[0]}?" if near else ""
+    return f"or {_how_to_measure(observer.monitor, arguments, parts, training_domains)}"
 
 
 def _how_to_measure(

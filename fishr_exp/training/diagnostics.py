@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,15 @@ from torch import Tensor
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
-from fishr_exp.gradient_variance import Loss, gradient_variance, per_sample_losses
+from fishr_exp.gradient_variance import (
+    Loss,
+    UnsupportedError,
+    gradient_variance,
+    per_sample_losses,
+)
+from fishr_exp.trainers._terms import keeping_random_streams
 
+_log = logging.getLogger(__name__)
 # BatchNorm in training mode, which a method that matches the classifier may have, is no reason to
 # refuse a look.
 EVERYWHERE: Mapping[str, Any] = {"scope": "all", "batch_statistics": "constant"}
@@ -28,6 +36,7 @@ def diagnose(
     loss: Loss = per_sample_losses,
     *,
     all_parameters: bool = False,
+    refused: set[str] | None = None,
 ) -> dict[str, float | None]:
     """Look at a trainer and a model after `step` updates; both stay as they are.
 
@@ -39,6 +48,8 @@ def diagnose(
         step: Updates made so far.
         loss: Of each sample, of the gradient variances.
         all_parameters: Whether to look at the gradient variances over all parameters as well.
+        refused: Which of the two, by suffix, an earlier look found undefined for the network. They
+            are not tried again; what this look finds undefined is added, with a warning.
 
     Returns:
         `variance_norm/DOMAIN` and `variance_distance/DOMAIN/DOMAIN`: Euclidean norm of the
@@ -50,20 +61,23 @@ def diagnose(
         step at which it may act; and `gradient_cosine`, between the gradients of risk and penalty
         with respect to all parameters (None where one is zero), whatever the weight.
     """
-    device = next(model.parameters()).device
-    model = copy.deepcopy(model)  # statistics of BatchNorm and gradients stay as they are
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return {
-            **_of_variances(model, batch, domains, loss, "", trainer.matched),
-            **(
-                _of_variances(
-                    model, batch, domains, loss, "_all", {**trainer.matched, **EVERYWHERE}
-                )
-                if all_parameters
-                else {}
-            ),
-            **_of_penalty(trainer, model, batch, step),
-        }
+    with keeping_random_streams(model):
+        model = copy.deepcopy(model)  # statistics of BatchNorm and gradients stay as they are
+        refused = set() if refused is None else refused
+        looks = {"": trainer.matched}
+        if all_parameters:
+            looks["_all"] = {**trainer.matched, **EVERYWHERE}
+        found: dict[str, float | None] = {}
+        for suffix, matched in looks.items():
+            if suffix in refused:
+                continue
+            try:
+                found |= _of_variances(model, batch, domains, loss, suffix, matched)
+            except UnsupportedError as error:  # a look does not end a run
+                refused.add(suffix)
+                scope = matched.get("scope", "classifier")
+                _log.warning("diagnostics: no gradient variances over %s: %s", scope, error)
+        return found | _of_penalty(trainer, model, batch, step)
 
 
 def _of_variances(

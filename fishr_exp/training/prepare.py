@@ -167,7 +167,11 @@ def _too_late(key: str, value: Any, total_steps: int) -> list[str]:
     """Return the keys of a trainer, also within others, at whose step the run has ended."""
     if isinstance(value, Mapping):
         return [w for k, v in value.items() for w in _too_late(f"{key}.{k}", v, total_steps)]
-    late = key.endswith("anneal_steps") and isinstance(value, int) and value >= total_steps
+    late = (
+        key.endswith(("anneal_steps", "classifier_steps"))
+        and isinstance(value, int)
+        and value >= total_steps
+    )
     return [f"{key}={value}"] if late else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class Prepared:
     autocast: Autocast
     total_steps: int
     steps_per_epoch: int
+    not_diagnosed: set[str] = field(default_factory=set)  # see `diagnose`
 
     @property
     def outline(self) -> Outline:
@@ -230,7 +231,7 @@ class Prepared:
         trainer, model, step = self.training.trainer, self.training.model, self.training.step
         return diagnose(
             trainer, model, batch, self.training_domains, step, self.loss,
-            all_parameters=self.arguments.diagnostics == "all",
+            all_parameters=self.arguments.diagnostics == "all", refused=self.not_diagnosed,
         )  # fmt: skip
 
 

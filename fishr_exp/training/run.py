@@ -287,7 +287,10 @@ def _result(
     averaging, is_best = prepared.training.averaging, observer.keep == "best"
     monitor = observer.monitor if is_best else "last step"
     records = journal.run_folder.records() if distributed.is_first() else []
-    last = Evaluation.from_json(records[-1]).scores.by_domain["accuracy"] if records else {}
+    evaluated = Evaluation.from_json(records[-1]) if records else None
+    last = evaluated.scores.by_domain["accuracy"] if evaluated else {}
+    logged = evaluated.losses if evaluated else ()
+    has_penalty = outline.gamma != 0 and any(name.startswith("penalty") for name in logged)
     return Result(
         outline=outline,
         selected=Selected(
@@ -295,7 +298,7 @@ def _result(
             epoch=-(-step // prepared.steps_per_epoch),
             monitor=printed_name(averaging) if averaging.selects else monitor,
             uses_test_domain=is_best and observer.watches(outline.test_domains),
-            penalty_had_acted=bool(outline.gamma) and step > prepared.training.trainer.anneal_steps,
+            penalty_had_acted=has_penalty and step > prepared.training.trainer.anneal_steps,
             only_choice=averaging.selects,
         ),
         scores=prepared.scores(counted),

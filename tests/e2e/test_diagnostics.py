@@ -71,6 +71,15 @@ def test_over_all_parameters_if_asked_for(fishr_exp: Command) -> None:
     assert diagnostics_cli.main([str(ran.folder)]) == 0
 
 
+def test_a_network_that_cannot_be_looked_at_is_trained_all_the_same(fishr_exp: Command) -> None:
+    outcome = fishr_exp("trainer=mtl", "diagnostics=all")
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.count("diagnostics: no gradient variances over all: ") == 1
+    assert "couples samples" in outcome.err
+    names = [{name.partition("/")[0] for name in r["diagnostics"]} for r in outcome.records()]
+    assert names == [{"variance_norm", "variance_distance"}] * len(names)
+
+
 def test_they_are_drawn(fishr_exp: Command, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fishr_exp("diagnostics=true", "epochs=3").folder
     assert diagnostics_cli.main([str(folder)]) == 0

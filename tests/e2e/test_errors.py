@@ -132,6 +132,13 @@ MISTAKES = {
     "precision": (["precision=fp16"], ["precision=fp16: choose from fp32, bf16"]),
     "compiled twice": (["compile=true", "trainer.scope=all"], ["compile=true: trainer.scope=all",
         "second derivatives", "compile=false"]),
+    "monitor that is misspelled": (["observer.monitor=accuracy/plus80/validaton"], [
+        "no evaluation gives it", "did you mean accuracy/plus80/validation?"]),
+    "key of a penalty": (["trainer=composed", "trainer.penalties.fishr.gamma=1"], [
+        "trainer.penalties holds no such key; pass +trainer.penalties.fishr.gamma=1 to add it"]),
+    "scope": (["trainer.scope=fc"], ["trainer.scope=fc: selects no trainable parameter; the "]),
+    "class weights": (["loss.class_weights=[1,2,3]"], [
+        "loss.class_weights=[1, 2, 3]: 3 weights, but there are 2 classes"]),
     "monitor": (["observer.monitor=luck"], ["observer.monitor=luck: no evaluation gives it",
         "choose from risk, penalty, objective"]),
     "monitor without validation": (["holdout_fraction=0"], ["observer.monitor=validation_accuracy",

@@ -454,6 +454,11 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
         (["trainer.gamma=0"], False, None),
         (["observer=last_step", "trainer.anneal_steps=3"], True, None),
         (
+            ["observer=last_step", "trainer=composed", "trainer.penalties={coral:{gamma:1}}"],
+            True,
+            None,
+        ),
+        (
             ["trainer.anneal_steps=9"],
             False,
             "trainer.anneal_steps=9: what begins there never acts in the 4 steps of this run",
@@ -485,3 +490,5 @@ def test_steps_that_a_run_does_not_reach_are_named_by_their_keys(fishr_exp: Comm
     penalties = "trainer.penalties={vrex:{gamma:1,anneal_steps:4},idm:{anneal_steps:3}}"
     outcome = fishr_exp("trainer=composed", penalties)
     assert "trainer.penalties.vrex.anneal_steps=4: what begins there never acts" in outcome.err
+    outcome = fishr_exp("trainer=erm_plus_plus")
+    assert "trainer.classifier_steps=500: what begins there never acts in the 4" in outcome.err

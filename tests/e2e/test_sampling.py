@@ -60,8 +60,8 @@ def test_an_epoch_is_as_long_as_the_shortest_domain_that_fills_a_minibatch(
          "batch_size={plus90: 8, plus80: 8, photo: 8}: there is no domain photo; choose from "
          "plus90, plus80, minus90"),
         (["batch_size={plus90:8,plus80:1}"],
-         "batch_size=1: a variance needs at least 2 samples per domain; choose 2 or more, or null "
-         "for the whole domain"),
+         "batch_size=1: a minibatch needs at least 2 samples of each domain, as variances do; "
+         "choose 2 or more, or null for the whole domain"),
         (["batch_size=many"], "batch_size=many: must be a number, null or {DOMAIN:NUMBER,...}"),
     ],
 )  # fmt: skip

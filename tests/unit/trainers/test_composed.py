@@ -213,10 +213,18 @@ def test_state_is_kept() -> None:
         ({"penalties": {"composed": {}}}, "trainer.penalties=composed: choose from "),
         ({"penalties": {"coral": {}}}, "trainer.penalties.coral.gamma=???: must be given"),
         ({"penalties": {"coral": {"gama": 1}}}, "trainer.penalties.coral.gama=1: no such key"),
-        ({"penalties": {"coral": {"gamma": -1}}}, "trainer.penalties.coral.gamma=-1: must be"),
-        ({"penalties": {"coral": {"gamma": "x"}}}, "trainer.penalties.coral=.*another type"),
+        ({"penalties": {"coral": {"gamma": -1}}}, "trainer.penalties.coral.gamma=-1.0: must be"),
+        (
+            {"penalties": {"coral": {"gamma": "x"}}},
+            "trainer.penalties.coral.gamma=x: must be ",
+        ),
+        (
+            {"penalties": {"fishr": {"gamma": 1, "penalty_interval": 2.5}}},
+            "trainer.penalties.fishr.penalty_interval=2.5: must be ",
+        ),
+        ({"risk": {"mean": {"a": 1}}}, "trainer.risk.mean={'a': 1}: mean has no keywords"),
         ({"penalties": {"coral": 3}}, "trainer.penalties.coral=3: must be the keywords"),
-        ({"risk": {"eqrm": {"quantile": 2}}}, "trainer.risk.eqrm.quantile=2: must be in"),
+        ({"risk": {"eqrm": {"quantile": 2}}}, "trainer.risk.eqrm.quantile=2.0: must be in"),
         (
             {"penalties": {"fishr": {"gamma": 1, "convention": "domainlab"}, "sd": {"gamma": 1}}},
             "trainer.penalties.fishr=.*convention=domainlab sums the losses",
@@ -229,6 +237,28 @@ def test_refuses(given: dict[str, Any], message: str) -> None:
         Composed(**given)
     pattern = message.replace("???", r"\?\?\?").replace("../x", r"\.\./x")
     assert re.match(pattern, str(caught.value)), str(caught.value)
+
+
+def test_what_a_method_refuses_names_its_keys_where_they_are() -> None:
+    composed = Composed(penalties={"fishr": {"gamma": 1, "scope": "all"}})
+    assert "trainer.penalties.fishr.scope=all needs second" in composed.refuses_compile
+    assert " trainer.scope" not in composed.refuses_compile
+    composed = Composed(penalties={"fishr": {"gamma": 1, "scope": "no_such"}})
+    with pytest.raises(ConfigError, match=r"^trainer\.penalties\.fishr\.scope=no_such: "):
+        composed.prepare(model(), FACTS)
+
+
+def test_penalties_read_the_features_of_the_one_forward_pass_whatever_the_engine() -> None:
+    found = []
+    for engine in ("native", "backpack"):
+        fishr = {"gamma": 1.0, "engine": engine}
+        composed = Composed(penalties={"fishr": fishr, "coral": {"gamma": 1.0}})
+        network, calls = model(), []
+        network.featurizer[0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        torch.manual_seed(1)
+        found.append(composed.objective(network, batch(0), 0).logs["penalty_coral"])
+        assert len(calls) == 1
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize(
