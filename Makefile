@@ -38,7 +38,7 @@ else
 endif
 
 test: $(READY)  ## all tests that need no long run, server or GPU
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the long ones too: servers, slow references, GPU where there is one
 	$(BIN)/python -m pytest -m ''

@@ -35,7 +35,9 @@ def same(one: object, other: object) -> bool:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.parametrize("step", [5, 7, 10])  # counted from 0: in the middle of epochs, and between
+@pytest.mark.parametrize(  # counted from 0: in the middle of epochs, and between
+    "step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (5, 10))]
+)
 def test_a_run_that_was_stopped_comes_to_the_same_bits(
     name: str, step: int, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +145,7 @@ def test_the_last_steps_weights_are_the_best_ones_where_they_are_the_result(
     assert same(*weights)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("frozen", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_batch_norm_statistics_of_the_mean(
     frozen: bool, fishr_exp: Command, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,7 @@ def files(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     "words",
     [
-        ("batch_size=15",),
+        pytest.param(("batch_size=15",), marks=pytest.mark.slow),
         # All ranks come to the same rate, norm and draws; the schedule outlives a new optimizer.
         ("batch_size={plus90:16,plus80:33}", "sampling=class_balanced", "clip_norm=0.5",
          "scheduler=plateau", "scheduler.patience=0", "+scheduler.threshold=0.9", "optimizer=adamw",

@@ -59,7 +59,13 @@ def run(fishr_exp: Command) -> Path:
     return outcome.folder
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("averaged", "sagnet", "few") else ())
+        for name in METHODS
+    ],
+)
 def test_figures_are_those_of_the_result(
     name: str, fishr_exp: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

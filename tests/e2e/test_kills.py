@@ -96,7 +96,7 @@ def trees(runs: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_sweep_killed_at_random_moments_is_the_whole_sweep(
     tmp_path: Path, kills: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,7 +140,9 @@ def shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.replace(str(runs), "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_step_and_saves_it(
     fishr_exp: Command, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -296,6 +296,7 @@ def test_a_run_without_tracker_is_mirrored_later(tracked: Tracked) -> None:
     assert (run.info.status, tracked.steps(run, "risk")) == ("FINISHED", [2, 4])
 
 
+@pytest.mark.slow
 def test_a_lost_database_is_filled_anew(tmp_path: Path, fishr_exp: Command) -> None:
     """The runs' own notes that MLflow has all of it are worth nothing then."""
     database = tmp_path / "mlflow.db"
@@ -315,6 +316,7 @@ def test_a_lost_database_is_filled_anew(tmp_path: Path, fishr_exp: Command) -> N
         assert len(client.get_metric_history(run.info.run_id, "risk")) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_database_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     both = [

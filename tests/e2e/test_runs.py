@@ -202,7 +202,16 @@ def compare_with_a_stopped_run(
     return continued
 
 
-@pytest.mark.parametrize(("step", "words"), KINDS.values(), ids=KINDS)
+SLOW = ("erm with momentum", "a worker", "bf16")  # of KINDS; others go the same ways
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        pytest.param(*kind, id=name, marks=pytest.mark.slow if name in SLOW else ())
+        for name, kind in KINDS.items()
+    ],
+)
 def test_a_continued_run_is_the_whole_run(
     fishr_exp: Command, tmp_path: Path, step: int, words: list[str]
 ) -> None:
@@ -215,7 +224,7 @@ def test_a_continued_run_is_the_whole_run(
 @pytest.mark.parametrize(
     "more",
     [
-        ["num_workers=0"],
+        pytest.param(["num_workers=0"], marks=pytest.mark.slow),
         ["num_workers=2"],
         # At 8×8 a strided convolution meets 1×1, whose gradient in bf16 is not always the same.
         ["precision=bf16", "channels_last=true", "dataset.image_size=32"],
@@ -404,7 +413,10 @@ def test_the_help_is_composed_once(fishr_exp: Command, monkeypatch: pytest.Monke
     assert not copies
 
 
-@pytest.mark.parametrize("words", [(), ("dataset=rotated_digits", "trainer=erm")])
+@pytest.mark.parametrize(
+    "words",
+    [(), pytest.param(("dataset=rotated_digits", "trainer=erm"), marks=pytest.mark.slow)],
+)
 def test_a_run_imports_torch_and_nothing_else_slow(tmp_path: Path, words: tuple[str, ...]) -> None:
     _, modules = loaded_by("tracker=none", *words, "epochs=2", f"output_dir={tmp_path}")
     assert modules == "['torch']"

@@ -19,7 +19,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "whole" in name or "by" in name else ())
+        for name in CASES
+    ],
+)
 def test_a_run_that_was_stopped_comes_to_the_same_bits(
     name: str, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,9 @@ def states(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("step", [4, 5, 6, 10])  # around the new optimizer, and an evaluation
+@pytest.mark.parametrize(  # around the new optimizer, and an evaluation
+    "step", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (4, 6, 10))]
+)
 def test_a_run_that_was_stopped_comes_to_the_same_bits(
     name: str, step: int, fishr_exp: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

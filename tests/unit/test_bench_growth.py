@@ -72,6 +72,7 @@ def test_a_point_lies_where_its_axis_says(growth: ModuleType) -> None:
     assert growth.size("parameters", point) == convolutions + 2 * (8 + 16 + 16) + 16 * 10 + 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_measures_the_peak_of_every_point(growth: ModuleType) -> None:
     # In a process of its own: of this one, others may give memory back meanwhile.

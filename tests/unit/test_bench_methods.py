@@ -22,6 +22,7 @@ def test_every_option_is_measured_or_a_preset(bench: ModuleType) -> None:
     assert set(bench.ADD_LITTLE) <= set(bench.options())
 
 
+@pytest.mark.slow
 def test_methods_are_timed_beside_erm(
     bench: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

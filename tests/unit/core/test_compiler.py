@@ -156,6 +156,7 @@ def test_every_optimizer_of_torch_comes_to_the_same_bits() -> None:
     assert (plainly.splitlines()[-1], ours.splitlines()[-1]) == ("True", "False")
 
 
+@pytest.mark.slow
 def test_what_is_compiled_afterwards_is_compiled_as_ever() -> None:
     assert run(COMPILED, "alone") == run(COMPILED, "afterwards")
 

@@ -113,7 +113,9 @@ def test_checking_changes_no_bit(scope: str, monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16]
+)
 def test_rounding_errors_are_not_mistaken_for_mixed_samples(dtype: torch.dtype) -> None:
     """Of a deep network in training, of which some gradients vanish, every step is checked."""
     torch.manual_seed(0)

@@ -220,8 +220,15 @@ def test_comparing_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "late"),
+    [
+        (torch.float32, False),
+        pytest.param(torch.float32, True, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, False, marks=pytest.mark.slow),
+        (torch.bfloat16, True),
+    ],
+)
 def test_rounding_errors_do_not_change_the_way(dtype: torch.dtype, late: bool) -> None:
     """Of a deep network, at every step of training; `late`: with losses that vanish."""
     torch.manual_seed(0)

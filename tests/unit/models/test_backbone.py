@@ -241,7 +241,12 @@ def test_values_out_of_range_name_their_key(key, value):
 
 @pytest.mark.parametrize(
     ("name", "features"),
-    [("mobilenet_v3_small", 1024), ("efficientnet_b0", 1280), ("vit_b_32", 768), ("swin_t", 768)],
+    [
+        ("mobilenet_v3_small", 1024),
+        ("efficientnet_b0", 1280),
+        ("swin_t", 768),
+        pytest.param("vit_b_32", 768, marks=pytest.mark.slow),
+    ],
 )
 def test_other_networks_of_torchvision(tmp_path, name, features):
     whole = torchvision.models.get_model(name, weights=None).eval()

@@ -262,7 +262,8 @@ def test_points_of_many_methods_have_a_line_for_erm(factory, drawn):
 
 
 @pytest.mark.parametrize(
-    ("gammas", "batch_sizes", "limit"), [((1.0, 2.0), 13, "12 curves"), ((1.0,), 101, "100 rows")]
+    ("gammas", "batch_sizes", "limit"),
+    [((1.0, 2.0), 13, "12 curves"), pytest.param((1.0,), 101, "100 rows", marks=pytest.mark.slow)],
 )
 def test_a_figure_that_nobody_could_read_is_left_out(factory, capsys, gammas, batch_sizes, limit):
     from fishr_exp.cli.table import main
