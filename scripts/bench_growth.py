@@ -24,7 +24,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from pages import explained, measured, write_section
+from pages import explained, measured, write_numbers, write_section
 from tabulate import tabulate
 from timed_steps import (
     Platform,
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.figure:
         draw(rows, arguments.figure)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"header": head, "rows": rows}, indent=1))
+        write_numbers(arguments.json, {"header": head, "rows": rows})
     figure = f"{arguments.figure.name if arguments.figure else 'growth'}.png"
     section = render(rows, head, figure)
     print(section)

@@ -40,7 +40,6 @@ code cannot be differentiated twice. Bars are for one CPU thread in float32.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import subprocess
 import sys
@@ -51,7 +50,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import explained, measured, write_page
+from pages import explained, measured, write_numbers, write_page
 from tabulate import tabulate
 from timed_steps import (
     CONTENDERS,
@@ -65,8 +64,6 @@ from timed_steps import (
     measure_peak,
     measure_times,
 )
-
-from fishr_exp.runs.files import write_atomically
 
 
 def platform_of(arguments: argparse.Namespace) -> Platform:
@@ -214,7 +211,7 @@ def time_methods(arguments: argparse.Namespace) -> None:
         parts = ["# Time of a step of every method", head, about, tables]
         write_page(arguments.markdown, parts)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"header": head, "methods": figures}, indent=1))
+        write_numbers(arguments.json, {"header": head, "methods": figures})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -286,8 +283,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.markdown:  # after each, so that a command that is stopped leaves them
             write_page(arguments.markdown, pages)
         if arguments.json:
-            text = json.dumps({"header": head, "workloads": figures}, indent=1)
-            write_atomically(arguments.json, text)
+            write_numbers(arguments.json, {"header": head, "workloads": figures})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import explained, measured, write_section
+from pages import explained, measured, write_numbers, write_section
 from tabulate import tabulate
 from timed_steps import Platform, Workload, measure_times
 
@@ -224,8 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     head = measured("threads: 1", "float32", cores, mlp, rounds, mlflow)
     print(f"{head}\n\n{render(summary, 'simple')}")
     if arguments.json:
-        text = json.dumps({"header": head, "rounds": figures, "summary": summary}, indent=1)
-        arguments.json.write_text(text)
+        write_numbers(arguments.json, {"header": head, "rounds": figures, "summary": summary})
     if arguments.markdown:
         section = "\n\n".join([HEADING, head, explained(__doc__), render(summary, "github")])
         write_section(arguments.markdown, section)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +28,11 @@ def measured(*settings: str, device: str = "cpu") -> str:
 def explained(documentation: str | None, skip: int = 1) -> str:
     """Return a script's documentation without its first paragraphs: its title, how it is run."""
     return "\n\n".join((documentation or "").split("\n\n")[skip:]).strip()
+
+
+def write_numbers(file: Path, numbers: Mapping[str, Any]) -> None:
+    """Write what was measured as JSON; one that is cut off leaves the file before."""
+    write_atomically(file, json.dumps(numbers, indent=1))
 
 
 def write_page(page: Path, parts: Iterable[str]) -> None:

@@ -69,9 +69,8 @@ class Rdm(Penalty):
         """The discrepancy and the variances."""
         losses = of_all_ranks(forward.batch, forward.losses)
         place, everything = int(forward.risks.argmax()), torch.cat(losses)
-        kernel = gaussian_kernel(
-            everything[:, None], _SCALES
-        )  # the worst domain's is a block of it
+        kernel = gaussian_kernel(everything[:, None], _SCALES)
+        # The worst domain's kernel is a block of it.
         rows = kernel.split([len(own) for own in losses])[place]
         block = rows.split([len(own) for own in losses], dim=1)[place]
         distance = block.mean() + kernel.mean() - 2 * rows.mean()

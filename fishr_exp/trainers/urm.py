@@ -42,7 +42,8 @@ class Urm(Trainer):
         discriminator: minimize mean BCE(d(u), 1) + adversarial_weight · mean BCE(d(f), 0)
 
     The second one uses the features of the first one's forward pass. The discriminator is a
-    perceptron with hidden layers of 100 units and leaky ReLU.
+    perceptron with hidden layers of 100 units and leaky ReLU. The `objective` in the logs is the
+    mean of both.
 
     Args:
         adversarial_weight: Weight of the adversarial losses, finite and >= 0.

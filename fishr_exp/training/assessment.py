@@ -91,6 +91,8 @@ def assess(
         raise ConfigError("--domains", ",".join(domains), reason, hint)
     model = trained_model(run, arguments).to(device)
     check_fit(model, two_samples(data), len(classes), run.model)
+    outputs = model.classifier.out_features
+    classes = [*classes, *map(str, range(len(classes), outputs))]  # of a larger layer
     if asked.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     loss = build_part(asked.loss, "loss", asked.config, UnsupportedError)
@@ -139,8 +141,6 @@ class _Pass:
         self._run, self._asked, self._model, self._loss = run, asked, model, loss
         self._device, self._data, self._classes, self._sink = device, data, classes, sink
         self._numbers = numbers  # label of the data -> label of the run
-        outputs = model.classifier.out_features
-        classes += [str(number) for number in range(len(classes), outputs)]  # of a larger layer
 
     def over(self, name: str, part: str, indices: Tensor, bar: tqdm[Any]) -> Counted:
         """Count what the network does on samples of a domain."""

@@ -138,6 +138,9 @@ class Checkpoints:
     def best(self, step: int, like: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the weights to be evaluated, of the step that the observer holds for the best.
 
+        Where a run goes on from a state before the newest best weights, those of its own step are
+        put in their place.
+
         Args:
             step: That step.
             like: Weights of the network that they are for, by name.

@@ -126,7 +126,7 @@ def prepare(arguments: Arguments) -> Prepared:
         )
     training = _training(
         arguments, domains, trainer, observer, context, device,
-        (tuple(training_domains), total_steps),
+        training_domains, total_steps,
         schedule_of(arguments, total_steps, steps_per_epoch),
     )  # fmt: skip
     if training.averaging.first_step > total_steps:
@@ -182,7 +182,8 @@ def _training(
     observer: EarlyStopping,
     context: Autocast,
     device: torch.device,
-    facts: tuple[tuple[str, ...], int],
+    training_domains: Sequence[str],
+    total_steps: int,
     make_schedule: MakeSchedule | None,
 ) -> Training:
     """Build the networks and their optimizers."""
@@ -191,11 +192,11 @@ def _training(
     samples = two_samples(domains)
     model = as_model(built, samples)
     seeding.seed_global_streams(arguments.seed, "trainer", "prepare")
-    known = Facts(
-        facts[0], domains.num_classes, model.classifier.in_features, facts[1],
+    facts = Facts(
+        tuple(training_domains), domains.num_classes, model.classifier.in_features, total_steps,
         tuple(domains.input_shape),
     )  # fmt: skip
-    model = trainer.prepare(model, known).to(device)
+    model = trainer.prepare(model, facts).to(device)
     trainer.to(device)
     named = arguments.config["model"].get("name")
     of = (str(named), "model.name") if named else (arguments.labels["model"], "model")
