@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
+from fishr_exp.configuration import outcomes
 from fishr_exp.configuration.options import conf_dir
 from fishr_exp.configuration.starting import prefer_own_sweepers
 from fishr_exp.core.errors import ConfigError, TrainingError
@@ -27,6 +28,12 @@ from fishr_exp.configuration.search import Space, open_study, search
 
 GAMMA = "trainer.gamma=tag(log, interval(1, 1e6))"
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}
+
+
+@pytest.fixture(autouse=True)
+def no_sweep_before() -> None:
+    """Forget the sweep that another test made in this process; a search is a command of its own."""
+    outcomes.begin()
 
 
 def space(*words: str) -> Space:
