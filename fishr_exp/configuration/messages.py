@@ -183,7 +183,7 @@ def _unknown(key: str) -> ConfigError:
         if not isinstance(inner, DictConfig):
             break
         node, place = inner, f"{place}{name}."
-    if name in node and key != f"{place}{name}":
+    if place and name in node and node[name] is None:  # a mapping that is not given
         value, reason = overrides.get(key, ""), f"{place}{name} holds no such key"
         return ConfigError(key, value, reason, f"pass +{key}={value} to add it")
     known = _own_keys(node)

@@ -60,7 +60,7 @@ class Composed(OnePass):
             for name, given in (penalties or {}).items()
         }
         self.penalties = nn.ModuleDict(by_name)
-        self._risk, self.base = _make_risk(risk, loss)
+        self._risk_key, self.base = _make_risk(risk, loss)
         terms = self._terms()
         if not terms:
             log.warning(
@@ -95,7 +95,7 @@ class Composed(OnePass):
 
     def _keys(self) -> list[tuple[str, OnePass]]:
         """The methods, with the keys that their keywords are under."""
-        first = [(self._risk, self.base)] if self.base else []
+        first = [(self._risk_key, self.base)] if self.base else []
         return [*first, *((f"trainer.penalties.{name}", t) for name, t in self.penalties.items())]  # type: ignore[list-item]
 
     def _terms(self) -> list[OnePass]:

@@ -290,7 +290,9 @@ def _result(
     evaluated = Evaluation.from_json(records[-1]) if records else None
     last = evaluated.scores.by_domain["accuracy"] if evaluated else {}
     logged = evaluated.losses if evaluated else ()
-    has_penalty = outline.gamma != 0 and any(name.startswith("penalty") for name in logged)
+    # Methods with several weights have no gamma, and log each penalty by its name.
+    several = outline.gamma is None and any(name.startswith("penalty") for name in logged)
+    has_penalty = bool(outline.gamma) or several
     return Result(
         outline=outline,
         selected=Selected(

@@ -136,6 +136,7 @@ MISTAKES = {
         "no evaluation gives it", "did you mean accuracy/plus80/validation?"]),
     "key of a penalty": (["trainer=composed", "trainer.penalties.fishr.gamma=1"], [
         "trainer.penalties holds no such key; pass +trainer.penalties.fishr.gamma=1 to add it"]),
+    "key of a number": (["trainer.gamma.x=1"], ["no such key", "did you mean trainer.gamma?"]),
     "scope": (["trainer.scope=fc"], ["trainer.scope=fc: selects no trainable parameter; the "]),
     "class weights": (["loss.class_weights=[1,2,3]"], [
         "loss.class_weights=[1, 2, 3]: 3 weights, but there are 2 classes"]),

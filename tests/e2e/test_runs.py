@@ -470,6 +470,8 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
             True,
             None,
         ),
+        (["observer=last_step", "trainer=transfer"], True, None),  # logs its penalty as a gap
+        (["observer=last_step", "trainer.penalty_interval=100"], True, None),
         (
             ["trainer.anneal_steps=9"],
             False,
