@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Loss, Model, Objective, Trainer, trainable
+from fishr_exp.core.keeping import keeping_buffers
 from fishr_exp.trainers._terms import mean_risk
 
 
@@ -78,18 +79,15 @@ def moved(model: Model, parameters: Sequence[Tensor], steps: Sequence[Tensor]) -
     statistics, which belong to the old weights. No graph may be alive over the block.
     """
     weights = [parameter.data for parameter in parameters]  # put aside, not copied
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for parameter, step in zip(parameters, steps, strict=True):
         parameter.data = parameter.data + step
     torch.clear_autocast_cache()  # of the weights in half precision, which are still the old ones
     try:
-        yield
+        with keeping_buffers(model):
+            yield
     finally:
         for parameter, own in zip(parameters, weights, strict=True):
             parameter.data = own
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
         torch.clear_autocast_cache()
 
 

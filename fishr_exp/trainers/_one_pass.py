@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.keeping import keeping_random_streams
 from fishr_exp.gradient_variance import Loss, per_sample_losses
 from fishr_exp.trainers._terms import (
     check_choice,
@@ -23,7 +24,6 @@ from fishr_exp.trainers._terms import (
     check_penalty,
     domain_risks,
     in_full,
-    keeping_random_streams,
     with_l2,
 )
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -143,19 +141,3 @@ def with_l2(risk: Tensor, l2: float, model: Model) -> Tensor:
     if l2 == 0:
         return risk
     return risk + l2 * torch.stack([p.square().sum() for p in model.parameters()]).sum()
-
-
-def keeping_random_streams(model: Model) -> AbstractContextManager[None]:
-    """Leave the random streams as if nothing had been drawn in the block."""
-    device = next(model.parameters()).device
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-
-@contextlib.contextmanager
-def leaving_no_trace(model: Model) -> Iterator[None]:
-    """Undo what forward passes in the block do to the random streams and the model's buffers."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with keeping_random_streams(model):
-        yield
-    for buffer, before in buffers:
-        buffer.copy_(before)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Facts, Model
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.keeping import keeping_buffers, keeping_random_streams
 from fishr_exp.gradient_variance import (
     BATCH_STATISTICS,
     STATISTICS,
@@ -26,7 +27,7 @@ from fishr_exp.gradient_variance import (
 )
 from fishr_exp.gradient_variance.scope import select_parameters
 from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty, Schedule
-from fishr_exp.trainers._terms import check_choice, leaving_no_trace, sum_of_all
+from fishr_exp.trainers._terms import check_choice, sum_of_all
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Fishr(Penalty):
         if weight > 0 or plain:
             forward.kept[self] = self._measured(forward, create_graph=weight > 0)
         else:  # where the forward pass may differ from ERM's in the last bits
-            with leaving_no_trace(forward.model):
+            with keeping_random_streams(forward.model), keeping_buffers(forward.model):
                 aside = ForwardPass(forward.model, forward.batch, forward.loss, forward.step)
                 forward.kept[self] = self._measured(aside, create_graph=False)
 

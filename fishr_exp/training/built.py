@@ -10,7 +10,7 @@ import contextlib
 import copy
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Domains, Model, Trainer
 from fishr_exp.core.errors import ConfigError, TrainingError
+from fishr_exp.core.keeping import keeping_buffers, keeping_modes, keeping_random_streams
 from fishr_exp.training.arguments import Mirror
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def as_model(built: Any, samples: Tensor) -> Model:
     hint = "build fishr_exp.contracts.Model(featurizer, classifier)"
     if not isinstance(built, nn.Module):
         raise ConfigError("model", name, "is not a torch.nn.Module", hint)
-    with _trial([built]):
+    with _trial(built):
         expected = _first_call(built, samples, name)
         for halves in (_its_own, _divided):
             featurizer, last = halves(built, samples)
@@ -189,7 +190,7 @@ def check_fit(model: Model, samples: Tensor, classes: int, label: str, key: str 
     size = samples[0].numel()
     whole: list[str] = []
     tiny: list[str] = []
-    with _trial([model]), _watching(model, size, whole, tiny):
+    with _trial(model), _watching(model, size, whole, tiny):
         for mode in (False, True):
             logits = _first_call(model.train(mode), samples, label, key)
             fits = isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 2
@@ -266,22 +267,11 @@ def _divided(network: nn.Module, samples: Tensor) -> tuple[nn.Module | None, nn.
 
 
 @contextlib.contextmanager
-def _trial(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Leave mode, buffers and random streams as they were before the block."""
-    inner = [(m, m.training) for module in modules for m in module.modules()]
-    buffers = [(b, b.clone()) for module in modules for b in module.buffers()]
-    devices = {t.device for m in modules for t in m.parameters() if t.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        for module in modules:
-            module.eval()
-        try:
-            yield
-        finally:
-            for module, mode in inner:
-                module.training = mode
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+def _trial(module: nn.Module) -> Iterator[None]:
+    """Evaluate in the block; mode, buffers and random streams are kept as they were before it."""
+    with keeping_random_streams(module), keeping_buffers(module), keeping_modes(module):
+        module.eval()
+        yield
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from fishr_exp.core import distributed
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
+from fishr_exp.core.keeping import keeping_random_streams
 from fishr_exp.gradient_variance import (
     Loss,
     UnsupportedError,
     gradient_variance,
     per_sample_losses,
 )
-from fishr_exp.trainers._terms import keeping_random_streams
 
 _log = logging.getLogger(__name__)
 # BatchNorm in training mode, which a method that matches the classifier may have, is no reason to

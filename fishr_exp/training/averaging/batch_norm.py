@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Model
+from fishr_exp.core.keeping import keeping_modes, keeping_random_streams
 from fishr_exp.training.step import Autocast
 
 Norms = list[nn.modules.batchnorm._BatchNorm]
@@ -16,18 +17,15 @@ Norms = list[nn.modules.batchnorm._BatchNorm]
 
 def learning_norms(model: Model) -> Norms:
     """Return the BatchNorm layers that learn their statistics in training: not the frozen ones."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()  # in which frozen ones stay in evaluation mode
-    found = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.training
-        and module.running_mean is not None
-    ]
-    for module, mode in modes:
-        module.training = mode
-    return found
+    with keeping_modes(model):
+        model.train()  # in which frozen ones stay in evaluation mode
+        return [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.training
+            and module.running_mean is not None
+        ]
 
 
 @torch.no_grad()
@@ -49,21 +47,17 @@ def recompute_statistics(
         inputs: Samples [N, ...] of all training domains, one minibatch after another.
         autocast: Makes the context of forward passes.
     """
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    model.eval()
-    for norm in norms:
-        norm.train()
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over minibatches
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with keeping_random_streams(model), keeping_modes(model):
+            model.eval()
+            for norm in norms:
+                norm.train()
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain mean over minibatches
             for x in inputs:
                 with autocast():
                     model(x)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for module, mode in modes:
-            module.training = mode
