@@ -71,7 +71,7 @@ def compose(*words: str, config_dir: str | os.PathLike[str] | None = None) -> Di
 def run(config: DictConfig) -> Run:
     """Make the run of a configuration, in its own folder under `output_dir`.
 
-    As with the command, a run that is done is not made again, and one that was stopped goes on.
+    As with the command, a run that is done is not trained again, and one that was stopped resumes.
 
     Args:
         config: What `compose` returned.
@@ -81,7 +81,7 @@ def run(config: DictConfig) -> Run:
 
     Raises:
         ConfigError: If what was asked for cannot be; nothing was trained.
-        TrainingError: If the run could not go on; what it has written stays.
+        TrainingError: If the run could not continue; what it has written stays.
     """
     from fishr_exp.training.run import run as make
 

@@ -22,7 +22,7 @@ HOW = ("uniform", "restricted")
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for a mistake, 1 where it could not go on."""
+    """Run the command; return its exit status, 2 for a mistake, 1 where it could not continue."""
     parser = Parser(
         prog="fishr-average",
         description="Average the weights of runs that are done and have the same start, splits and"

@@ -28,7 +28,7 @@ FORMATS = ("text", "markdown", "latex", "csv")
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 for a mistake, 1 where it could not go on."""
+    """Run the command; return its exit status, 2 for a mistake, 1 where it could not continue."""
     options = _parser().parse_intermixed_args(argv)
     # A folder may have an equals sign in its name.
     folders = [Path(w) for w in options.words if "=" not in w or Path(w).is_dir()]

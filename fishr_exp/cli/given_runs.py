@@ -37,7 +37,7 @@ def read_done(folders: Sequence[Path], *, averages: bool) -> list[Run]:
             if AVERAGE_OF in RunFolder(path).config():  # stopped while it was written
                 continue
             reason = "failed" if path in runs.failed else "is not done"
-            hint = "go on with it by its command first, or pass the others"
+            hint = "finish it with the command that started it, or pass the others"
             raise ConfigError("RUN", path, reason, hint)
         found |= {
             run.path.resolve(): run for run in runs.done if averages or AVERAGE_OF not in run.config

@@ -63,7 +63,7 @@ def probe(arguments: Arguments) -> Costs:
 
     Raises:
         ConfigError: If the run cannot be started.
-        TrainingError: If it cannot go on.
+        TrainingError: If it cannot continue.
     """
     # The first optimizer of a process imports for seconds; a sweep pays for that once.
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()

@@ -58,13 +58,13 @@ log = logging.getLogger(__name__)
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 _MISTAKE = 2  # the exit status
-STOPPED = "stopped; the same command goes on from the last checkpoint"
+STOPPED = "stopped; the same command resumes from the last checkpoint"
 KILLED = (
     "a job's process was killed, perhaps by the system for its memory; "
-    "the same command goes on from the last checkpoints, with fewer jobs at a time if need be"
+    "the same command resumes from the last checkpoints, with fewer jobs at a time if need be"
 )
 STOPPED_WAITING = (
-    "stopped waiting; the jobs go on, and the same command, once they have ended, does the rest"
+    "stopped waiting; the jobs keep running; once they have ended, the same command does the rest"
 )
 
 
@@ -126,8 +126,8 @@ def job(config: DictConfig) -> float | bool | None:
 
     Returns:
         For a sweeper that searches the validation accuracy, or None where a test domain chose the
-        checkpoint that this is the accuracy of. For `SharingSweeper` whether the run was made here:
-        another command may have made it since it was launched.
+        checkpoint that this is the accuracy of. For `SharingSweeper` whether this call trained the
+        run: another command may have trained it since it was launched.
     """
     context = HydraConfig.get()
     folder = Path(context.runtime.output_dir)
@@ -160,7 +160,7 @@ def job(config: DictConfig) -> float | bool | None:
                     log.info("%s", line)
             result, made_here = run(checked, folder)
     except SharedStepsMade:
-        log.info("the steps that it shares with other runs are made")
+        log.info("the steps that it shares with other runs are trained")
         return None
     except KeyboardInterrupt as stop:
         if is_command():

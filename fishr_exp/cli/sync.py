@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="fishr-sync",
         description="Send to their trackers what they lack of the runs under DIR, each record once"
-        " and in order. A run that is going on sends its own.",
+        " and in order. A run that is still training sends its own.",
     )
     add = parser.add_argument
     add("dir", type=as_folder, metavar="DIR", help="a folder of runs, or one run")

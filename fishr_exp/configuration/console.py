@@ -14,7 +14,7 @@ _name = ""  # of the run whose lines these are, where several run at once
 
 
 def name_lines(name: str) -> None:
-    """Put a run's name before each line of this process; for runs that go on side by side."""
+    """Put a run's name before each line of this process; for runs side by side."""
     global _name
     _name = name
 

@@ -18,7 +18,7 @@ from fishr_exp.runs.run_folder import CONFIG, RunFolder
 
 log = logging.getLogger(__name__)
 
-_FAILED = 1  # the exit status of a run that began, and could not go on
+_FAILED = 1  # the exit status of a run that began, and could not continue
 _MOST = 10  # failures to name
 _GO_ON = ("BasicSweeper", "SharingSweeper")  # which launch all runs, whatever one comes to
 _ONLY = "share_steps=only"
@@ -47,7 +47,7 @@ class Sweep:
         self.status = 0  # of the first job that failed
 
     def add(self, job: JobReturn, name: str = "") -> None:
-        """Note that a job failed, if its run folder does not say so, and no other makes the run."""
+        """Note that a job failed, if its run folder does not say so and no other trains it."""
         taken = self.looks_again and isinstance(job._return_value, TakenError)
         if not (taken or self.is_followed(job) or _is_recorded(job)):
             words = [word for word in job.overrides or () if not word.startswith(ADDED)]
@@ -56,7 +56,7 @@ class Sweep:
             self.lost.append(f"  {' '.join([name, *swept]).strip()}: {why}")
 
     def is_followed(self, job: JobReturn) -> bool:
-        """Whether another job makes the run of this one, which was to make shared steps only."""
+        """Whether another job trains the run of this one, which was to train shared steps only."""
         return _ONLY in (job.overrides or ()) and _ONLY not in self.fixed and not _is_recorded(job)
 
     def failures(self) -> list[str]:
@@ -88,7 +88,7 @@ def tell_notes() -> None:
 
 
 def _result(job: JobReturn) -> Any:
-    """Return a job's result; go on after the failure of one of many.
+    """Return a job's result; continue after the failure of one of many.
 
     In place of Hydra's, which stops at the first failure, after a line of its own.
     """

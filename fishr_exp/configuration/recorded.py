@@ -16,7 +16,7 @@ from fishr_exp.runs.keys import KEYS
 from fishr_exp.runs.methods import AVERAGE_OF
 from fishr_exp.runs.reading import Run, read_runs
 
-# Where and how the run was made does not matter.
+# Where and how the run was computed does not matter.
 _HERE: dict[str, Any] = {
     "tracker": None, "averaging": None, "scheduler": None, "device": "auto", "compile": False,
     "diagnostics": False, "profile_steps": None, "tags": [], "show_test_accuracy": False,

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # A search over seeds would choose the luckiest. They repeat a trial, and its value is their mean.
 REPEATS = ("seed", "protocol.trial_seed")
 
-FAILED = 1  # the status of an error of a run that began, and could not go on
+FAILED = 1  # the status of an error of a run that began, and could not continue
 
 Launch = Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]]
 

@@ -42,7 +42,7 @@ class ConfigError(ValueError):
 
 
 class TakenError(ConfigError):
-    """Another process has the run folder; when it has ended, the run can be made, or is made."""
+    """Another process has the run folder; when it has ended, the run can be trained, or is done."""
 
 
 class TrainingError(RuntimeError):
@@ -62,7 +62,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class SharedStepsMade(Exception):  # noqa: N818 - it is no error
-    """The run has made the steps that others share, and was asked to stop then."""
+    """The run has trained the steps that others share, and was asked to stop then."""
 
 
 class UnfinishedError(RuntimeError):

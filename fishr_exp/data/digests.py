@@ -1,6 +1,6 @@
 """What the data of a run are: a digest of the names and labels of each domain's samples.
 
-A run holds the digests from its start on. So it is noticed if the data change before it goes on,
+A run holds the digests from its start on. So it is noticed if the data change before it resumes,
 or between two runs of a table. Pixels are not read.
 """
 

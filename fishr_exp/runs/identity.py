@@ -84,8 +84,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat settings that decide what a run computes, in normal form.
 
-    Left out are the keys that only say where and how a run is made, and keys that came later and
-    are at their neutral values.
+    Left out are the keys that only say where and how a run is computed, and keys that came later
+    and are at their neutral values.
     """
     neutral = {**_of_the_root(), **_declared(config)}
     values = {key: normal(key, value) for key, value in flatten(config).items()}
@@ -245,7 +245,7 @@ def _declared(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_bookkeeping(key: str) -> bool:
-    """Whether a key only says where and how a run is made, not what it computes."""
+    """Whether a key only says where and how a run is computed, not what it computes."""
     return any(name in KEYS and KEYS[name].bookkeeping for name in (key, key.partition(".")[0]))
 
 

@@ -21,8 +21,8 @@ class Key:
     own: tuple[str, ...] = ()  # of such a group: the keys that the run takes, not what is built
     optional: bool = False  # a group that may be null
     choice: bool = False  # a group that only changes other keys
-    argument: bool = True  # a root key that a run takes; the others say where it is made, and how
-    bookkeeping: bool = False  # it decides where and how fast a run is made, not what it computes
+    argument: bool = True  # a root key that a run takes; the others say where and how to run
+    bookkeeping: bool = False  # it decides where and how fast a run is computed, not what
     neutral: Any = _NONE  # a key that came later: where it computes what was computed before it
     of_a_protocol: bool = False  # only a protocol sets it; without one there is no such key
     of_each_run: bool = False  # a protocol leaves it to each run of a sweep, or to the machine

@@ -94,7 +94,7 @@ class RunFolder:
     def state(self) -> State:
         """How far the run came, as its files say: one of four, at whatever moment it was stopped.
 
-        A run that is `running` with no process behind it was stopped; the next one goes on.
+        A run that is `running` with no process behind it was stopped; the next one resumes it.
         """
         if (self.path / DONE).exists():
             return "done"
@@ -105,7 +105,7 @@ class RunFolder:
         return "running" if (self.path / CONFIG).exists() else "planned"
 
     def open(self, config: Mapping[str, Any]) -> None:
-        """Take the folder for a run of `config`, to start it or to go on with it.
+        """Take the folder for a run of `config`, to start it or to resume it.
 
         The mark of an earlier failure is removed; its records stay.
 

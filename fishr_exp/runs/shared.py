@@ -14,7 +14,7 @@ from fishr_exp.runs.names import SHARED
 
 @dataclass(frozen=True)
 class Shared:
-    """First steps that another run of the sweep made."""
+    """First steps that another run of the sweep trained."""
 
     run: str  # the name of its folder
     steps: int

@@ -76,7 +76,7 @@ class CsvMirror(Mirror):
         return known or self.folder.path.name
 
     def send_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings, and what is only bookkeeping as tags; the run goes on."""
+        """Write the settings, and what is only bookkeeping as tags; the run continues."""
         about = {
             IDENTITY: self.identity,
             "folder": str(self.folder.path),

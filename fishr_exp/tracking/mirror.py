@@ -94,7 +94,7 @@ class Mirror(abc.ABC):
         self._connected = False  # and the run is open there
         self._sent_step = -1  # the tracker has the records up to this one
         self._warned = False
-        self._status = ""  # how the run ended; empty while it goes on
+        self._status = ""  # how the run ended; empty until it has
         self._ended = 0.0  # when `end` was called
         self._news = threading.Event()
         self._given_up = False  # the folder is no longer ours to write to
@@ -261,7 +261,7 @@ class Mirror(abc.ABC):
             status = self._status
             try:
                 self._send_all(status)
-            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run goes on
+            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the run continues
                 first_line = next(iter(str(error).strip().splitlines()), "")
                 what = masked(f"{type(error).__name__}: {first_line}")[:1000]
                 self._connected = False  # so that the tracker is asked again what it has
@@ -291,7 +291,7 @@ class Mirror(abc.ABC):
     def _warn(self) -> None:
         if not self._warned:
             log.warning(
-                "%s at %s failed (%s); the run goes on without it. Its records are in %s; %s",
+                "%s at %s failed (%s); the run continues without it. Its records are in %s; %s",
                 self.name,
                 self.address,
                 self.error,

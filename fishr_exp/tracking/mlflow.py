@@ -92,7 +92,7 @@ class MlflowMirror(Mirror):
         log_model: Whether the network of the result is sent, too, as a model that MLflow can load
             where this package is not installed.
         system_metrics: Whether the use of processor, memory, disk, network and GPU is sent while
-            the run goes on, every ten seconds.
+            the run lasts, every ten seconds.
 
     Raises:
         ConfigError: If the address cannot be MLflow's, or `system_metrics` lacks psutil.

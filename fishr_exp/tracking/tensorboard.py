@@ -19,7 +19,7 @@ from fishr_exp.tracking.places import place_of_run
 
 _MARKER = "run.json"  # which run has the folder, and how it ended; TensorBoard does not read it
 _OF_ALL = "epoch"  # a number that every record has
-# What that page knows of how a run ended; a killed one may go on, and its first word is kept.
+# What that page knows of how a run ended; a killed one may resume, and its first word is kept.
 _ENDS = {"FINISHED": "STATUS_SUCCESS", "FAILED": "STATUS_FAILURE"}
 
 
@@ -28,7 +28,7 @@ class TensorBoardMirror(Mirror):
 
     The numbers are scalars, at the step and the time of their records. The settings that decide
     what the run computes are hyperparameters, and all settings are a table on the page TEXT. A
-    process that goes on with a run begins a file of its own, with the steps that the others lack.
+    process that resumes a run begins a file of its own, with the steps that the others lack.
 
     Args:
         folder: The run folder.
@@ -83,7 +83,7 @@ class TensorBoardMirror(Mirror):
         return known
 
     def send_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings as hyperparameters and as a table; once, of a run that goes on."""
+        """Write the settings as hyperparameters and as a table; once, of a run that resumes."""
         if any(tag.startswith("_hparams_") for tag, _ in self._there):
             return
         from torch.utils.tensorboard.summary import hparams

@@ -66,7 +66,7 @@ class WandbMirror(Mirror):
     """Send a run folder's settings, records and result to Weights & Biases.
 
     A run has the same id wherever and whenever it is sent, so it is taken up again. Offline, each
-    process that goes on with a run begins a folder `wandb/offline-run-TIME-ID`, with the steps
+    process that resumes a run begins a folder `wandb/offline-run-TIME-ID`, with the steps
     that the others lack; `wandb sync` sends them all to one run.
 
     Args:

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a stopped run needs to go on to the same weights, bit for bit."""
+"""Checkpoints: all that a stopped run needs to resume to the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Checkpoints:
             self._forget_best_but(wanted)
 
     def newest(self, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-        """Read the newest state that the run can go on from; None where there is none.
+        """Read the newest state that the run can resume from; None where there is none.
 
         Args:
             accept: Tries a state; if it raises, the file counts as damaged.
@@ -89,7 +89,7 @@ class Checkpoints:
                 continue
             if unreadable:
                 reason = str(unreadable).partition(";")[0]
-                log.warning("%s: going on from the one before, %s", reason, path.name)
+                log.warning("%s: continuing from the one before, %s", reason, path.name)
                 for other in damaged:  # else it would count as the newest
                     other.unlink()
             return state
@@ -129,7 +129,7 @@ class Checkpoints:
         """Write the weights to be evaluated, and their `step`.
 
         Those before them, of step `earlier`, stay while there is a state that knows only them, from
-        which a run may go on.
+        which a run may resume.
         """
         if earlier and earlier != state["step"] and (self.folder / BEST).exists():
             (self.folder / BEST).replace(self.folder / _EARLIER_BEST.format(earlier))
@@ -138,7 +138,7 @@ class Checkpoints:
     def best(self, step: int, like: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read the weights to be evaluated, of the step that the observer holds for the best.
 
-        Where a run goes on from a state before the newest best weights, those of its own step are
+        Where a run resumes from a state before the newest best weights, those of its own step are
         put in their place.
 
         Args:
@@ -264,7 +264,7 @@ def check_state(state: Mapping[str, Any], total_steps: int) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> TrainingError:
-    """Say that a file is no checkpoint to go on from, and what helps."""
+    """Say that a file is no checkpoint to resume from, and what helps."""
     if isinstance(error, TrainingError):  # from `load`
         return error
     fix = "pass resume=false to start this run from scratch"

@@ -93,7 +93,7 @@ class Training:
     def reset_optimizers(self) -> None:
         """Make the optimizers from scratch where the trainer wants it before this step.
 
-        Their schedules go on from where they are.
+        Their schedules continue from where they are.
         """
         if (overrides := self.trainer.resets.get(self.step)) is None:
             return
@@ -238,7 +238,7 @@ def fit(
                 scores, diagnostics = evaluate()
             except InterruptedEvaluationError:
                 pause()
-                continue  # the signal's handler wants us to go on
+                continue  # the signal's handler wants us to continue
             evaluation = _end_epoch(training, epoch, training.step - first, scores, diagnostics)
             numbers = evaluation.numbers()
             training.averaging.after_evaluation(numbers)

@@ -54,7 +54,7 @@ class Member:
             if isinstance(state, dict) and state.get("step") == run.step:
                 return cls(run, arguments, path, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
         reason = f"has no weights of step {run.step}, which its result is of, in {folder.name}"
-        raise ConfigError("RUN", run.path, reason, "make the run again with resume=false")
+        raise ConfigError("RUN", run.path, reason, "run it again with resume=false")
 
     def read(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights by name.

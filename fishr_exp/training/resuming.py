@@ -143,7 +143,7 @@ def _from_trunk(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - whatever is in the file
-        log.warning("the shared steps are made again; %s: %s", trunk.folder, damage(error))
+        log.warning("the shared steps are trained again; %s: %s", trunk.folder, damage(error))
         trunk.forget_state()
         prepared.training.load_state_dict(before)
         return reached
@@ -178,7 +178,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _try(prepared: Prepared, state: dict[str, Any]) -> None:
-    """Load a state; whatever this raises, the run cannot go on from it."""
+    """Load a state; whatever this raises, the run cannot resume from it."""
     training = prepared.training
     check_state(state, prepared.total_steps)
     groups = {n: [*player.optimizer.param_groups] for n, player in training.players.items()}
@@ -248,9 +248,9 @@ def _missing(
 
 
 def _check_best(prepared: Prepared, checkpoints: Checkpoints) -> None:
-    """Refuse best weights that are not this run's, before it goes on.
+    """Refuse best weights that are not this run's, before it resumes.
 
-    Earlier versions may have left those of a later step, which the run is about to make again.
+    Earlier versions may have left those of a later step, which the run is about to train again.
     """
     training = prepared.training
     if training.observer.keep != "best" or training.observer.best_step == 0:

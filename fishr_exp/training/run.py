@@ -51,7 +51,7 @@ def run(arguments: Arguments, folder: Path) -> tuple[dict[str, Any], bool]:
 
     Raises:
         ConfigError: If what was asked for cannot be; nothing was trained.
-        TrainingError: If the run could not go on, or failed before; what it had written stays.
+        TrainingError: If the run could not continue, or failed before; what it had written stays.
         Stopped: If a signal asked for it, after a checkpoint.
         SharedStepsMade: If `arguments.share_steps` is `only`, and there is nothing left to share.
     """
@@ -65,7 +65,7 @@ def run(arguments: Arguments, folder: Path) -> tuple[dict[str, Any], bool]:
     signals = Signals()
     with run_folder:
         distributed.from_first(run_folder.acquire)
-        # Another process may have made the run while this one prepared it.
+        # Another process may have trained the run while this one prepared it.
         earlier = _result_of_earlier(run_folder, arguments)
         if earlier is not None:
             return earlier, False
@@ -242,7 +242,7 @@ def _result_of_earlier(run_folder: RunFolder, arguments: Arguments) -> dict[str,
         return distributed.from_first(lambda: _done(run_folder, arguments))
     if state == "failed" and not arguments.retry_failed:
         raise TrainingError(
-            f"this run failed before ({_error(run_folder)}); pass retry_failed=true to go on from "
+            f"this run failed before ({_error(run_folder)}); pass retry_failed=true to resume from "
             f"its last checkpoint in {run_folder.path}"
         )
     return None

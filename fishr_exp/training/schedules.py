@@ -66,7 +66,7 @@ class Schedule:
     def go_on_from(self, earlier: Schedule) -> None:
         """Take over from the schedule of an optimizer that this one's replaces.
 
-        It goes on from where that was: the rate is the new optimizer's own, times the factor that
+        It continues from where that was: the rate is the new optimizer's own, times the factor that
         the schedule had come to.
         """
         before, own = earlier.groups, self.scheduler.state_dict()

@@ -50,7 +50,7 @@ def trained_model(run: Run, arguments: Arguments) -> Model:
         model.load_state_dict(load(path)["model"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         reason = f"{path.name} does not hold the weights of its network"
-        raise ConfigError("RUN", run.path, reason, "make it again with resume=false") from error
+        raise ConfigError("RUN", run.path, reason, "run it again with resume=false") from error
     return model.cpu().eval()
 
 

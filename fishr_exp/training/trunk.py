@@ -1,4 +1,4 @@
-"""Steps that several runs of a sweep share: a trunk, trained once, from which the others go on.
+"""Steps that several runs of a sweep share: a trunk, trained once, from which the others continue.
 
 Runs that differ only in keys that act from a known step s on (gamma, before `anneal_steps`) compute
 the same s steps. The first of them leaves its state after s updates, the trunk, in the folder of
@@ -8,9 +8,9 @@ the sweep; the others start from it:
     .trunks/DIGEST/wanted/RUN     empty; the run of that name may still need the trunk
 
 A trunk is an ordinary checkpoint before the evaluation at step s, if there is one, so a run that
-goes on from it comes to the bits of a run that was made alone. Whoever needs it no longer removes
-its name; with the last one the trunk goes. A trunk that is missing or damaged costs a run nothing
-but the steps.
+continues from it comes to the bits of a run that was trained alone. Whoever needs it no longer
+removes its name; with the last one the trunk goes. A trunk that is missing or damaged costs a run
+nothing but the steps.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Trunk:
 
     @property
     def is_there(self) -> bool:
-        """Whether the shared steps were made."""
+        """Whether the shared steps were trained."""
         return (self.folder / _STATE).exists()
 
     @property
@@ -100,7 +100,7 @@ class Trunk:
         Args:
             state: Of the training, after `step` updates.
             data: What the data are, by domain.
-            run: The folder of the run that made the steps.
+            run: The folder of the run that trained the steps.
         """
         best = run.checkpoints / BEST
         try:
@@ -116,11 +116,11 @@ class Trunk:
             log.warning("the first %d steps cannot be shared: %s", self.step, damage(error))
 
     def read(self, data: Mapping[str, str], total_steps: int) -> dict[str, Any]:
-        """Read the state, with `records`, `best` and `run`, the name of the run that made it.
+        """Read the state, with `records`, `best` and `run`, the name of the run that trained it.
 
         Args:
             data: What the data are now, by domain.
-            total_steps: Updates of the run that is to go on.
+            total_steps: Updates of the run that is to continue.
 
         Raises:
             ValueError: If it is of other settings or data, or no state of a training.

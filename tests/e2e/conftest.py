@@ -53,7 +53,7 @@ class Outcome:
 
 
 def newest_state(folder: Path) -> Path:
-    """The checkpoint of a run folder that a stopped run goes on from."""
+    """The checkpoint of a run folder that a stopped run resumes from."""
     states = (folder / "checkpoints").glob("step-*.pt")
     return max(states, key=lambda path: int(path.stem.removeprefix("step-")))
 

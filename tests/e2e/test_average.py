@@ -187,7 +187,7 @@ def test_what_is_no_run_or_not_done(
         stop_before(5, patch)
         assert fishr_exp("trainer=erm", "optimizer.lr=0.02", tiny=TINY).status == 130
     assert average.main([str(one.parent)]) == 2
-    assert "is not done; go on with it by its command first" in capsys.readouterr().err
+    assert "is not done; finish it with the command that started it" in capsys.readouterr().err
     assert fishr_exp("trainer=erm", "optimizer.lr=0.02", tiny=TINY).status == 0
     (one / "checkpoints/best.pt").unlink()
     newest_state(one).unlink()

@@ -351,7 +351,7 @@ def test_ctrl_c_says_how_to_go_on(fishr_exp: Command, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("fishr_exp.training.loop.optimizer_step", interrupt)
     outcome = fishr_exp()
-    assert_one_line(outcome, ["stopped; the same command goes on"], status=130)
+    assert_one_line(outcome, ["stopped; the same command resumes"], status=130)
     assert not (outcome.folder / "result.json").exists()
 
 

@@ -311,7 +311,7 @@ def test_a_run_that_is_not_done_is_one_line(
         stop_before(3, patch)
         folder = fishr_exp("trainer=erm", tiny=SHORT).folder
     assert evaluate.main([str(folder)]) == 2
-    assert "is not done; go on with it by its command first" in capsys.readouterr().err
+    assert "is not done; finish it with the command that started it" in capsys.readouterr().err
 
 
 def _truncate(path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_signal_ends_the_step_and_saves_it(
     time.sleep(0.3)
     os.killpg(pid, number)  # as a terminal does: the workers get it too
     assert ended(pid) == 128 + number, log.read_text()
-    said = "fishr-exp: stopped; the same command goes on from the last checkpoint"
+    said = "fishr-exp: stopped; the same command resumes from the last checkpoint"
     assert log.read_text().splitlines()[-1] == said
     assert "Traceback" not in log.read_text()
     state = torch.load(newest_state(folder), weights_only=True)
@@ -245,7 +245,7 @@ def test_a_signal_stops_all_jobs_of_a_parallel_sweep(
     err = running.communicate()[1]
     assert running.returncode == 128 + number, err
     assert "Traceback" not in err
-    said = "fishr-exp: stopped; the same command goes on"  # joblib may warn after it
+    said = "fishr-exp: stopped; the same command resumes"  # joblib may warn after it
     assert any(line.startswith(said) for line in err.splitlines())
     half = [newest_state(path.parent) for path in tmp_path.glob("*/environment.json")]
     assert len(half) == 2
@@ -264,7 +264,7 @@ def test_two_sweeps_at_once_share_the_jobs(tmp_path: Path) -> None:
     said = "".join(log.read_text() for log in logs)
     made = said.count("evaluating all domains")
     assert made == 4, said  # each run was made once
-    assert statuses == [0, 0], said  # each goes on until all are made, by whichever
+    assert statuses == [0, 0], said  # each continues until all are done, by whichever
     for log in logs:
         assert "4 runs: " in log.read_text()
     assert len(list((tmp_path / "runs").glob("*/done"))) == 4
@@ -315,7 +315,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     damage(newest_state(stopped.folder))
     continued = fishr_exp(*words, here)
     warning = (
-        "step-9.pt is not a readable checkpoint (ValueError): going on from the one before, step"
+        "step-9.pt is not a readable checkpoint (ValueError): continuing from the one before, step"
     )
     assert warning in continued.err
     assert "after step 8\n" in continued.err
@@ -479,7 +479,7 @@ def test_a_sweep_names_what_failed_at_its_end(fishr_exp: Command, tmp_path: Path
     assert "the objective is not finite at step 1" in line
     again = fishr_exp(*words)
     assert again.status == 1
-    assert "2 runs: 0 made, 1 done before, 1 failed" in again.err
+    assert "2 runs: 0 trained, 1 done before, 1 failed" in again.err
     assert again.err.count("the objective is not finite at step 1") == 1
 
 

@@ -1,4 +1,4 @@
-"""A run of every method that is stopped in the middle goes on to the bits of the whole run."""
+"""A run of every method that is stopped in the middle resumes to the bits of the whole run."""
 
 from __future__ import annotations
 

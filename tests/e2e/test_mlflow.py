@@ -306,7 +306,7 @@ def test_a_lost_database_is_filled_anew(tmp_path: Path, fishr_exp: Command) -> N
     # In a process of its own: MLflow keeps a database open that it has used.
     said = process(*sweep, *TRACKED, f"output_dir={tmp_path / 'runs'}").communicate()[1]
     assert said.count("done already") == 2
-    assert "2 runs: 0 made, 2 sent to the tracker again" in said
+    assert "2 runs: 0 trained, 2 sent to the tracker again" in said
     assert "MLflow at" not in said
     client = MlflowClient(f"sqlite:///{database}")
     runs = client.search_runs([client.get_experiment_by_name("fishr-exp").experiment_id])

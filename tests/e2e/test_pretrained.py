@@ -42,7 +42,7 @@ def test_a_sweep_on_domains_whose_classes_are_mapped(
     ran = caller(tmp_path)("-m", *data, *NETWORK, *method, *SMALL, tiny=())
     assert ran.status == 0, ran.err
     assert "domain labelme has no image of class person" in ran.err
-    assert "2 runs: 2 made (1 of them with shared steps" in ran.err
+    assert "2 runs: 2 trained (1 of them with shared steps" in ran.err
 
     before, after = (json.loads(line)["losses"] for line in (ran.folder / "records.jsonl").open())
     assert (before["effective_gamma"], after["effective_gamma"] > 0) == (0, True)

@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, that they repeat, and that they go on where they stopped."""
+"""Whole runs: what they leave behind, that they repeat, and that they resume where they stopped."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_a_sweep_and_its_table(
         ("erm", 0, 0), ("erm", 0, 1),
         *[("fishr", gamma, seed) for gamma in (0, 1, 1000) for seed in (0, 1)],
     ]  # fmt: skip
-    assert fishr_exp(*words).err.count("6 runs: 0 made, 6 done before") == 1
+    assert fishr_exp(*words).err.count("6 runs: 0 trained, 6 done before") == 1
 
     capsys.readouterr()
     assert table_cli.main([str(runs), "--format", "csv"]) == 0

@@ -105,7 +105,7 @@ def test_a_damaged_state_of_the_schedule_is_passed_over(
     done = fishr_exp(*words, tiny=SMALL)
     assert done.status == 0
     assert "its state of the scheduler is of another one" in done.err
-    assert "going on from the one before, step-7.pt" in done.err
+    assert "continuing from the one before, step-7.pt" in done.err
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_a_requeued_a_preempted_and_a_cancelled_job_leave_the_sweep_as_it_would_
     err = again.communicate()[1]
     assert again.returncode == 0, err
     logs = {path: (path / "fishr-exp.log").read_text() for path in runs.glob("fishr-*")}
-    assert "4 runs: 1 made, 3 done before" in err
+    assert "4 runs: 1 trained, 3 done before" in err
     for path, log in logs.items():
         expected = [str(steps[path])] if path in steps else []
         assert re.findall(r"after step (\d+)", log) == expected
@@ -139,7 +139,7 @@ def test_a_job_out_of_time_stops_after_a_checkpoint_unless_it_may_be_requeued(
     sweep = process(*words, *slurm, *limit, f"output_dir={tmp_path}")
     err = sweep.communicate()[1]
     assert sweep.returncode == 128 + signal.SIGUSR2, err
-    assert "the same command goes on from the last checkpoint (Job not requeued because: " in err
+    assert "the same command resumes from the last checkpoint (Job not requeued because: " in err
     (folder,) = tmp_path.glob("fishr-*")
     assert RunFolder(folder).state == "running"
     assert newest_state(folder).exists()
@@ -195,12 +195,12 @@ def test_runs_that_share_steps_are_a_second_array_that_starts_after_the_first(
     err = sweep.communicate()[1]
     assert sweep.returncode == 0, err
     assert re.findall(r"^\[(\d)/3\] fishr gamma=", err, re.MULTILINE) == ["1", "2", "3"]
-    assert "3 runs: 3 made (2 of them with shared steps" in err
+    assert "3 runs: 3 trained (2 of them with shared steps" in err
     expected = dict.fromkeys([first, *(f"{second}_{task}" for task in range(3))], "COMPLETED")
     assert jobs_of(name) == expected
 
     again = process(*words)
-    assert "3 runs: 0 made, 3 done before" in again.communicate()[1]
+    assert "3 runs: 0 trained, 3 done before" in again.communicate()[1]
     assert again.returncode == 0
     assert jobs_of(name) == expected  # nothing was submitted
     assert_as_alone(runs, tmp_path / "alone")
@@ -225,12 +225,12 @@ def test_a_cancelled_job_costs_shared_steps_or_its_own_run(
     # The run of the first array is made in the second one.
     assert head == "fishr-exp: 1 job without a result; the same command tries again:"
     assert line.startswith(f"fishr-exp:   {second}_2 trainer.gamma=100: CANCELLED by ")
-    assert "3 runs: 2 made (1 of them with shared steps" in err
+    assert "3 runs: 2 trained (1 of them with shared steps" in err
     assert "1 failed" in err
     again = process(*words)
     err = again.communicate()[1]
     assert again.returncode == 0, err
-    assert "3 runs: 1 made (1 of them with shared steps" in err
+    assert "3 runs: 1 trained (1 of them with shared steps" in err
     assert len(jobs_of(name)) == 5
     assert_as_alone(runs, tmp_path / "alone")
 
@@ -257,7 +257,7 @@ def test_jobs_go_on_without_the_command_and_past_a_requeue(
     again = process(*words)
     err = again.communicate()[1]
     assert again.returncode == 0, err
-    assert "3 runs: 0 made, 3 done before" in err
+    assert "3 runs: 0 trained, 3 done before" in err
     assert len(jobs_of(name)) == 4
     assert sorted(of is None for of in shared(runs).values()) == [False, False, True]
     assert_as_alone(runs, tmp_path / "alone")

@@ -111,7 +111,7 @@ def test_the_seconds_of_a_branch_are_its_own(tmp_path: Path) -> None:
     assert result["shared"]["seconds"] >= taken[-1]["seconds"]
     whole = result["seconds"] + result["shared"]["seconds"]
     assert whole >= records[-1]["seconds"] > 0
-    assert "2 made (1 of them with shared steps, which saved about" in outcome.err
+    assert "2 trained (1 of them with shared steps, which saved about" in outcome.err
 
 
 def test_a_damaged_trunk_costs_its_steps_only(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_damaged_trunk_costs_its_steps_only(tmp_path: Path) -> None:
     state.write_bytes(content)
     again = caller(tmp_path / "a")(*words, tiny=TINY)
     assert again.status == 0, again.err
-    assert "the shared steps are made again" in again.err
+    assert "the shared steps are trained again" in again.err
     assert caller(tmp_path / "b")(*words, ALONE, tiny=TINY).status == 0
     assert_equal_sweeps(tmp_path / "a", tmp_path / "b")
     assert len([of for of in shared(tmp_path / "a").values() if of]) == 1
@@ -210,7 +210,7 @@ def test_from_scratch_shares_nothing(tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
     assert set(shared(tmp_path).values()) == {None}
     again = caller(tmp_path)(*words, tiny=TINY)
-    assert "2 runs: 2 made" in again.err
+    assert "2 runs: 2 trained" in again.err
     assert again.err.count("evaluating all domains") == 2
 
 
@@ -220,7 +220,7 @@ def test_only_the_shared_steps_are_made_where_that_is_asked_for(tmp_path: Path) 
         assert caller(tmp_path)("-m", "trainer.gamma=0,1", "seed=0", tiny=TINY).status == 130
     one = caller(tmp_path)("trainer.gamma=0", "seed=0", "share_steps=only", tiny=TINY)
     assert one.status == 0, one.err
-    assert "the steps that it shares with other runs are made" in one.err
+    assert "the steps that it shares with other runs are trained" in one.err
     assert RunFolder(one.folder).state == "running"
     assert newest_state(one.folder).name == "step-6.pt"
     again = caller(tmp_path)("-m", "trainer.gamma=0,1", "seed=0", tiny=TINY)
@@ -233,7 +233,7 @@ def test_several_processes_make_the_shared_steps_first(tmp_path: Path) -> None:
     outcome = process(*SWEEP, *TINY, *parallel, f"output_dir={tmp_path / 'a'}")
     err = outcome.communicate()[1]
     assert outcome.returncode == 0, err
-    assert "6 runs: 6 made (4 of them with shared steps" in err
+    assert "6 runs: 6 trained (4 of them with shared steps" in err
     lines = re.findall(r"\[(\d)/6\] fishr gamma=", err)  # after what a library began, perhaps
     assert lines == [*"123456"], err
     assert caller(tmp_path / "b")(*SWEEP, ALONE, tiny=TINY).status == 0
@@ -268,7 +268,7 @@ def test_a_done_sweep_is_recognized_without_composing_it(
     count = composed(monkeypatch)
     again = call(*SWEEP, tiny=TINY)
     assert again.status == 0, again.err
-    assert "6 runs: 0 made, 6 done before" in again.err
+    assert "6 runs: 0 trained, 6 done before" in again.err
     assert count == []
     (tmp_path / ".composed.json").write_text("{")  # damaged: made again
     assert call(*SWEEP, tiny=TINY).status == 0
@@ -291,7 +291,7 @@ def test_a_run_that_is_missing_is_made(tmp_path: Path) -> None:
     shutil.rmtree(lost)
     again = call(*SWEEP, tiny=TINY)
     assert again.status == 0, again.err
-    assert "6 runs: 1 made, 5 done before" in again.err
+    assert "6 runs: 1 trained, 5 done before" in again.err
     assert (lost / "done").exists()
 
 
@@ -347,7 +347,7 @@ def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
         assert caller(tmp_path)(*words, tiny=TINY).status == 1
     again = caller(tmp_path)(*words, tiny=TINY)
     assert again.status == 1
-    assert "2 runs: 0 made, 2 failed" in again.err
+    assert "2 runs: 0 trained, 2 failed" in again.err
     assert "retry_failed=true" in again.err
     assert (
         "check_first=maybe: must be true or false"
@@ -357,7 +357,7 @@ def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
     assert again.announced == ""  # nothing was launched
     once_more = caller(tmp_path)(*words, "retry_failed=true", tiny=TINY)
     assert once_more.status == 0
-    assert "2 runs: 2 made" in once_more.err
+    assert "2 runs: 2 trained" in once_more.err
 
 
 def test_a_sweep_makes_shared_steps_first_by_itself(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_folders_that_are_named_by_hydra_stay_what_they_are(name: str, tmp_path:
     again = process(*words, "seed=0", out)
     err = again.communicate()[1]
     assert again.returncode == 0, err
-    assert "2 runs: 1 made, 1 done before" in err
+    assert "2 runs: 1 trained, 1 done before" in err
     assert len(list(tmp_path.glob("run*/done"))) == 2
     assert not list(tmp_path.glob("*sweep_position*"))
 
@@ -391,7 +391,7 @@ def test_options_that_say_whether_to_resume_are_looked_at(tmp_path: Path) -> Non
     words = ("-m", f"--config-dir={tmp_path / 'conf'}", "experiment=fresh,again", "trainer.gamma=1")
     assert caller(tmp_path / "runs")(*words, tiny=TINY).status == 0
     again = caller(tmp_path / "runs")(*words, tiny=TINY)
-    assert "2 runs: 1 made, 1 done before" in again.err
+    assert "2 runs: 1 trained, 1 done before" in again.err
 
 
 # --- the order, and what is said ------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_two_commands_share_the_runs_to_the_end(tmp_path: Path) -> None:
     said = [made_by(first), made_by(second)]
     assert sum(text.count("evaluating all domains") for text in said) == 6
     assert all("6 runs: " in text for text in said)
-    made = [int(re.search(r"6 runs: (\d) made", text)[1]) for text in said]
+    made = [int(re.search(r"6 runs: (\d) trained", text)[1]) for text in said]
     assert sum(made) == 6
     assert len(list(tmp_path.glob("*/done"))) == 6
 
@@ -456,7 +456,7 @@ def test_a_run_that_another_command_makes_at_the_last_moment(
     monkeypatch.setattr(launching, "_attempt", too_late)
     outcome = caller(tmp_path / "runs")("-m", "trainer.gamma=0,1", tiny=TINY)
     assert outcome.status == 0, outcome.err
-    assert "2 runs: 1 made, 1 made by another command" in outcome.err
+    assert "2 runs: 1 trained, 1 trained by another command" in outcome.err
 
 
 def test_the_position_in_the_sweep_is_told_to_the_tracker(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_sweep_with_several_trackers(fishr_exp: Command) -> None:
     assert [about["sweep"] for about in told] == ["mine", "mine"]
     assert sorted(about["tags"]["sweep_position"] for about in told) == ["1/2", "2/2"]
     again = fishr_exp(*words, tiny=tiny)
-    assert "2 runs: 0 made" in again.err
+    assert "2 runs: 0 trained" in again.err
     assert "sent to the tracker" not in again.err
 
 

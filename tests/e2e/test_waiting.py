@@ -109,5 +109,5 @@ def test_a_hangup_is_handled_like_a_preemption(tmp_path: Path) -> None:
     running.send_signal(signal.SIGHUP)
     _, err = running.communicate()
     assert running.returncode == 128 + signal.SIGHUP, err
-    assert err.splitlines()[-1].endswith("the same command goes on from the last checkpoint")
+    assert err.splitlines()[-1].endswith("the same command resumes from the last checkpoint")
     assert newest_state(folder).is_file()

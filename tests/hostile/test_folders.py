@@ -596,7 +596,7 @@ def test_the_newest_checkpoint_is_none(
     with_state(what)
     with caplog.at_level(logging.WARNING):
         assert told(asked, stopped) == ""
-    assert "going on from the one before, step-4.pt" in caplog.text
+    assert "continuing from the one before, step-4.pt" in caplog.text
     expected, found = (
         json.loads((folder / "result.json").read_text())["accuracy"]
         for folder in (runs["done"], stopped)

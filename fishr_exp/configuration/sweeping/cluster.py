@@ -19,7 +19,7 @@ def through_slurm(
 ) -> None:
     """Submit all runs, and wait for them.
 
-    The runs that make shared steps are an array of jobs that stop after these; those that start
+    The runs that train shared steps are an array of jobs that stop after these; those that start
     from them, and these runs themselves, are a second one, which Slurm begins when the first has
     ended, in whatever way. So nothing depends on this process once it has submitted them. The other
     runs are a third one; they join the second where the first and the third at once could be more

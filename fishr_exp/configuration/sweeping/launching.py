@@ -1,7 +1,7 @@
-"""Launches the runs of a sweep: one after another, or in waves where a launcher makes several.
+"""Launches the runs of a sweep: one after another, or in waves where a launcher starts several.
 
-A run that another process makes is passed over; the command looks again until all are made, or have
-failed. Runs that share steps wait for the one that makes them.
+A run that another process trains is passed over; the command looks again until all are done, or
+have failed. Runs that share steps wait for the one that trains them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Launch = Callable[[Sequence[SweptRun], Sequence[str]], Sequence[JobReturn]]
 """Launches runs with additional words, and returns what each came to."""
 
-_PAUSE = 1.0  # seconds before another look at runs that others make
+_PAUSE = 1.0  # seconds before another look at runs that others train
 
 
 def one_by_one(todo: Sequence[SweptRun], launch: Launch, progress: Progress) -> None:
@@ -50,12 +50,12 @@ def in_waves(
         most: Runs in a wave, at most; None: all.
     """
     pending = list(todo)
-    tried: set[Path] = set()  # trunks; if one was not made, the runs go without
+    tried: set[Path] = set()  # trunks; if one is missing, the runs go without
     while pending := _not_made(pending, progress):
         first = [run for run in leaders(pending) if trunk_of(run) not in tried]
         if first := [run for run in first if not is_taken(run.folder)][:most]:
             tried |= {trunk_of(run) for run in first}
-            log.info("making the steps that runs share: %d runs stop after them", len(first))
+            log.info("training the steps that runs share: %d runs stop after them", len(first))
             made = _attempt(first, launch, ("share_steps=only",), progress)
             failed = [run for run in made if run.has_failed]
             pending = [run for run in pending if run not in failed]
@@ -100,7 +100,7 @@ def finish(
         runs: The runs.
         returns: What their jobs returned.
         progress: Tells how far the sweep is.
-        only_shared: Whether they were to make shared steps only.
+        only_shared: Whether they were to train shared steps only.
 
     Raises:
         Exception: What ends the sweep, such as a stop; the failure of a run does not.
@@ -117,21 +117,21 @@ def finish(
             progress.sent(run)
         elif made_here is False:  # it was found done
             progress.not_ours(run)
-        elif not only_shared:  # else another job is to make the run
+        elif not only_shared:  # else another job is to train it
             progress.lost(run)
     progress.update()
     return attempted
 
 
 def _wait(pending: Sequence[SweptRun], progress: Progress) -> None:
-    """Wait a moment for runs that others make; say so, once for each."""
+    """Wait a moment for runs that others train; say so, once for each."""
     taken = [run.folder.name for run in pending if is_taken(run.folder)]
     progress.waiting_for(taken)
     time.sleep(_PAUSE)
 
 
 def _not_made(pending: Sequence[SweptRun], progress: Progress) -> list[SweptRun]:
-    """Return the runs that are still to be made; others may have made some meanwhile."""
+    """Return the runs that are still to be trained; others may have trained some meanwhile."""
     left = [run for run in pending if not run.is_done]
     if len(left) < len(pending):
         progress.update()
@@ -139,7 +139,7 @@ def _not_made(pending: Sequence[SweptRun], progress: Progress) -> list[SweptRun]
 
 
 def _is_free(run: SweptRun, pending: Sequence[SweptRun]) -> bool:
-    """Whether nobody makes the run, or the steps that it shares."""
+    """Whether nobody trains the run, or the steps that it shares."""
     if is_taken(run.folder):
         return False
     if run.trunk is None or run.trunk.is_there:

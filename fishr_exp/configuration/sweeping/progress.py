@@ -26,7 +26,7 @@ from fishr_exp.runs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-_LEAST = 1.0  # seconds between two looks at the folders, where other processes make the runs
+_LEAST = 1.0  # seconds between two looks at the folders, where other processes train the runs
 _SHOWN = ("trainer", "trainer.gamma", "seed", "test_domains")  # words that a line names anyway
 _SHARE = 20  # a look takes at most one part in so many of the time
 
@@ -49,7 +49,7 @@ class Progress:
         before: The number of its runs that were done before it began.
         failed: The number of those that had failed before, and are not tried again.
         todo: The others.
-        at_a_time: How many runs the launcher makes at once, as far as is known.
+        at_a_time: How many runs the launcher starts at once, as far as is known.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Progress:
         return self.total - len(self._open)
 
     def ours(self, runs: Iterable[SweptRun]) -> None:
-        """Note that this command makes these runs."""
+        """Note that this command trains these runs."""
         self._ours |= {run.position for run in runs}
 
     def not_ours(self, run: SweptRun) -> None:
-        """Note that another command makes a run, or has made it."""
+        """Note that another command trains a run, or has trained it."""
         self._ours.discard(run.position)
 
     def waiting_for(self, names: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ class Progress:
         if new := [name for name in names if name not in self._awaited]:
             self._awaited |= {*new}
             shown = ", ".join(new[:3]) + (f" and {len(new) - 3} more" if len(new) > 3 else "")
-            log.info("waiting for %s, made by another command", shown)
+            log.info("waiting for %s, trained by another command", shown)
 
     def update(self) -> None:
         """Look which runs have ended, and say so."""
@@ -164,18 +164,18 @@ class Progress:
         return ", ".join(parts)
 
     def summary(self, folder: Path) -> list[str]:
-        """Say at the end what was made, and the command for the table."""
+        """Say at the end what was trained, and the command for the table."""
         made = self.made
         own = [run for run in made.done if run.position in self._ours]
         shared = [s for position, s in made.seconds_shared.items() if position in self._ours]
-        parts = [f"{len(own)} made"]
+        parts = [f"{len(own)} trained"]
         if shared:
             saved = f", which saved about {duration(sum(shared))}"
             parts[0] += f" ({len(shared)} of them with shared steps{saved})"
         parts += [f"{self.before} done before"] if self.before else []
         parts += [f"{len(made.sent)} sent to the tracker again"] if made.sent else []
         elsewhere = len(made.done) - len(own)
-        parts += [f"{elsewhere} made by another command"] if elsewhere else []
+        parts += [f"{elsewhere} trained by another command"] if elsewhere else []
         failed = self.failed_before + len(made.failed)
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{len(self._open)} without a result"] if self._open else []

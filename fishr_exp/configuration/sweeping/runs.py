@@ -46,7 +46,7 @@ class SweptRun:
         candidates: The steps that it could share with others, the longest first.
         trunk: Those that it does share.
         to_send: Whether it is done, and its tracker lacks something of it.
-        from_scratch: Whether it is to be made again, whatever is in its folder.
+        from_scratch: Whether it is to be trained again, whatever is in its folder.
         failed_before: Whether what its folder says of a failure is of an earlier try.
     """
 
@@ -210,7 +210,7 @@ def in_order(runs: Sequence[SweptRun]) -> list[SweptRun]:
 
 
 def leaders(runs: Sequence[SweptRun]) -> list[SweptRun]:
-    """Return the runs that make the steps that others share: a baseline, where there is one."""
+    """Return the runs that train the steps that others share: a baseline, where there is one."""
     found: dict[Path, SweptRun] = {}
     for run in sorted(runs, key=lambda run: (not run.is_baseline, run.position)):
         if run.trunk and not run.trunk.is_there:

@@ -56,7 +56,7 @@ class Sweep:
         loader: Composes that of a run.
         launcher: Launches them.
         words: The overrides of each run.
-        most: Runs to launch at a time, for a launcher that makes several; None: all.
+        most: Runs to launch at a time, for a launcher that starts several; None: all.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Sweep:
                 log.info("%s", line)
 
     def _find(self) -> list[SweptRun]:
-        """Return the runs that are to be made; check all of them first.
+        """Return the runs that are to be trained; check all of them first.
 
         What was composed before, for the same words and files, is not composed again to see that
         it is done.
@@ -135,7 +135,7 @@ class Sweep:
                     run.folder = folder_of(config)
                     index.add(words, config)
                     if config.share_steps == "only":
-                        reason = "is for one run; a sweep makes shared steps first by itself"
+                        reason = "is for one run; a sweep trains shared steps first by itself"
                         raise ConfigError("share_steps", "only", reason, "leave it out")
                     run.failed_before = run.has_failed
                     run.from_scratch = not config.resume
@@ -179,7 +179,7 @@ class Sweep:
         return config
 
     def _keep(self, words: Sequence[str], config: DictConfig) -> None:
-        """Keep the configuration of a run that is to be made in this process."""
+        """Keep the configuration of a run that is to be trained in this process."""
         if "Basic" in self.kind:
             self._kept[tuple(words)] = zlib.compress(pickle.dumps(config), 1)
 
