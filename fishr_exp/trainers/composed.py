@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import logging
+import math
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ class Composed(OnePass):
             raise ConfigError(f"trainer.penalties.{alone[0]}", value, reason)
         self.min_domains = max([term.min_domains for term in terms], default=1)
         self.anneal_steps = max([term.anneal_steps for term in terms], default=0)
+        self.penalty_interval = math.lcm(*(term.penalty_interval for term in terms))
         for reason in ("refuses_compile", "refuses_autocast", "refuses_processes"):
             found = (_renamed(r, key) for key, t in self._keys() if (r := getattr(t, reason)))
             setattr(self, reason, next(found, ""))

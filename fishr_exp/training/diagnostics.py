@@ -41,7 +41,8 @@ def diagnose(
     """Look at a trainer and a model after `step` updates; both stay as they are.
 
     Args:
-        trainer: Any; it needs `risk` and `penalty` among its logs for what is about a penalty.
+        trainer: Any; it needs `risk` and `penalty`, or several `penalty_NAME`, among its logs for
+            what is about penalties.
         model: The model.
         batch: The same at every look, so that only the weights change.
         domains: Names of the batch's domains.
@@ -59,7 +60,9 @@ def diagnose(
         count as constants. For a method with a penalty also
         `penalty_share`, the part that the penalty with its weight is of the objective, at the next
         step at which it may act; and `gradient_cosine`, between the gradients of risk and penalty
-        with respect to all parameters (None where one is zero), whatever the weight.
+        with respect to all parameters (None where one is zero), whatever the weight. With several
+        penalties, `penalty_share/NAME` and `gradient_cosine/NAME` of each, by their logs
+        `penalty_NAME`.
     """
     with keeping_random_streams(model):
         model = copy.deepcopy(model)  # statistics of BatchNorm and gradients stay as they are
@@ -77,7 +80,7 @@ def diagnose(
                 refused.add(suffix)
                 scope = matched.get("scope", "classifier")
                 _log.warning("diagnostics: no gradient variances over %s: %s", scope, error)
-        return found | _of_penalty(trainer, model, batch, step)
+        return found | _of_penalties(trainer, model, batch, step)
 
 
 def _of_variances(
@@ -108,26 +111,42 @@ def _of_variances(
     return values
 
 
-def _of_penalty(trainer: Trainer, model: Model, batch: Batch, step: int) -> dict[str, float | None]:
+def _of_penalties(
+    trainer: Trainer, model: Model, batch: Batch, step: int
+) -> dict[str, float | None]:
     step += -step % trainer.penalty_interval
     objective = _objective(copy.deepcopy(trainer), model, batch, step)
-    penalty = objective.logs.get("penalty")
-    if penalty is None:
+    keys = [key for key in objective.logs if key == "penalty" or key.startswith("penalty_")]
+    if not keys or "risk" not in objective.logs:
         return {}
-    share = 0.0
-    if penalty.requires_grad and objective.total.requires_grad:
-        (weight,) = torch.autograd.grad(
-            objective.total, penalty, retain_graph=True, allow_unused=True
-        )
-        share = 0.0 if weight is None else (weight * penalty / objective.total).item()
-    elif trainer.gamma is not None:
-        # At weight zero a method may measure its penalty as a constant.
-        weighed = copy.deepcopy(trainer)
-        weighed.gamma, weighed.anneal_steps = 1.0, 0
-        objective = _objective(weighed, model, batch, step)
+    weighed = objective.logs
+    if not all(weighed[key].requires_grad for key in keys):
+        weighed = _objective(_at_weight_one(trainer), model, batch, step).logs
     parameters = [p for p in model.parameters() if p.requires_grad]
-    cosine = _cosine(*(_gradient(objective.logs[n], parameters) for n in ("risk", "penalty")))
-    return {"penalty_share": share, "gradient_cosine": cosine}
+    of_risk = _gradient(weighed["risk"], parameters)
+    found: dict[str, float | None] = {}
+    for key in keys:
+        line = key.removeprefix("penalty").replace("_", "/", 1)
+        found[f"penalty_share{line}"] = _share(objective.logs[key], objective.total)
+        found[f"gradient_cosine{line}"] = _cosine(of_risk, _gradient(weighed[key], parameters))
+    return found
+
+
+def _at_weight_one(trainer: Trainer) -> Trainer:
+    """A copy with all its penalties in use; at weight 0 they may be measured as constants."""
+    copied = copy.deepcopy(trainer)
+    for term in copied.modules():
+        if isinstance(term, Trainer) and term.gamma is not None:
+            term.gamma, term.anneal_steps = 1.0, 0
+    return copied
+
+
+def _share(penalty: Tensor, objective: Tensor) -> float:
+    """Return the part of the objective that a penalty with its weight is."""
+    if not (penalty.requires_grad and objective.requires_grad):
+        return 0.0
+    (weight,) = torch.autograd.grad(objective, penalty, retain_graph=True, allow_unused=True)
+    return 0.0 if weight is None else (weight * penalty / objective).item()
 
 
 def _objective(trainer: Trainer, model: Model, batch: Batch, step: int) -> Objective:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fishr_exp.core.contracts import Batch, Model, Objective, Trainer
 from fishr_exp.gradient_variance import gradient_variance, per_sample_losses
+from fishr_exp.trainers.composed import Composed
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.trainers.fishr import Fishr
 from fishr_exp.trainers.irm import Irm
@@ -39,7 +40,8 @@ def model() -> Model:
 
 
 def gradient(value: Tensor, model: Model) -> Tensor:
-    grads = torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+    weights = list(model.parameters())
+    grads = torch.autograd.grad(value, weights, retain_graph=True, materialize_grads=True)
     return torch.cat([g.flatten() for g in grads])
 
 
@@ -110,6 +112,31 @@ def test_at_weight_zero_the_share_is_zero_and_the_cosine_that_of_any_weight(mode
         assert found["gradient_cosine"] == pytest.approx(acting["gradient_cosine"], rel=1e-5)
         if not method.penalty_interval > 1:
             assert found["penalty_share"] == 0
+
+
+def test_each_of_several_penalties_has_its_share_and_its_cosine(model, batch):
+    """Also at weight zero, and where one acts at every other step only."""
+    penalties = {
+        "fishr": {"gamma": 5.0, "penalty_interval": 2},
+        "vrex": {"gamma": 2.0},
+        "coral": {"gamma": 0.0},
+    }
+    method = Composed("mean", penalties)
+    found = diagnose(method, model, batch, ["a", "b"], 1)
+    logs = Composed("mean", {**penalties, "coral": {"gamma": 1.0}}).objective(model, batch, 2).logs
+    weighed = {"fishr": 5 * 2, "vrex": 2, "coral": 0}
+    total = logs["risk"] + sum(w * logs[f"penalty_{name}"] for name, w in weighed.items())
+    for name, weight in weighed.items():
+        penalty = logs[f"penalty_{name}"]
+        share = (weight * penalty / total).item()
+        assert found[f"penalty_share/{name}"] == pytest.approx(share, rel=1e-4)
+        cosine = torch.cosine_similarity(
+            gradient(logs["risk"], model), gradient(penalty, model), dim=0
+        )
+        assert found[f"gradient_cosine/{name}"] == pytest.approx(cosine.item(), rel=1e-3)
+    assert {key for key in found if key.startswith(("penalty", "gradient"))} == {
+        f"{key}/{name}" for key in ("penalty_share", "gradient_cosine") for name in weighed
+    }
 
 
 def test_erm_has_variances_only(model, batch):
