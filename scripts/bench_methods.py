@@ -21,7 +21,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from tabulate import tabulate
+from timed_steps import Workload, random_backbone
 from torch import nn
 
 from fishr_exp.configuration.binding import arguments
@@ -36,7 +37,6 @@ from fishr_exp.configuration.options import conf_dir
 from fishr_exp.core._torchvision import torchvision  # noqa: F401 - before DomainBed imports it
 from fishr_exp.core.contracts import Batch, Facts, Model, Trainer
 from fishr_exp.gradient_variance import per_sample_losses
-from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
 from fishr_exp.trainers.erm import Erm
 from fishr_exp.training.step import make_players, optimizer_step
@@ -84,42 +84,22 @@ PRESETS = ("fishr_colored_mnist", "fishr_domainlab", "irm_colored_mnist", "vrex_
            "mixup_2020", "composed", "linear_probe")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Workload:
-    """A network and the batch that it learns from."""
-
-    build: Callable[..., Model]
-    input_shape: tuple[int, ...]
-    samples: int  # of each of three domains
-    classes: int
-
-    def model(self, input_shape: tuple[int, ...] = ()) -> Model:
-        """Build the network, also for samples with more channels."""
-        torch.manual_seed(0)
-        shape = input_shape or self.input_shape
-        return self.build(input_shape=shape, num_classes=self.classes).train()
-
-    def batch(self) -> Batch:
-        """Draw a batch."""
-        n = 3 * self.samples
-        x, y = torch.randn(n, *self.input_shape), torch.randint(self.classes, (n,))
-        return Batch(x, y, (self.samples,) * 3)
-
-    def __str__(self) -> str:
-        shape = "×".join(map(str, self.input_shape))
-        return f"3 × {self.samples} samples of {shape}, {self.classes} classes"
-
-
-_resnet18 = functools.partial(
-    backbone, library="torchvision", name="resnet18", pretrained=False, weights_file=None,
-    freeze_bn=True, dropout=0.0,
-)  # fmt: skip
 WORKLOADS = {
     "mlp": Workload(
-        functools.partial(mlp, hidden=390, hidden_layers=2, single_logit=False), (2, 14, 14), 64, 7
+        functools.partial(mlp, hidden=390, hidden_layers=2, single_logit=False), 3, 64, (2, 14, 14),
+        7,
     ),
-    "resnet18": Workload(_resnet18, (3, 96, 96), 16, 7),
-}
+    "resnet18": Workload(
+        functools.partial(random_backbone, library="torchvision", name="resnet18"), 3, 16,
+        (3, 96, 96), 7,
+    ),
+}  # fmt: skip
+
+
+def build(workload: Workload, input_shape: tuple[int, ...] = ()) -> Model:
+    """Build its network, always with the same weights; also for samples with more channels."""
+    torch.manual_seed(0)
+    return replace(workload, input_shape=input_shape or workload.input_shape).model("cpu")
 
 
 class Body(nn.Module):
@@ -141,9 +121,9 @@ def ours(option: str, workload: Workload, batch: Batch) -> Callable[[], None]:
         config = compose("config", [f"trainer={option}", "sweep_name=bench"])
     make = arguments(config, {"dataset": "", "model": "", "trainer": ""}).trainer
     trainer: Trainer = make(loss=per_sample_losses)
-    model = workload.model()
+    model = build(workload)
     facts = Facts(
-        ("a", "b", "c"), workload.classes, model.classifier.in_features, LATE + 1000,
+        ("a", "b", "c"), workload.num_classes, model.classifier.in_features, LATE + 1000,
         workload.input_shape,
     )  # fmt: skip
     model = trainer.prepare(model, facts).train()
@@ -194,7 +174,7 @@ class Checkout:
     @contextlib.contextmanager
     def _with(self, workload: Workload) -> Iterator[None]:
         def featurizer(input_shape: tuple[int, ...], _hparams: object) -> Body:
-            model = workload.model(tuple(input_shape))
+            model = build(workload, tuple(input_shape))
             return Body(model.featurizer, model.classifier.in_features)
 
         with (
@@ -211,7 +191,7 @@ class Checkout:
         hparams = self.registry.default_hparams(name, "PACS") | {"batch_size": workload.samples}
         with self._with(workload):
             algorithm = getattr(self.algorithms, name)(
-                workload.input_shape, workload.classes, len(batch.sizes), hparams | more
+                workload.input_shape, workload.num_classes, len(batch.sizes), hparams | more
             )
         algorithm.train()  # TRM's returns nothing
         minibatches = list(zip(batch.by_domain(batch.x), batch.by_domain(batch.y), strict=True))
@@ -231,7 +211,7 @@ class Checkout:
 
 def erm(workload: Workload, batch: Batch) -> Callable[[], None]:
     """Return what makes a step of ERM."""
-    trainer, model = Erm(), workload.model()
+    trainer, model = Erm(), build(workload)
     players = make_players(trainer, model, functools.partial(torch.optim.Adam, lr=5e-5))
     return lambda: void(optimizer_step(trainer, model, players, batch, LATE))
 
@@ -245,7 +225,7 @@ def measure(
 ) -> dict[str, float | None]:
     """Time a method beside ERM and DomainBed's update; milliseconds, and ratios of rounds."""
     torch.manual_seed(0)
-    batch = workload.batch()
+    batch = workload.batch("cpu")
     sides = {"erm": erm(workload, batch), "ours": ours(option, workload, batch)}
     if checkout and option in DOMAINBED:
         sides["theirs"] = checkout.update(option, workload, batch)

@@ -261,10 +261,10 @@ class DomainBedsClass(Contender):
         import bench_methods
 
         self.name, self.batch = DOMAINBED, batch
-        classes = int(batch.y.max()) + 1
-        workload = bench_methods.Workload(
-            lambda **_: copy.deepcopy(model), tuple(batch.x.shape[1:]), batch.sizes[0], classes
-        )
+        workload = Workload(
+            lambda **_: copy.deepcopy(model), len(batch.sizes), batch.sizes[0],
+            tuple(batch.x.shape[1:]), int(batch.y.max()) + 1,
+        )  # fmt: skip
         known = bench_methods.Checkout(checkout)
         self._update = known.update("fishr_domainbed", workload, batch)
 

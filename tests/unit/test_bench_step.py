@@ -165,8 +165,8 @@ def test_domainbeds_own_class_takes_part_on_small_minibatches(
             assert path == "checkout"
 
         def update(self, option: str, workload: Any, batch: Any) -> Any:
-            assert (workload.samples, workload.classes, batch.sizes) == (64, 2, (64, 64, 64))
-            assert workload.model((2, 14, 14)).classifier.in_features == 390
+            assert (workload.samples, workload.num_classes, batch.sizes) == (64, 2, (64, 64, 64))
+            assert bench_methods.build(workload, (2, 14, 14)).classifier.in_features == 390
             return lambda: updates.append(option)
 
     monkeypatch.setattr(bench_methods, "Checkout", Checkout)
