@@ -6,6 +6,7 @@ tracker. The command itself works with the real values.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import Any
@@ -120,11 +121,17 @@ def remember(address: str) -> None:
 def _known() -> list[str]:
     """Return the secrets that are known by themselves, the longest first."""
     found = set(_remembered)
-    for name, value in os.environ.items():
-        is_word = value.islower() and value.replace("_", "").isalpha()  # part of other names
-        if len(value) >= (16 if is_word else 8) and value[0] != "/" and _VARIABLE.search(name):
-            found.add(value)
+    for name in os.environ:  # for each text that is written: values are read of few
+        if _is_secret(name) and (value := os.environ.get(name, "")):
+            is_word = value.islower() and value.replace("_", "").isalpha()  # part of other names
+            if len(value) >= (16 if is_word else 8) and value[0] != "/":
+                found.add(value)
     return sorted(found, key=len, reverse=True)
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_secret(variable: str) -> bool:
+    return _VARIABLE.search(variable) is not None
 
 
 def _without_user(found: re.Match[str]) -> str:
