@@ -113,14 +113,13 @@ def _files(folder: Path) -> Files:
     return tuple(found)
 
 
-def watch(options: argparse.Namespace, every: float = EVERY) -> None:
+def watch(options: argparse.Namespace) -> None:
     """Show the table until Ctrl-C: in place on a terminal, elsewhere again when it has changed.
 
     Nothing is written into a folder.
 
     Args:
         options: Of the command.
-        every: Seconds between two looks at the folder, if they are short.
 
     Raises:
         ConfigError: If an option does not go with it, or is not of its form.
@@ -141,7 +140,7 @@ def watch(options: argparse.Namespace, every: float = EVERY) -> None:
                 text = _text(options, watched.runs)
             show(text, watched.runs)
             took = time.perf_counter() - began
-            time.sleep(every if first else max(every, _SHARE * took))
+            time.sleep(EVERY if first else max(EVERY, _SHARE * took))
     except KeyboardInterrupt:
         if terminal:
             sys.stdout.write("\n")

@@ -89,12 +89,6 @@ def sources() -> Mapping[str, Source]:
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
-@functools.cache
-def published_tables() -> tuple[PublishedTable, ...]:
-    """Return the tables of all sources."""
-    return tuple(table for source in sources().values() for table in source.tables)
-
-
 class Reference:
     """The published figures of one protocol and selection."""
 

@@ -129,13 +129,13 @@ def smallest_p(n: int) -> float:
     return 2.0 ** (1 - n) if n <= EXACT else 2 / (RESAMPLES + 1)
 
 
-def seeds_needed(comparisons: int, level: float = 1 - CONFIDENCE) -> int | None:
-    """Return the number of seeds from which a corrected p-value can be at most `level`.
+def seeds_needed(comparisons: int) -> int | None:
+    """Return the number of seeds from which a corrected p-value can be at most 0.05.
 
     None if no number is enough: above `EXACT` seeds, more do not lower the smallest p-value.
     """
     numbers = range(2, EXACT + 2)
-    return next((n for n in numbers if comparisons * smallest_p(n) <= level + 1e-12), None)
+    return next((n for n in numbers if comparisons * smallest_p(n) <= 1 - CONFIDENCE + 1e-12), None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
