@@ -128,7 +128,8 @@ def _as_a_process(words: list[str], full_error: bool) -> Iterator[None]:
         patch.setattr(sys, "argv", ["fishr-exp", *words])
         patch.setenv("HYDRA_FULL_ERROR", "0")
         patch.setattr(cli, "FULL_ERROR", full_error)
-        patch.setattr(composing, "_Kept", lambda: COMPOSED)
+        if not any(word.startswith(("--config", "-c", "hydra.searchpath")) for word in words):
+            patch.setattr(composing, "_Kept", lambda: COMPOSED)
         try:
             yield
         finally:

@@ -150,7 +150,7 @@ def test_a_signal_ends_the_step_and_saves_it(
              "checkpoint_every=null", "batch_size=8", "num_workers=1", *SMALL)  # fmt: skip
     folder, log = tmp_path / "runs" / "halves", tmp_path / "log"
     pid = forked(command(*words, f"hydra.run.dir={folder}"), log)
-    while not (folder / "environment.json").exists():
+    while not log.exists() or "600 steps on" not in log.read_text():
         time.sleep(0.01)
     time.sleep(0.3)
     os.killpg(pid, number)  # as a terminal does: the workers get it too
