@@ -360,6 +360,21 @@ def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
     assert "2 runs: 2 trained" in once_more.err
 
 
+def test_data_that_cannot_be_read_are_said_once(tmp_path: Path, images: Path) -> None:
+    """Runs on other data are started."""
+    words = ("-m", "dataset=image_folder", "test_domains=[sketch]", "dataset.image_size=8", ALONE,
+             "model=mlp", "trainer=erm,fishr", "seed=0,1", "batch_size=4")  # fmt: skip
+    outcome = caller(tmp_path / "runs")(*words, "dataset.root=/nowhere")
+    assert outcome.status == 2
+    assert outcome.err.count("dataset.root=/nowhere: ") == 1
+    assert "3 more runs read the same data, and are not started" in outcome.err
+    assert "4 runs: 0 trained, 1 failed, 3 without a result" in outcome.err
+    outcome = caller(tmp_path / "runs")(*words, f"dataset.root=/nowhere,{images}")
+    assert outcome.status == 2
+    assert "8 runs: 4 trained, 1 failed, 3 without a result" in outcome.err
+    assert len(list((tmp_path / "runs").glob("*/done"))) == 4
+
+
 def test_a_sweep_makes_shared_steps_first_by_itself(tmp_path: Path) -> None:
     outcome = caller(tmp_path)("-m", "trainer.gamma=0,1", "share_steps=only", tiny=TINY)
     assert outcome.status == 2

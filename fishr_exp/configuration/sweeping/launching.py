@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from fishr_exp.configuration.sweeping.progress import Progress, is_taken
 from fishr_exp.configuration.sweeping.runs import SweptRun, leaders
-from fishr_exp.core.errors import TakenError
+from fishr_exp.core.errors import ConfigError, TakenError
 from fishr_exp.runs.names import TRUNKS
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,22 @@ def one_by_one(todo: Sequence[SweptRun], launch: Launch, progress: Progress) -> 
         if run is None:
             _wait(pending, progress)
             continue
-        if _attempt([run], launch, (), progress):
+        progress.ours([run])
+        returns = launch([run], ())
+        if finish([run], returns, progress):
             pending.remove(run)
+            pending = _readable(pending, run, returns[0])
+
+
+def _readable(pending: Sequence[SweptRun], run: SweptRun, end: JobReturn) -> list[SweptRun]:
+    """Leave out, of the runs to be trained, those whose data cannot be read, as those of `run`."""
+    error = end._return_value
+    if not (isinstance(error, ConfigError) and error.key == "dataset.root" and run.data):
+        return [*pending]
+    others = [other for other in pending if other.data != run.data]
+    if alike := len(pending) - len(others):
+        log.error("%d more runs read the same data, and are not started", alike)
+    return others
 
 
 def in_waves(

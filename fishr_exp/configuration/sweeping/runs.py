@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ class SweptRun:
         varied: Those of its words that not all runs have.
         is_baseline: Whether it is the ERM baseline.
         kind: What runs of equal cost share.
+        data: What its dataset is read by: equal ones are read, or cannot be read, alike.
         candidates: The steps that it could share with others, the longest first.
         trunk: Those that it does share.
         to_send: Whether it is done, and its tracker lacks something of it.
@@ -56,6 +57,7 @@ class SweptRun:
     varied: Sequence[str] = ()
     is_baseline: bool = False
     kind: tuple[object, ...] = ()
+    data: Mapping[str, object] = field(default_factory=dict)
     candidates: Sequence[Trunk] = field(default_factory=list)
     trunk: Trunk | None = None
     to_send: bool = False
@@ -111,6 +113,7 @@ def describe(run: SweptRun, config: DictConfig, *, shares: bool) -> None:
     trainer = check(given).trainer
     run.is_baseline = trainer.gamma == 0 or given.labels["trainer"] == "erm"
     run.kind = _kind(given, settings(given.config))
+    run.data = {k: v for k, v in given.config["dataset"].items() if k != "seed"}
     run.candidates = candidates(given, trainer, run.folder) if shares else []
 
 
