@@ -24,7 +24,7 @@ MODULES = (
 PIECES = ("step-float32", "step-bfloat16", "step-compiled", "data")  # sections, in their order
 RUN, TABLE = ("-m", "fishr_exp"), ("-m", "fishr_exp.cli.table")
 JOBS = 4  # runs at a time on one GPU
-FULL = 5000  # updates of DomainBed's protocol
+FULL = 5000  # steps of DomainBed's protocol
 SIZES = (96, 224)
 SEEDS = (0, 1, 2)
 SAFETY = 0.85  # of the time that is left, when the number of steps is chosen
@@ -323,14 +323,14 @@ def _pacs_page(work: Work, size: int, folder: Path, plan: dict[str, Any], seeds:
     pages = [
         f"# PACS at {size}×{size} on a GPU, EfficientNet-Lite0 with ImageNet weights",
         work.machine,
-        f"`experiment=pacs_lite0_gpu` with `dataset.image_size={size}`: {steps} updates of a run"
-        f"{short}, of 32 samples of each training domain; the penalty acts from update "
+        f"`experiment=pacs_lite0_gpu` with `dataset.image_size={size}`: {steps} steps of a run"
+        f"{short}, of 32 samples of each training domain; the penalty acts from step "
         f"{steps // 3} on. ERM is gamma 0; gamma 1 was fixed before the runs. bfloat16, "
-        f"channels_last, last update. Whole seeds: {', '.join(map(str, seeds)) or 'none'}; {count} "
+        f"channels_last, last step. Whole seeds: {', '.join(map(str, seeds)) or 'none'}; {count} "
         f"runs in {plan['seconds'] / 60:.1f} minutes, {plan['jobs']} at a time. The images were "
         "read at the size at which they are in the folder, and resized.",
-        "How the number of updates was chosen:", "\n".join(f"- {note}" for note in plan["notes"]),
-        "Accuracy in % on all samples of the test domain at the last update, mean over the seeds:",
+        "How the number of steps was chosen:", "\n".join(f"- {note}" for note in plan["notes"]),
+        "Accuracy in % on all samples of the test domain after the last step, mean over the seeds:",
         _in_short(folder), (table / "table.md").read_text(),
         f"![Accuracy over the steps, by domain]({figure.name})" if figure.exists() else "",
         f"Records: `docs/results/records/{name}`.",

@@ -29,11 +29,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matching_measure import FILE
+from pacs_table import FIRST_STEP
 from tabulate import tabulate
 
 from fishr_exp.api import load_runs
@@ -53,13 +55,18 @@ from fishr_exp.reports.figures.canvas import (
 )
 from fishr_exp.reports.statistics.estimates import estimate, mean
 
+Colors = dict[float, Any]
 QUANTITIES = {"distance": "distance", "size": "size", "relative": "relative distance"}
 PLACES = {"classifier": "classifier", "others": "other parameters"}
 GROUP = ["test_domains", "seed"]  # runs that differ in gamma only
-FIRST_STEP = 150  # the first evaluation at which a run may differ from ERM
 CORRELATED = 4  # gammas of a group, at least, for its rank correlation
 _COMPARED = ["relative", "relative_others", "accuracy", "validation"]
 COLLAPSED = 10.0  # points of validation accuracy below ERM
+LEGEND = """\
+After the last step, mean ± standard error over the runs of all seeds and test domains. Accuracy is
+in the test domain, in %, and its error is the spread of the domains; Δ ERM is in points, paired by
+seed and test domain.
+"""
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -168,8 +175,8 @@ def describe(compared: pd.DataFrame) -> str:
         gains = [] if gamma == 0 else list(group["gain"])
         rows.append([
             "0 (ERM)" if gamma == 0 else f"{gamma:g}", len(group),
-            *(_plus_minus(group[key], "{:.3g}") for key in QUANTITIES),
-            _plus_minus(group["relative_others"].dropna(), "{:.3g}"),
+            *(_plus_minus(group[key], "{:.3g}", "{:.2g}") for key in ("distance", "size")),
+            *(_plus_minus(group[k].dropna(), "{:.2f}") for k in ("relative", "relative_others")),
             _plus_minus(group["accuracy"], "{:.1f}"), _plus_minus(gains, "{:+.1f}"),
         ])  # fmt: skip
     measured = compared["relative_others"].notna()
@@ -180,7 +187,7 @@ def describe(compared: pd.DataFrame) -> str:
         rows, headers=headers, tablefmt="pipe", disable_numparse=True,
         colalign=["left", *["right"] * (len(headers) - 1)],
     )  # fmt: skip
-    lines = [table, ""]
+    lines = [LEGEND.replace("\n", " ").strip(), "", table, ""]
     count = int(compared["collapsed"].sum())
     without = (
         f", without the {count} run{'s' * (count != 1)} whose network collapsed (validation "
@@ -199,20 +206,19 @@ def describe(compared: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _plus_minus(values: Sequence[float] | pd.Series, form: str) -> str:
+def _plus_minus(values: Sequence[float] | pd.Series, form: str, of_error: str = "") -> str:
     found = estimate([float(value) for value in values])
     if found is None:
         return "–"
     error = found.standard_error
-    spread = "" if error is None else f" ± {form.replace('+', '').format(error)}"
+    spread = "" if error is None else f" ± {(of_error or form.replace('+', '')).format(error)}"
     return form.format(found.mean) + spread
 
 
-def draw_over_steps(measured: pd.DataFrame, stem: Path) -> list[Path]:
+def draw_over_steps(measured: pd.DataFrame, colors: Colors, stem: Path) -> list[Path]:
     """Draw distance, size and relative distance over the steps, for the classifier."""
     measured = at_all_steps(measured)
     gammas = sorted(measured["gamma"].unique())
-    colors = dict(zip(gammas, _colors(gammas), strict=True))
     with styled():
         figure, panels = create_panels(3, 3, share_y=False, height=ROW_HEIGHT + 0.5)
         for axes, (quantity, title) in zip(panels, QUANTITIES.items(), strict=True):
@@ -234,7 +240,7 @@ def draw_over_steps(measured: pd.DataFrame, stem: Path) -> list[Path]:
 
 
 def draw_runs(
-    compared: pd.DataFrame, x: str, y: str, labels: tuple[str, str], stem: Path
+    compared: pd.DataFrame, x: str, y: str, labels: tuple[str, str], colors: Colors, stem: Path
 ) -> list[Path]:
     """Draw a point for each run of Fishr: its color is gamma, its marker the test domain."""
     fishr = compared[compared["gamma"] > 0]
@@ -242,24 +248,24 @@ def draw_runs(
     domains = sorted(fishr["test_domains"].unique())
     with styled():
         figure, (axes,) = create_panels(1, 1, height=3.3)
-        for gamma, color in zip(gammas, _colors([0.0, *gammas])[1:], strict=True):
+        for gamma in gammas:
             for domain, marker in zip(domains, MARKERS, strict=False):
                 of = fishr[(fishr["gamma"] == gamma) & (fishr["test_domains"] == domain)]
                 axes.plot(
-                    of[x], of[y], linestyle="", marker=marker, color=color, markersize=4,
+                    of[x], of[y], linestyle="", marker=marker, color=colors[gamma], markersize=4,
                     markeredgewidth=0, alpha=0.85,
                 )  # fmt: skip
         axes.axvline(1, color="black", linewidth=0.6, zorder=1)
         if y == "ratio_others":
-            high = float(np.nanmax(fishr[[x, y]].to_numpy(), initial=1.0))
-            axes.plot([0, high], [0, high], color="gray", linewidth=0.6, linestyle="--")
+            values = fishr[[x, y]].to_numpy()
+            ends = [np.nanmin(values, initial=1.0), np.nanmax(values, initial=1.0)]
+            axes.plot(ends, ends, color="gray", linewidth=0.6, linestyle="--")
         axes.axhline(1 if y == "ratio_others" else 0, color="black", linewidth=0.6, zorder=1)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
-        axes.set_xlim(left=0)
         draw_grid(axes, "both")
         handles = [
-            *(_point(color, "o") for color in _colors([0.0, *gammas])[1:]),
+            *(matplotlib.patches.Patch(color=colors[gamma]) for gamma in gammas),
             *(_point("gray", marker) for marker, _ in zip(MARKERS, domains, strict=False)),
         ]
         names = [*map(_name, gammas), *(literal(domain) for domain in domains)]
@@ -267,16 +273,17 @@ def draw_runs(
         return save(figure, stem)
 
 
-def _point(color: object, marker: str) -> matplotlib.lines.Line2D:
+def _point(color: Any, marker: str) -> matplotlib.lines.Line2D:
     return matplotlib.lines.Line2D(
         [], [], linestyle="", color=color, marker=marker, markersize=4, markeredgewidth=0
     )  # fmt: skip
 
 
-def _colors(gammas: Sequence[float]) -> list[object]:
-    """Return black for ERM, which is first if it is there, and a scale for the others."""
-    erm = [ERM_COLOR] if gammas and gammas[0] == 0 else []
-    return [*erm, *sequential_colors(0, len(gammas) - len(erm))]
+def colors_of(gammas: Sequence[float]) -> Colors:
+    """Return black for ERM, and a scale for the other gammas; the same in all figures."""
+    others = sorted({*gammas} - {0.0})
+    scale = sequential_colors(0, len(others))
+    return {0.0: ERM_COLOR, **dict(zip(others, scale, strict=True))}
 
 
 def _name(gamma: float) -> str:
@@ -295,17 +302,17 @@ def main(words: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     measured = read(arguments.folder)
     compared = against_erm(measured)
-    classifier, others = (
-        f"relative distance, {name}\n(1: that of ERM)" for name in PLACES.values()
-    )
+    classifier, others = (f"relative distance, {name}\n(ERM = 1)" for name in PLACES.values())
+    colors = colors_of(list(measured["gamma"]))
     files = [
-        *draw_over_steps(measured, out / "matching_over_steps"),
+        *draw_over_steps(measured, colors, out / "matching_over_steps"),
         *draw_runs(
-            compared, "ratio", "ratio_others", (classifier, others), out / "matching_where",
+            compared, "ratio", "ratio_others", (classifier, others), colors,
+            out / "matching_where",
         ),
         *draw_runs(
             compared[~compared["collapsed"]], "ratio", "gain",
-            (classifier, "test accuracy minus\nthat of ERM, in points"),
+            (classifier, "test accuracy minus\nthat of ERM, in points"), colors,
             out / "matching_accuracy",
         ),
     ]  # fmt: skip

@@ -1,17 +1,14 @@
-"""The table of `experiment=pacs_lite0`: methods in the four test domains, and what selects them.
+"""The tables of `experiment=pacs_lite0`: methods in the four test domains, and what they cost.
 
     python scripts/pacs_table.py DIR
 
-Three tables, in Markdown. The first is after the last update, on all samples of the test domain.
-`selected gamma` is, for each seed and test domain, the gamma (0 is among them) with the highest
-accuracy on the validation parts of the training domains; `oracle` the one with the highest test
-accuracy, which nobody has in practice. In the second table the training domains select the update
-as well, among the evaluations at every 50 updates from the first one with the penalty on; accuracy
-is on the validation part of the test domain, the only one that is evaluated at each of them. The
-third has the accuracy on the validation parts of the training domains, after the last update.
+Four tables, in Markdown, each with a line that says what it shows:
 
-Δ ERM is the mean of the differences to ERM with the same seed and test domain, in points; its
-interval is a bootstrap over these pairs, p a sign-flip test, not corrected for the number of rows.
+1. the test domains, after the last step;
+2. the test domains, at the step that the training domains select;
+3. the validation parts of the training domains, after the last step;
+4. minutes of a run.
+
 The oracle's gain is left out: it cannot be negative, since gamma 0 is among its choices. The pairs
 are not independent: runs with different test domains share two of three training domains, and four
 domains are not a sample of all domains. So the interval is narrower, and p smaller, than for as
@@ -30,17 +27,46 @@ from tabulate import tabulate
 
 from fishr_exp.api import load_records, load_runs
 from fishr_exp.reports.statistics.estimates import Estimate, estimate
-from fishr_exp.reports.statistics.paired import compare
+from fishr_exp.reports.statistics.paired import compare, holm
+from fishr_exp.runs.records import Result
+from fishr_exp.runs.run_folder import RunFolder
 
 PAIR = ["test_domains", "seed"]
 ERM, SELECTED, ORACLE = "ERM", "Fishr, selected gamma", "Fishr, oracle's gamma"
 FIRST_STEP = 150  # the first evaluation after the penalty acts
+LEGEND = """\
+Accuracy in %, mean ± standard error over the seeds; *mean* is over the four domains. *Selected
+gamma* is, for each seed and test domain, the gamma (0 is among them) with the highest accuracy on
+the validation parts of the training domains after the last step; *oracle's gamma* the one with the
+highest test accuracy, which nobody has in practice. Δ ERM is the mean of the differences from ERM
+with the same seed and test domain, in points, over so many pairs, with a bootstrap interval over
+the pairs and the p-value of a sign-flip test, corrected by Holm for the number of rows.
+"""
+ABOUT = {  # of each table
+    "Test domains, after the last step": "On all samples of the test domain.",
+    "Test domains, step selected by the training domains": (
+        "The training domains select the step as well, among the evaluations every 50 steps from "
+        "the first one with the penalty on. On the validation part of the test domain (20 %), the "
+        "only one that is evaluated at each of them: not comparable with the first table."
+    ),
+    "Validation parts of the training domains": "After the last step.",
+    "What a run costs": (
+        "Minutes, with the steps that it took over from another run: the median over all seeds and "
+        "test domains, and the range."
+    ),
+}
 Values = dict[tuple[str, int], float]  # (test domain, seed) -> accuracy in %
 
 
 def read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the runs with a column `row`, and their evaluations with it."""
+    """Return the runs with a column `row`, and their evaluations with it.
+
+    Raises:
+        SystemExit: If there are no runs.
+    """
     runs = load_runs(folder)
+    if runs.empty:
+        raise SystemExit(f"pacs_table: {folder}: has no run that is done")
     if "averaging._target_" not in runs:
         runs = runs.assign(**{"averaging._target_": None})
     keys = runs[["method", "gamma", "averaging._target_"]].itertuples(index=False)
@@ -56,15 +82,15 @@ def _row(method: str, gamma: float | None, averaging: str | None) -> str:
     return f"{name}, averaged weights" if isinstance(averaging, str) else name
 
 
-def last_update(runs: pd.DataFrame) -> pd.DataFrame:
+def last_step(runs: pd.DataFrame) -> pd.DataFrame:
     """Return what each run came to: `row`, `test` on all samples and `validation`, in %."""
     return runs.assign(
         test=100 * runs["test_accuracy"], validation=100 * runs["validation_accuracy"]
     )[["row", "gamma", *PAIR, "test", "validation"]]
 
 
-def best_update(records: pd.DataFrame) -> pd.DataFrame:
-    """Return each run at the evaluation with the highest validation accuracy, as `last_update`."""
+def best_step(records: pd.DataFrame) -> pd.DataFrame:
+    """Return each run at the evaluation with the highest validation accuracy, as `last_step`."""
     late = records[records["step"] >= FIRST_STEP]
     best = late.loc[late.groupby("name")["validation_accuracy"].idxmax()]
     test = [row[f"accuracy/{row['test_domains']}/validation"] for _, row in best.iterrows()]
@@ -84,7 +110,7 @@ def rows(found: pd.DataFrame, column: str = "test") -> dict[str, Values]:
         chosen = [group.loc[group[by].idxmax()] for group in whole]
         if chosen and gammas > 1:
             values[name] = _values(pd.DataFrame(chosen), column)
-    return {name: values[name] for name in sorted(values, key=_place)}
+    return {name: values[name] for name in sorted(values, key=_rank)}
 
 
 def _values(group: pd.DataFrame, column: str) -> Values:
@@ -93,7 +119,7 @@ def _values(group: pd.DataFrame, column: str) -> Values:
     }
 
 
-def _place(name: str) -> tuple[int, float, str]:
+def _rank(name: str) -> tuple[int, float, str]:
     if name.endswith("weights"):
         return 4, 0.0, name
     gamma = name.removeprefix("Fishr, gamma ")
@@ -111,15 +137,28 @@ def table(values: dict[str, Values], biased: Sequence[str] = (ORACLE,)) -> str:
     """
     domains = sorted({domain for of in values.values() for domain, _ in of})
     erm = values.get(ERM, {})
-    lines = [
-        [name, *_cells(of, domains, {} if name in biased else erm)] for name, of in values.items()
-    ]
+    gains = {
+        name: [of[pair] - erm[pair] for pair in of if pair in erm]
+        for name, of in values.items()
+        if name not in (ERM, *biased)
+    }
+    tested = {name: found for name, of in gains.items() if (found := compare(of))}
+    corrected = dict(zip(tested, holm([found.p for found in tested.values()]), strict=True))
+    lines = []
+    for name, of in values.items():
+        own, found = gains.get(name, []), tested.get(name)
+        lines.append([
+            name, *_means(of, domains), str(len(own)) if own else "–",
+            f"{sum(own) / len(own):+.1f}" if own else "–",
+            f"[{found.low:+.1f}, {found.high:+.1f}]" if found else "–",
+            f"{corrected[name]:.2g}" if found else "–",
+        ])  # fmt: skip
     headers = ["", *domains, "mean", "pairs", "Δ ERM", "95 % interval", "p"]
     align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(lines, headers, "pipe", disable_numparse=True, colalign=align)
 
 
-def _cells(of: Values, domains: Sequence[str], erm: Values) -> Iterator[str]:
+def _means(of: Values, domains: Sequence[str]) -> Iterator[str]:
     for domain in domains:
         yield _shown(estimate([value for (name, _), value in of.items() if name == domain]))
     seeds = sorted({seed for _, seed in of})
@@ -129,12 +168,6 @@ def _cells(of: Values, domains: Sequence[str], erm: Values) -> Iterator[str]:
         if all((domain, seed) in of for domain in domains)
     ]
     yield _shown(estimate(means))
-    gains = [value - erm[pair] for pair, value in of.items() if pair in erm and of is not erm]
-    yield str(len(gains)) if gains else "–"
-    yield f"{sum(gains) / len(gains):+.1f}" if gains else "–"
-    tested = compare(gains)
-    yield f"[{tested.low:+.1f}, {tested.high:+.1f}]" if tested else "–"
-    yield f"{tested.p:.2g}" if tested else "–"
 
 
 def _shown(found: Estimate | None) -> str:
@@ -145,17 +178,36 @@ def _shown(found: Estimate | None) -> str:
 
 
 def tables(folder: Path) -> str:
-    """Return all tables, in Markdown, each with a heading."""
+    """Return a legend and all tables, in Markdown, each with a heading."""
     runs, records = read(folder)
-    last = last_update(runs)
-    parts = {
-        "Test domains, after the last update": table(rows(last)),
-        "Test domains, update selected by the training domains": table(rows(best_update(records))),
-        "Validation parts of the training domains": table(
-            rows(last, "validation"), biased=(SELECTED, ORACLE)
-        ),
-    }
-    return "\n\n".join(f"### {title}\n\n{text}" for title, text in parts.items())
+    last = last_step(runs)
+    shown = [
+        table(rows(last)),
+        table(rows(best_step(records))),
+        table(rows(last, "validation"), biased=(SELECTED, ORACLE)),
+        costs(runs),
+    ]
+    parts = [
+        f"### {title}\n\n{about}\n\n{text}"
+        for (title, about), text in zip(ABOUT.items(), shown, strict=True)
+    ]
+    return "\n\n".join([LEGEND.replace("\n", " ").strip(), *parts])
+
+
+def costs(runs: pd.DataFrame) -> str:
+    """Return a table in Markdown of what the runs took, in minutes, and of all together."""
+    results = [Result.from_json(RunFolder(Path(path)).result_of_done()) for path in runs["path"]]
+    shared = [result.shared.seconds if result.shared else 0.0 for result in results]
+    whole = runs.assign(minutes=(runs["seconds"] + shared) / 60)
+    lines = []
+    for name in sorted(whole["row"].unique(), key=_rank):
+        minutes = whole.loc[whole["row"] == name, "minutes"]
+        lines.append([name, len(minutes), f"{minutes.median():.1f}",
+                      f"{minutes.min():.1f} to {minutes.max():.1f}"])  # fmt: skip
+    lines.append(["all, in hours", len(runs), f"{runs['seconds'].sum() / 3600:.1f}", ""])
+    align = ["left", *["right"] * 3]
+    headers = ["", "runs", "minutes", "range"]
+    return tabulate(lines, headers, "pipe", disable_numparse=True, colalign=align)
 
 
 def main(words: Sequence[str] | None = None) -> int:

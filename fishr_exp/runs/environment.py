@@ -13,8 +13,8 @@ from typing import Any
 import fishr_exp
 
 _PACKAGES = (
-    "torch", "torchvision", "hydra-core", "omegaconf", "backpack-for-pytorch", "numpy", "numba",
-    "pillow",
+    "torch", "torchvision", "timm", "hydra-core", "omegaconf", "backpack-for-pytorch", "numpy",
+    "numba", "pillow",
 )  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def test_differences_are_to_erm_of_the_seed_and_test_domain(module: ModuleType) 
     assert cells["CORAL"] == ["55.0", "", "", "1", "+5.0", "–", "–"]
 
 
-def test_the_update_is_selected_after_the_penalty_acts(module: ModuleType) -> None:
+def test_the_step_is_selected_after_the_penalty_acts(module: ModuleType) -> None:
     def evaluation(name: str, step: int, validation: float, test: float) -> dict[str, object]:
         return {
             "name": name, "row": "ERM", "gamma": 0.0, "test_domains": "a", "seed": 0, "step": step,
@@ -81,11 +81,18 @@ def test_the_update_is_selected_after_the_penalty_acts(module: ModuleType) -> No
         evaluation("one", 200, 0.90, 0.3),
         evaluation("one", 250, 0.85, 0.9),
     ])  # fmt: skip
-    assert module.best_update(records)[["test", "validation"]].to_numpy().tolist() == [[30, 90]]
+    assert module.best_step(records)[["test", "validation"]].to_numpy().tolist() == [[30, 90]]
 
 
 def test_the_records_at_hand(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main([str(ROOT / "docs" / "results" / "records" / "pacs_lite0")]) == 0
     out = capsys.readouterr().out
-    assert out.count("### ") == 3
-    assert out.count("| ERM ") == 3
+    page = (ROOT / "docs" / "results" / "pacs_lite0.md").read_text()
+    assert page.endswith(f"## Tables\n\n{out}")  # what `make results` writes
+    assert out.count("### ") == 4
+    assert out.count("| ERM ") == 4
+
+
+def test_a_folder_without_runs_is_one_line(module: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="has no run that is done"):
+        module.main([str(tmp_path)])
