@@ -57,6 +57,25 @@ def drawn(folder: str, names: dict[str, str], *words: str) -> Callable[[Path, Pa
     return draw
 
 
+def tabled(
+    folder: str, page: str, file: str, names: dict[str, str], *words: str
+) -> Callable[[Path, Path], None]:
+    """Return what draws as `drawn` does, and writes a table of it into a page's last section."""
+
+    def draw(out: Path, place: Path) -> None:
+        drawn(folder, names, *words)(out, place)
+        write(out, page, f"## Table\n\n{(place / file).read_text()}")
+
+    return draw
+
+
+def colored_mnist(number: int, *words: str) -> Callable[[Path, Path], None]:
+    """Return what writes a table of the paper that is about Colored MNIST."""
+    name = f"colored_mnist_table{number}"
+    protocol = ("--protocol", "colored_mnist")
+    return tabled(name, f"{name}.md", "colored_mnist.md", {}, *protocol, *words)
+
+
 def matching(out: Path, place: Path) -> None:
     """Draw the figures of the study of matching, and write its table."""
     compared = matching_study.against_erm(matching_study.read(RECORDS / "pacs_lite0"))
@@ -102,24 +121,14 @@ DRAWN: dict[str, Callable[[Path, Path], None]] = {
         "colored_digits_fishr",
         {"figure.png": "quickstart.png", "curves.png": "quickstart_curves.png"},
     ),
-    "colored_mnist_table2": drawn(
-        "colored_mnist_table2",
-        {"colored_mnist.md": "colored_mnist_table2.md"},
-        *("--protocol", "colored_mnist"),
-    ),
-    "colored_mnist_table5": drawn(
-        "colored_mnist_table5",
-        {"colored_mnist.md": "colored_mnist_table5.md"},
-        *("--protocol", "colored_mnist"),
-    ),
-    "colored_mnist_table6": drawn(
-        "colored_mnist_table6",
-        {"colored_mnist.md": "colored_mnist_table6.md"},
-        *("--protocol", "colored_mnist", "--rows", "Fishr"),
-    ),
-    "gamma_colored_mnist": drawn(
+    "colored_mnist_table2": colored_mnist(2),
+    "colored_mnist_table5": colored_mnist(5),
+    "colored_mnist_table6": colored_mnist(6, "--rows", "Fishr"),
+    "gamma_colored_mnist": tabled(
         "gamma_colored_mnist",
-        {"figure.png": "gamma_colored_mnist.png", "table.md": "gamma_colored_mnist.md"},
+        "gamma_colored_mnist.md",
+        "table.md",
+        {"figure.png": "gamma_colored_mnist.png"},
     ),
     "pacs_resnet18": drawn("pacs_resnet18", {"curves.png": "pacs_resnet18.png"}),
     "pacs_lite0": pacs_lite0,

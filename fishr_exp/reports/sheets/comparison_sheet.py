@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 
 from fishr_exp.reports.published import Published
-from fishr_exp.reports.sheets.sheet import Line, Sheet
+from fishr_exp.reports.sheets.sheet import MISSING, Line, Sheet
 from fishr_exp.reports.sheets.table_sheet import show_estimate
 from fishr_exp.reports.tables.comparison import Cell, Comparison, ComparisonRow, Trace
 from fishr_exp.reports.tables.grouping import ABSENT
 
-MISSING = "X"
 MARKS = {"within": "≈", "higher": "↑", "lower": "↓", "not published": "∘", "departs": ""}
 _MEANINGS = {
     "within": "within the published error",

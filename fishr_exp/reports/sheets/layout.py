@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fishr_exp.core.errors import ConfigError
-from fishr_exp.reports.sheets.sheet import Sheet
+from fishr_exp.reports.sheets.sheet import MISSING, Sheet
 
 MARKS = "*†"  # after a row's name
 TEST = " (test)"  # after a test domain in a header
@@ -53,6 +53,8 @@ def lay_out(sheets: Sequence[Sheet], layout: Layout) -> list[Sheet]:
     if layout.columns:
         found = [_choose_columns(sheet, layout.columns) for sheet in found]
         found = [sheet for sheet in found if sheet.headers]
+    if layout.rows or layout.columns:
+        found = [_explain_what_is_shown(sheet) for sheet in found]
     return [_rename(sheet, layout) for sheet in found] if layout.rename else found
 
 
@@ -153,6 +155,13 @@ def _choose_columns(sheet: Sheet, wanted: Sequence[str]) -> Sheet:
         compared=frozenset(places.index(c) for c in sheet.compared if c in places),
         bold=frozenset((row, places.index(c)) for row, c in sheet.bold if c in places),
     )
+
+
+def _explain_what_is_shown(sheet: Sheet) -> Sheet:
+    """Leave out the note on missing cells where none is left."""
+    if any(cell.split()[:1] == [MISSING] for row in sheet.rows for cell in row[sheet.left :]):
+        return sheet
+    return replace(sheet, notes=[n for n in sheet.notes if not n.startswith(f"{MISSING}: ")])
 
 
 def _check_names(layout: Layout, sheets: Iterable[Sheet]) -> None:

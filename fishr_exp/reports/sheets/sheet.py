@@ -13,6 +13,8 @@ from tabulate import tabulate
 
 from fishr_exp.reports.sheets.latex import to_latex
 
+MISSING = "X"  # in a cell whose runs are missing
+
 
 @dataclass(frozen=True)
 class Line:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fishr_exp.reports.sheets.sheet import Line, Sheet
+from fishr_exp.reports.sheets.sheet import MISSING, Line, Sheet
 from fishr_exp.reports.sheets.table_sheet import show_estimate, show_gammas
 from fishr_exp.reports.statistics.estimates import Estimate
 from fishr_exp.reports.tables.grouping import ABSENT
 from fishr_exp.reports.tables.single_source import SingleSource, SourceRow
-
-MISSING = "X"
 
 
 def single_source_sheets(table: SingleSource) -> list[Sheet]:

@@ -34,6 +34,20 @@ def test_nothing_asked_for_changes_nothing():
     assert laid_out() == SHEET
 
 
+def test_the_note_on_missing_cells_stays_where_one_is_shown():
+    rows = [["ERM", "–", "3", "X", "50.0", "–"], ["Fishr", "1", "3", "70.0", "49.0", "X ∘"]]
+    sheet = Sheet(
+        SHEET.title, SHEET.headers, rows, 2, ["Accuracy in %.", "X: missing."], SHEET.keys
+    )
+    for layout, stays in (
+        (Layout(rows=["ERM"]), True), (Layout(rows=["Fishr"]), True),
+        (Layout(columns=["method", "sketch"]), False),
+        (Layout(rows=["Fishr"], columns=["method", "sketch"]), False),
+    ):  # fmt: skip
+        (shown,) = lay_out([sheet], layout)
+        assert ("X: missing." in shown.notes) == stays
+
+
 @pytest.mark.parametrize(
     ("columns", "headers"),
     [
