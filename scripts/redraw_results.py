@@ -137,6 +137,11 @@ DRAWN: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+for size in (96, 224):  # where `make gpu` has left its records
+    if (RECORDS / (gpu := f"pacs_lite0_gpu_{size}")).is_dir():
+        DRAWN[gpu] = drawn(gpu, {"curves.png": f"{gpu}.png"})
+
+
 def _quietly(main: Callable[[Sequence[str]], object], words: Sequence[str]) -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
