@@ -338,6 +338,7 @@ class _Processes(DataLoader[Minibatch]):
                     continue
                 if not why.startswith("DataLoader worker"):
                     raise
+                waiting()  # a signal to all processes ends a worker that does not yet ignore it
                 _kill(workers)  # else PyTorch reports it once more
                 hint = f"it may lack memory, or space in /dev/shm; {_MORE_SPACE}"
                 raise TrainingError(f"num_workers={self.num_workers}: {why}; {hint}") from error

@@ -146,20 +146,20 @@ def shown(runs: Path, capsys: pytest.CaptureFixture[str]) -> str:
 def test_a_signal_ends_the_step_and_saves_it(
     fishr_exp: Command, tmp_path: Path, number: signal.Signals
 ) -> None:
-    words = ("epochs=1", "steps_per_epoch=600", "observer=last_step", "trainer.ema_decay=0.9",
+    words = ("epochs=1", "steps_per_epoch=1500", "observer=last_step", "trainer.ema_decay=0.9",
              "checkpoint_every=null", "batch_size=8", "num_workers=1", *SMALL)  # fmt: skip
     folder, log = tmp_path / "runs" / "halves", tmp_path / "log"
     pid = forked(command(*words, f"hydra.run.dir={folder}"), log)
-    while not log.exists() or "600 steps on" not in log.read_text():
+    while not log.exists() or "1500 steps on" not in log.read_text():
         time.sleep(0.01)
-    time.sleep(0.3)
+    time.sleep(0.6)
     os.killpg(pid, number)  # as a terminal does: the workers get it too
     assert ended(pid) == 128 + number, log.read_text()
     said = "fishr-exp: stopped; the same command resumes from the last checkpoint"
     assert log.read_text().splitlines()[-1] == said
     assert "Traceback" not in log.read_text()
     state = torch.load(newest_state(folder), weights_only=True)
-    assert 0 < state["step"] < 600
+    assert 0 < state["step"] < 1500
     assert len(state["logged"]["risk"]) == state["step"]
     assert RunFolder(folder).state == "running"
     assert not (folder / "result.json").exists()

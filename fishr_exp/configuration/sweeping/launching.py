@@ -34,17 +34,14 @@ def one_by_one(todo: Sequence[SweptRun], launch: Launch, progress: Progress) -> 
         if run is None:
             _wait(pending, progress)
             continue
-        progress.ours([run])
-        returns = launch([run], ())
-        if finish([run], returns, progress):
+        if _attempt([run], launch, (), progress):
             pending.remove(run)
-            pending = _readable(pending, run, returns[0])
+            pending = _readable(pending, run)
 
 
-def _readable(pending: Sequence[SweptRun], run: SweptRun, end: JobReturn) -> list[SweptRun]:
+def _readable(pending: Sequence[SweptRun], run: SweptRun) -> list[SweptRun]:
     """Leave out, of the runs to be trained, those whose data cannot be read, as those of `run`."""
-    error = end._return_value
-    if not (isinstance(error, ConfigError) and error.key == "dataset.root" and run.data):
+    if not (run.mistake and run.mistake.key == "dataset.root" and run.data):
         return [*pending]
     others = [other for other in pending if other.data != run.data]
     if alike := len(pending) - len(others):
@@ -125,6 +122,7 @@ def finish(
             progress.not_ours(run)
             continue
         attempted.append(run)
+        run.mistake = end._return_value if isinstance(end._return_value, ConfigError) else None
         made_here = end.return_value  # raises what ends the sweep
         run.from_scratch = run.failed_before = False
         if run.to_send and run.has_result:

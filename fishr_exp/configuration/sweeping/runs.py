@@ -23,6 +23,7 @@ from fishr_exp.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from fishr_exp.core.contracts import Trainer
+    from fishr_exp.core.errors import ConfigError
     from fishr_exp.training.arguments import Arguments
     from fishr_exp.training.trunk import Trunk
 
@@ -44,6 +45,7 @@ class SweptRun:
         is_baseline: Whether it is the ERM baseline.
         kind: What runs of equal cost share.
         data: What its dataset is read by: equal ones are read, or cannot be read, alike.
+        mistake: What its configuration was refused for, once it was launched.
         candidates: The steps that it could share with others, the longest first.
         trunk: Those that it does share.
         to_send: Whether it is done, and its tracker lacks something of it.
@@ -58,6 +60,7 @@ class SweptRun:
     is_baseline: bool = False
     kind: tuple[object, ...] = ()
     data: Mapping[str, object] = field(default_factory=dict)
+    mistake: ConfigError | None = None
     candidates: Sequence[Trunk] = field(default_factory=list)
     trunk: Trunk | None = None
     to_send: bool = False

@@ -170,7 +170,7 @@ def test_what_is_done_to_one_is_not_done_to_the_next(load: Load) -> None:
 
 @pytest.mark.parametrize("job", [JOBS[0], JOBS[5], JOBS[7], ["protocol=paper_2022", *JOBS[13]]])
 def test_a_copy_without_hydras_part_is_omegaconfs(load: Load, job: list[str]) -> None:
-    config = load(job)
+    config = load([*job, "sweep_name=test"])  # else it is the time
     before = _all(config)
     own = without_hydra(config)
     expected = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
