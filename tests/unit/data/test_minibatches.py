@@ -357,6 +357,16 @@ def test_a_worker_that_is_killed_is_an_error():
         list(loader(stream(Deadly()), 0, 3, num_workers=1))
 
 
+def test_a_worker_that_a_waiting_signal_ended_is_none():
+    """The signal is handled, as at the end of a step."""
+
+    def handle() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        list(awaited(loader(stream(Deadly()), 0, 3, num_workers=1), handle))
+
+
 LEAVES_OTHERS_ALONE = """
 import multiprocessing, signal, time
 from tests.unit.data.test_minibatches import Noisy
