@@ -2,7 +2,7 @@
 
     python scripts/matching_measure.py keep DIR       beside the sweep, until Ctrl-C
     python scripts/matching_measure.py measure DIR    afterwards; writes DIR/matching.jsonl
-    python scripts/matching_measure.py noise DIR      relative distances by the number of samples
+    python scripts/matching_measure.py noise DIR      writes DIR/noise.jsonl
 
 A run keeps its newest checkpoint only; `keep` links each one to RUN/kept as it appears. `measure`
 takes them all, or what is left, and adds what is not measured yet.
@@ -16,7 +16,7 @@ over the classifier, and at the last checkpoint of a run over all other paramete
 samples, since that takes longer.
 
 `noise` shows why: for the classifiers of ERM's runs, the plain relative distance of two samples of
-one domain beside that of two domains.
+one domain beside that of two domains, by the number of samples.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,6 +42,7 @@ from fishr_exp.configuration.recorded import recorded_arguments
 from fishr_exp.core.contracts import Model
 from fishr_exp.data.minibatches import chunks
 from fishr_exp.gradient_variance import gradient_variance
+from fishr_exp.runs.files import write_atomically
 from fishr_exp.runs.reading import Run, read_runs
 from fishr_exp.runs.records import parse_evaluations
 from fishr_exp.runs.run_folder import RECORDS
@@ -50,7 +50,7 @@ from fishr_exp.training.built import as_domains
 from fishr_exp.training.checkpoint import load
 from fishr_exp.training.prepare import split_domains
 
-FILE, KEPT = "matching.jsonl", "kept"
+FILE, NOISE, KEPT = "matching.jsonl", "noise.jsonl", "kept"
 PAUSE = 2.0  # seconds
 AT_ONCE = 64  # samples of a forward pass
 PLACES = CLASSIFIER, OTHERS = "classifier", "others"
@@ -179,10 +179,16 @@ def plain_distances(
     return one, other
 
 
-def noise(runs: Sequence[Run], most: int) -> str:
-    """Return a table of `plain_distances` over the runs of ERM, in Markdown."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for run in runs:
+def noise(runs: Sequence[Run], most: int, into: Path) -> None:
+    """Write `plain_distances` of the last checkpoint of each run, by the samples of each domain.
+
+    Args:
+        runs: Those of ERM.
+        most: Samples of each domain, which are cut into samples of 16, 32, 64, 128 and the half.
+        into: The file.
+    """
+    lines = []
+    for run in tqdm(runs, disable=None, unit="run"):
         if kept := states(run.path):
             model = load_model(run)
             model.load_state_dict(load(kept[max(kept)])["model"])
@@ -190,13 +196,10 @@ def noise(runs: Sequence[Run], most: int) -> str:
                 name: (features(model, x), y) for name, (x, y) in samples_of(run, most).items()
             }
             for count in sorted({n for n in (16, 32, 64, 128) if 2 * n <= most} | {most // 2}):
-                found.setdefault(count, []).append(
-                    plain_distances(model.classifier, samples, count)
-                )
-    rows = [[n, *(f"{sum(v) / len(v):.2f}" for v in zip(*of, strict=True))]
-            for n, of in found.items()]  # fmt: skip
-    headers = ["samples of each domain", "of the same domain", "of two domains"]
-    return tabulate(rows, headers, "pipe", disable_numparse=True, colalign=["right"] * 3)
+                within, between = plain_distances(model.classifier, samples, count)
+                lines.append({"run": run.path.name, "samples": count,
+                              "within": within, "between": between})  # fmt: skip
+    write_atomically(into, "".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def _of_study(folder: Path) -> list[Run]:
@@ -264,7 +267,7 @@ def _data_of(run: Run) -> tuple[int, str]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Keep checkpoints, measure them, or show the noise."""
+    """Keep checkpoints, measure them, or measure the noise."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -295,7 +298,7 @@ def main(words: Sequence[str] | None = None) -> int:
         what = "no checkpoint is left in its runs" if studied else f"holds no run of {kind}"
         parser.error(f"{arguments.folder}: {what}")
     if arguments.what == "noise":
-        print(noise(studied, counts[CLASSIFIER]))
+        noise(studied, counts[CLASSIFIER], arguments.folder / NOISE)
     else:
         measure(studied, counts, arguments.folder / FILE)
     return 0

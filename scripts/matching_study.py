@@ -34,7 +34,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from matching_measure import FILE
+from matching_measure import FILE, NOISE
 from pacs_table import FIRST_STEP
 from tabulate import tabulate
 
@@ -66,6 +66,10 @@ LEGEND = """\
 After the last step, mean ± standard error over the runs of all seeds and test domains. Accuracy is
 in the test domain, in %, and its error is the spread of the domains; Δ ERM is in points, paired by
 seed and test domain.
+"""
+NOISE_LEGEND = """\
+Relative distance over the classifier, without a correction for noise, between two samples of one
+domain and between samples of two domains; mean over ERM's {runs} runs, after the last step.
 """
 
 
@@ -204,6 +208,19 @@ def describe(compared: pd.DataFrame) -> str:
                     "seed and test domain."
                 )
     return "\n".join(lines)
+
+
+def describe_noise(folder: Path) -> str:
+    """Return the table of what `matching_measure.py noise` found, as Markdown."""
+    found = pd.DataFrame(map(json.loads, (folder / NOISE).read_text().splitlines()))
+    means = found.groupby("samples")[["within", "between"]].mean()
+    table = tabulate(
+        [[count, *(f"{value:.2f}" for value in row)] for count, row in means.iterrows()],
+        headers=["samples of each domain", "of the same domain", "of two domains"],
+        tablefmt="pipe", disable_numparse=True, colalign=["right"] * 3,
+    )  # fmt: skip
+    legend = NOISE_LEGEND.format(runs=found["run"].nunique())
+    return "\n".join([legend.replace("\n", " ").strip(), "", table])
 
 
 def _plus_minus(values: Sequence[float] | pd.Series, form: str, of_error: str = "") -> str:

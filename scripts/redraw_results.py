@@ -77,10 +77,12 @@ def colored_mnist(number: int, *words: str) -> Callable[[Path, Path], None]:
 
 
 def matching(out: Path, place: Path) -> None:
-    """Draw the figures of the study of matching, and write its table."""
-    compared = matching_study.against_erm(matching_study.read(RECORDS / "pacs_lite0"))
+    """Draw the figures of the study of matching, and write its tables."""
+    records = RECORDS / "pacs_lite0"
+    compared = matching_study.against_erm(matching_study.read(records))
     write(out, "matching.md", f"## Numbers\n\n{matching_study.describe(compared)}")
-    _quietly(matching_study.main, [str(RECORDS / "pacs_lite0"), "--out", str(place)])
+    write(out, "matching.md", f"## Noise\n\n{matching_study.describe_noise(records)}")
+    _quietly(matching_study.main, [str(records), "--out", str(place)])
     for figure in place.glob("*.png"):
         keep(figure, out / figure.name)
 

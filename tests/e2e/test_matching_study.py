@@ -48,9 +48,14 @@ def test_a_sweep_becomes_three_figures_and_a_table(
     assert file.read_text() == before
 
     assert scripts.measure.main(["noise", str(runs), "--classifier", "200"]) == 0
-    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == [
-        "16", "32", "64", "100",
-    ]  # fmt: skip
+    noise = [json.loads(line) for line in (runs / "noise.jsonl").read_text().splitlines()]
+    assert [line["samples"] for line in noise] == 2 * [16, 32, 64, 100]
+    text = scripts.study.describe_noise(runs)
+    assert "mean over ERM's 2 runs" in text
+    for row in re.findall(r"\| +(\d+) \| +([\d.]+) \| +([\d.]+) \|", text):
+        of = [line for line in noise if line["samples"] == int(row[0])]
+        for value, key in zip(row[1:], ("within", "between"), strict=True):
+            assert float(value) == pytest.approx(sum(line[key] for line in of) / 2, abs=0.0051)
     assert scripts.study.main([str(runs), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     names = ["matching_accuracy", "matching_over_steps", "matching_where"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+
+from fishr_exp.api import load_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -46,8 +49,53 @@ def test_figures_and_tables_are_those_of_the_records(
 
 def test_the_page_of_matching_has_the_numbers_of_the_records() -> None:
     study = importlib.import_module("matching_study")
-    compared = study.against_erm(study.read(RESULTS / "records" / "pacs_lite0"))
-    assert (RESULTS / "matching.md").read_text().endswith(f"{study.describe(compared)}\n")
+    records, page = RESULTS / "records" / "pacs_lite0", (RESULTS / "matching.md").read_text()
+    compared = study.against_erm(study.read(records))
+    assert f"\n## Numbers\n\n{study.describe(compared)}\n\n## Noise\n" in page
+    assert page.endswith(f"\n## Noise\n\n{study.describe_noise(records)}\n")
+
+
+def test_the_table_of_the_quickstart_is_the_one_of_its_records(
+    redraw: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(redraw.RECORDS / "colored_digits_fishr"), "--out", str(tmp_path)]
+    assert redraw.table.main(words) == 0
+    (whole,) = re.findall(r"(?:^\|.*\n)+", (tmp_path / "table.md").read_text(), re.MULTILINE)
+    assert whole in (RESULTS / "README.md").read_text()
+    printed = capsys.readouterr().out.split("\n\n")[1]
+    assert printed.startswith("method")
+    assert f"```\n{printed}\n```" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("folder", "shown", "rows"),
+    [
+        (
+            "pacs_resnet18",
+            ["art_painting", "cartoon", "photo", "sketch", "mean", "train", "validation"],
+            {
+                "ERM | 830": math.nan,
+                "Fishr, classifier, gamma 1 | 830": 1.0,
+                "Fishr, all parameters, gamma 0.01 | 166": 0.01,
+            },
+        ),
+        ("vlcs_mini", ["caltech", "labelme", "sun"], {"ERM": 0.0, "Fishr, gamma 1": 1.0}),
+    ],
+)
+def test_tables_copied_by_hand_have_the_numbers_of_the_records(
+    folder: str, shown: list[str], rows: dict[str, float]
+) -> None:
+    page = (RESULTS / "README.md").read_text()
+    runs = load_runs(RESULTS / "records" / folder)
+    assert len(runs) == len(rows) * runs["test_domains"].nunique()
+    for name, gamma in rows.items():
+        of = runs[runs["gamma"].isna() if math.isnan(gamma) else runs["gamma"] == gamma]
+        known = dict(zip(of["test_domains"], of["test_accuracy"], strict=True)) | {
+            "mean": of["test_accuracy"].mean(),
+            "train": of["train_accuracy"].mean(),
+            "validation": of["validation_accuracy"].mean(),
+        }
+        assert f"| {name} | {' | '.join(f'{100 * known[key]:.1f}' for key in shown)} |\n" in page
 
 
 def test_each_figure_has_its_records_and_a_command_that_redraws_it(redraw: ModuleType) -> None:
