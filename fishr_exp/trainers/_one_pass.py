@@ -18,6 +18,7 @@ from fishr_exp.core.contracts import Batch, Model, Objective, Overrides, Trainer
 from fishr_exp.core.errors import ConfigError
 from fishr_exp.core.keeping import keeping_random_streams
 from fishr_exp.gradient_variance import Loss, per_sample_losses
+from fishr_exp.trainers._features import FeaturesRead
 from fishr_exp.trainers._terms import (
     check_choice,
     check_l2,
@@ -135,26 +136,6 @@ class ForwardPass:
         with FeaturesRead(self.model) as read:
             self._logits = self.model(self.batch.x)
         self._features, self.made = read.features, True
-
-
-class FeaturesRead:
-    """Within the block, keeps what the model's classifier reads at first: `features`, [N, F]."""
-
-    def __init__(self, model: Model) -> None:
-        self.features: Tensor | None = None
-        self._classifier = model.classifier
-
-    def __enter__(self) -> FeaturesRead:
-        # A function, unlike a method, is the same one in a copy of the model, as BackPACK makes.
-        def keep(_classifier: object, inputs: tuple[Tensor, ...]) -> None:
-            if self.features is None:
-                self.features = inputs[0]
-
-        self._hook = self._classifier.register_forward_pre_hook(keep)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._hook.remove()
 
 
 class Part(NamedTuple):

@@ -26,7 +26,8 @@ from fishr_exp.gradient_variance import (
     squared_distance_with_gradient,
 )
 from fishr_exp.gradient_variance.scope import select_parameters
-from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty, Schedule
+from fishr_exp.trainers._features import FeaturesRead
+from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty, Schedule
 from fishr_exp.trainers._terms import check_choice, sum_of_all
 
 

@@ -11,7 +11,8 @@ from fishr_exp.core import distributed
 from fishr_exp.core.contracts import trainable
 from fishr_exp.gradient_variance.terms.distributed import sum_over_ranks
 from fishr_exp.trainers._directions import each_domain
-from fishr_exp.trainers._one_pass import FeaturesRead, ForwardPass, Part, Penalty
+from fishr_exp.trainers._features import FeaturesRead
+from fishr_exp.trainers._one_pass import ForwardPass, Part, Penalty
 from fishr_exp.trainers._terms import mean_risk
 
 
