@@ -373,6 +373,11 @@ def test_data_that_cannot_be_read_are_said_once(tmp_path: Path, images: Path) ->
     assert outcome.status == 2
     assert "8 runs: 4 trained, 1 failed, 3 without a result" in outcome.err
     assert len(list((tmp_path / "runs").glob("*/done"))) == 4
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    waves = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweeper.max_batch_size=2")
+    outcome = caller(tmp_path / "waves")(*words, "dataset.root=/nowhere", *waves)
+    assert "2 more runs read the same data, and are not started" in outcome.err
+    assert "4 runs: 0 trained, 2 failed, 2 without a result" in outcome.err
 
 
 def test_a_sweep_makes_shared_steps_first_by_itself(tmp_path: Path) -> None:

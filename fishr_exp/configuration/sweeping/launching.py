@@ -36,16 +36,15 @@ def one_by_one(todo: Sequence[SweptRun], launch: Launch, progress: Progress) -> 
             continue
         if _attempt([run], launch, (), progress):
             pending.remove(run)
-            pending = _readable(pending, run)
+            pending = _readable(pending, [run])
 
 
-def _readable(pending: Sequence[SweptRun], run: SweptRun) -> list[SweptRun]:
-    """Leave out, of the runs to be trained, those whose data cannot be read, as those of `run`."""
-    if not (run.mistake and run.mistake.key == "dataset.root" and run.data):
-        return [*pending]
-    others = [other for other in pending if other.data != run.data]
-    if alike := len(pending) - len(others):
-        log.error("%d more runs read the same data, and are not started", alike)
+def _readable(pending: Sequence[SweptRun], tried: Sequence[SweptRun]) -> list[SweptRun]:
+    """Leave out, of the runs to be trained, those whose data could not be read by runs tried."""
+    bad = [run.data for run in tried if run.mistake and run.mistake.key == "dataset.root"]
+    others = [other for other in pending if not other.data or other.data not in bad]
+    if count := len(pending) - len(others):
+        log.error("%d more runs read the same data, and are not started", count)
     return others
 
 
@@ -69,15 +68,15 @@ def in_waves(
             log.info("training the steps that runs share: %d runs stop after them", len(first))
             made = _attempt(first, launch, ("share_steps=only",), progress)
             failed = [run for run in made if run.has_failed]
-            pending = [run for run in pending if run not in failed]
+            pending = _readable([run for run in pending if run not in failed], made)
             continue
         free = [run for run in pending if _is_free(run, pending)]
         if not free:
             _wait(pending, progress)
             continue
         wave = free[:most]
-        for run in _attempt(wave, launch, (), progress):
-            pending.remove(run)
+        made = _attempt(wave, launch, (), progress)
+        pending = _readable([run for run in pending if run not in made], made)
 
 
 def trunk_of(run: SweptRun) -> Path:

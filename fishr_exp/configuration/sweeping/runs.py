@@ -44,7 +44,7 @@ class SweptRun:
         varied: Those of its words that not all runs have.
         is_baseline: Whether it is the ERM baseline.
         kind: What runs of equal cost share.
-        data: What its dataset is read by: equal ones are read, or cannot be read, alike.
+        data: What its dataset is read by; of runs with equal ones, all can read it, or none.
         mistake: What its configuration was refused for, once it was launched.
         candidates: The steps that it could share with others, the longest first.
         trunk: Those that it does share.
