@@ -105,10 +105,10 @@ class ForwardPass:
 
     @property
     def logits(self) -> Tensor:
-        """[N, C]."""
+        """[N, C], no half precision."""
         self._make()
         assert self._logits is not None
-        return self._logits
+        return in_full(self._logits)
 
     @property
     def losses(self) -> Tensor:
@@ -117,6 +117,16 @@ class ForwardPass:
         if self._losses is None:
             self._losses = self.loss(self.logits, self.batch.y)
         return self._losses
+
+    def gradients_at_logits(self, *, create_graph: bool) -> Tensor:
+        """Gradient of each loss at its logits, [N, C], no half precision; the graph is kept."""
+        logits, losses = self._logits, self.losses
+        if (full := self.logits) is not logits:  # at half precision, the gradient is half, too
+            logits, losses = full, self.loss(full, self.batch.y)
+        (found,) = torch.autograd.grad(
+            losses.sum(), logits, create_graph=create_graph, retain_graph=True
+        )
+        return found
 
     @property
     def risks(self) -> Tensor:

@@ -85,9 +85,7 @@ class Idm(OnePass):
         """Gradients of the classifier's weights and biases for each sample, D tensors [n, P]."""
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
-            (delta,) = torch.autograd.grad(
-                forward.losses.sum(), forward.logits, create_graph=wanted, retain_graph=True
-            )
+            delta = forward.gradients_at_logits(create_graph=wanted)
         found = []
         for own, f in zip(of_all_ranks(forward.batch, delta), features, strict=True):
             of_weight = (own[:, :, None] * f[:, None, :]).flatten(1)

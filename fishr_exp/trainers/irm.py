@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fishr_exp.trainers._one_pass import ForwardPass, Penalized
@@ -37,9 +36,8 @@ class Irm(Penalized):
 
     def penalty(self, forward: ForwardPass) -> Tensor:
         """Mean over the domains of d_e²; a sample's derivative by the scale is z · ∂l/∂z."""
-        logits, losses = forward.logits, forward.losses
-        (delta,) = torch.autograd.grad(losses.sum(), logits, create_graph=True)  # [N, C]
-        slopes = forward.batch.by_domain((logits * delta).sum(1))  # D x [n]
+        delta = forward.gradients_at_logits(create_graph=True)  # [N, C]
+        slopes = forward.batch.by_domain((forward.logits * delta).sum(1))  # D x [n]
         if self.convention == "colored_mnist":
             return domain_means(slopes).square().mean()
         even, odd = (domain_means([slope[i::2] for slope in slopes]) for i in (0, 1))

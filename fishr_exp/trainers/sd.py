@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fishr_exp.trainers._one_pass import ForwardPass, Penalty
-from fishr_exp.trainers._terms import in_full, of_all_ranks
+from fishr_exp.trainers._terms import of_all_ranks
 
 
 class Sd(Penalty):
@@ -24,7 +24,7 @@ class Sd(Penalty):
 
     def penalty(self, forward: ForwardPass) -> Tensor:
         """Mean over the samples of all domains."""
-        squares = in_full(forward.logits).square().mean(1)
+        squares = forward.logits.square().mean(1)
         by_domain = of_all_ranks(forward.batch, squares)
         samples = sum(map(len, by_domain))
         return sum(values.sum() for values in by_domain) / samples  # type: ignore[return-value]

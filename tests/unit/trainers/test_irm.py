@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fishr_exp.core.contracts import Batch, Model
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.trainers._one_pass import ForwardPass
 from fishr_exp.trainers.irm import Irm
 
 
@@ -66,3 +67,23 @@ def test_domainbed(step: int, weight: float) -> None:
 def test_refuses(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=f"trainer.{next(iter(wrong))}="):
         Irm(**{"gamma": 1.0, **wrong})
+
+
+@pytest.mark.parametrize("convention", ["colored_mnist", "domainbed"])
+def test_under_autocast_the_penalty_is_that_of_the_logits_in_full(convention: str) -> None:
+    network, batch = case()
+    network, batch = network.float(), Batch(batch.x.float(), batch.y, batch.sizes)
+    method = Irm(50.0, convention=convention)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(batch.x)
+        forward = ForwardPass(network, batch, method.loss, 0)
+        found = method.penalty(forward)
+    assert logits.dtype is torch.bfloat16
+    assert found.dtype is torch.float32
+    domains = list(zip(batch.by_domain(logits.double()), batch.by_domain(batch.y), strict=True))
+    if convention == "colored_mnist":
+        expected = torch.stack([slope(z, y) ** 2 for z, y in domains]).mean()
+    else:
+        pairs = [slope(z[::2], y[::2]) * slope(z[1::2], y[1::2]) for z, y in domains]
+        expected = torch.stack(pairs).mean()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-9)

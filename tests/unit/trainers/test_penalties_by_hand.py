@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fishr_exp.core.contracts import Batch, Model, Trainer
+from fishr_exp.core.contracts import Batch, Facts, Model, Trainer
 from fishr_exp.core.errors import ConfigError
+from fishr_exp.trainers import composed
 from fishr_exp.trainers._distances import coral_distance, mmd_distance
+from fishr_exp.trainers._one_pass import Part, Penalty
 from fishr_exp.trainers.cad import Cad
 from fishr_exp.trainers.causirl_coral import CausirlCoral
 from fishr_exp.trainers.causirl_mmd import CausirlMmd
@@ -266,3 +269,24 @@ def test_iga_costs_erm_while_it_does_not_act() -> None:
     logs = Iga(7.0, anneal_steps=3).objective(model(), batch(*SIZES), 2).logs
     assert "penalty" not in logs
     assert logs["objective"] == logs["risk"]
+
+
+METHODS = [(name, kind) for name, kind in composed._methods() if issubclass(kind, Penalty)]
+
+
+@pytest.mark.parametrize("kind", [kind for _, kind in METHODS], ids=[name for name, _ in METHODS])
+def test_under_autocast_no_penalty_is_computed_at_half_precision(
+    kind: type[Penalty], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, of = model().float(), batch(*SIZES)
+    of = Batch(of.x.float(), of.y, of.sizes)
+    known = {"gamma": 1.0, "anneal_steps": 0}
+    method = kind(**{k: v for k, v in known.items() if k in inspect.signature(kind).parameters})
+    network = method.prepare(network, Facts(("a", "b", "c"), 3, 4, 100))
+    found: list[Part] = []
+    parts = method.parts
+    monkeypatch.setattr(method, "parts", lambda forward: found.extend(parts(forward)) or found)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(of.x).dtype is torch.bfloat16
+        method.objective(network, of, 0)
+    assert {part.value.dtype for part in found if part.value is not None} == {torch.float32}
