@@ -142,11 +142,11 @@ def _draw_panel(axes: Any, rows: Sequence[dict[str, Any]], quantity: str) -> Non
     unit = 2**20 if quantity == "peak" else 1
     for number, (name, label) in enumerate(CONTENDERS.items()):
         own = [row for row in rows if row["contender"] == name]
-        colour = "black" if name == "erm" else COLORS[number - 1]
+        color = "black" if name == "erm" else COLORS[number - 1]
         axes.plot(
             [row["size"] for row in own],
             [row[quantity] / unit for row in own],
-            color=colour, marker=MARKERS[number], markersize=3.5, linewidth=1.2, label=label,
+            color=color, marker=MARKERS[number], markersize=3.5, linewidth=1.2, label=label,
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

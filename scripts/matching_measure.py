@@ -195,7 +195,8 @@ def noise(runs: Sequence[Run], most: int, into: Path) -> None:
             samples = {
                 name: (features(model, x), y) for name, (x, y) in samples_of(run, most).items()
             }
-            for count in sorted({n for n in (16, 32, 64, 128) if 2 * n <= most} | {most // 2}):
+            half = min(len(y) for _, y in samples.values()) // 2
+            for count in sorted({n for n in (16, 32, 64, 128) if n <= half} | {half}):
                 within, between = plain_distances(model.classifier, samples, count)
                 lines.append({"run": run.path.name, "samples": count,
                               "within": within, "between": between})  # fmt: skip

@@ -35,7 +35,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matching_measure import FILE, NOISE
-from pacs_table import FIRST_STEP
+from pacs_table import FIRST_STEP, PAIR
 from tabulate import tabulate
 
 from fishr_exp.api import load_runs
@@ -58,7 +58,6 @@ from fishr_exp.reports.statistics.estimates import estimate, mean
 Colors = dict[float, Any]
 QUANTITIES = {"distance": "distance", "size": "size", "relative": "relative distance"}
 PLACES = {"classifier": "classifier", "others": "other parameters"}
-GROUP = ["test_domains", "seed"]  # runs that differ in gamma only
 CORRELATED = 4  # gammas of a group, at least, for its rank correlation
 _COMPARED = ["relative", "relative_others", "accuracy", "validation"]
 COLLAPSED = 10.0  # points of validation accuracy below ERM
@@ -84,8 +83,7 @@ def read(folder: Path) -> pd.DataFrame:
     Raises:
         SystemExit: If nothing was measured, or there are several runs of a gamma, seed and domain.
     """
-    if not (folder / FILE).exists():
-        raise SystemExit(f"{folder}: has no {FILE}; scripts/matching_measure.py makes it")
+    _require(folder / FILE)
     rows = []
     for line in map(json.loads, (folder / FILE).read_text().splitlines()):
         row = {"name": line["run"], "step": line["step"]}
@@ -98,11 +96,16 @@ def read(folder: Path) -> pd.DataFrame:
     runs = runs.assign(
         accuracy=100 * runs["test_accuracy"], validation=100 * runs["validation_accuracy"]
     )
-    columns = ["name", "gamma", *GROUP, "accuracy", "validation"]
+    columns = ["name", "gamma", *PAIR, "accuracy", "validation"]
     measured = pd.DataFrame(rows).merge(runs[columns], on="name")
-    if measured.duplicated([*GROUP, "gamma", "step"]).any():
+    if measured.duplicated([*PAIR, "gamma", "step"]).any():
         raise SystemExit(f"{folder}: runs differ in more than gamma, seed and test domain")
     return measured
+
+
+def _require(file: Path) -> None:
+    if not file.exists():
+        raise SystemExit(f"{file.parent}: has no {file.name}; scripts/matching_measure.py makes it")
 
 
 def summary(squares: Mapping[str, float]) -> dict[str, float]:
@@ -120,8 +123,8 @@ def against_erm(measured: pd.DataFrame) -> pd.DataFrame:
     accuracy, in points, and `collapsed`. Runs without their ERM are left out.
     """
     last = measured[measured["step"] == measured["step"].max()]
-    erm = last.loc[last["gamma"] == 0, [*GROUP, *_COMPARED]]
-    both = last.merge(erm, on=GROUP, suffixes=("", "_erm"))
+    erm = last.loc[last["gamma"] == 0, [*PAIR, *_COMPARED]]
+    both = last.merge(erm, on=PAIR, suffixes=("", "_erm"))
     return both.assign(
         ratio=both["relative"] / both["relative_erm"],
         ratio_others=both["relative_others"] / both["relative_others_erm"],
@@ -145,7 +148,7 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, run in measured.groupby("name"):
         first = run["step"].min()
-        paired = erm[(erm[GROUP] == run.iloc[0][GROUP]).all(axis=1)]
+        paired = erm[(erm[PAIR] == run.iloc[0][PAIR]).all(axis=1)]
         shared = paired[paired["step"] < first]
         own = {key: run.iloc[0][key] for key in ("name", "gamma")}
         whole = pd.concat([shared.assign(**own), run])
@@ -155,9 +158,9 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
     if not found:
         return measured
     together = pd.concat(found)
-    gammas = together.groupby(GROUP)["gamma"].transform("nunique")
+    gammas = together.groupby(PAIR)["gamma"].transform("nunique")
     together = together[gammas == gammas.max()]
-    groups = len(together.groupby(GROUP))
+    groups = len(together.groupby(PAIR))
     found_in = together.groupby("gamma")["name"].transform("nunique")
     return together[found_in == groups]
 
@@ -165,7 +168,7 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
 def correlations(compared: pd.DataFrame, column: str) -> list[float]:
     """Return Spearman's correlation of a column with accuracy, for each seed and test domain."""
     found = []
-    for _, group in compared.groupby(GROUP):
+    for _, group in compared.groupby(PAIR):
         ranks = group[[column, "accuracy"]].dropna().rank()
         if len(ranks) >= CORRELATED and (ranks.nunique() > 1).all():
             found.append(float(np.corrcoef(ranks[column], ranks["accuracy"])[0, 1]))
@@ -211,7 +214,12 @@ def describe(compared: pd.DataFrame) -> str:
 
 
 def describe_noise(folder: Path) -> str:
-    """Return the table of what `matching_measure.py noise` found, as Markdown."""
+    """Return the table of what `matching_measure.py noise` found, as Markdown.
+
+    Raises:
+        SystemExit: If nothing was measured.
+    """
+    _require(folder / NOISE)
     found = pd.DataFrame(map(json.loads, (folder / NOISE).read_text().splitlines()))
     means = found.groupby("samples")[["within", "between"]].mean()
     table = tabulate(
@@ -219,8 +227,8 @@ def describe_noise(folder: Path) -> str:
         headers=["samples of each domain", "of the same domain", "of two domains"],
         tablefmt="pipe", disable_numparse=True, colalign=["right"] * 3,
     )  # fmt: skip
-    legend = NOISE_LEGEND.format(runs=found["run"].nunique())
-    return "\n".join([legend.replace("\n", " ").strip(), "", table])
+    legend = NOISE_LEGEND.replace("\n", " ").format(runs=found["run"].nunique())
+    return f"{legend.strip()}\n\n{table}"
 
 
 def _plus_minus(values: Sequence[float] | pd.Series, form: str, of_error: str = "") -> str:

@@ -57,8 +57,8 @@ def read_state(weights_file: str) -> Mapping[str, Tensor]:
     Raises:
         ConfigError: Whatever is wrong with it.
     """
-    of_package = weights_file.startswith(_PACKAGE)
-    path = _in_package(weights_file) if of_package else expanded(weights_file)
+    package = package_of(weights_file)
+    path = expanded(weights_file) if package is None else _in_package(package, weights_file)
     try:
         require_file(path)
         if path.suffix == ".safetensors":
@@ -89,9 +89,14 @@ def read_state(weights_file: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _in_package(weights_file: str) -> Path:
+def package_of(weights_file: object) -> str | None:
+    """Return the name of the package that a source of weights names; None if it is another."""
+    named = isinstance(weights_file, str) and weights_file.startswith(_PACKAGE)
+    return str(weights_file).removeprefix(_PACKAGE) if named else None
+
+
+def _in_package(name: str, weights_file: str) -> Path:
     """Return the file of weights in an installed package."""
-    name = weights_file.removeprefix(_PACKAGE)
     try:
         files = importlib.metadata.files(name) or []
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:  # no such name
@@ -99,7 +104,8 @@ def _in_package(weights_file: str) -> Path:
         raise ConfigError(
             "model.weights_file", weights_file, "this package is not installed", hint
         ) from error
-    found = [file for file in files if file.suffix in _SUFFIXES]
+    # Files beside the packages are Python's own; there, a .pth is a list of folders.
+    found = [file for file in files if file.suffix in _SUFFIXES and len(file.parts) > 1]
     if len(found) != 1:
         problem = f"this package has {len(found) or 'no'} files of weights, and one is needed"
         raise ConfigError("model.weights_file", weights_file, problem, "pass the path of a file")

@@ -19,7 +19,11 @@ _PACKAGES = (
 
 
 def environment(
-    device: str, threads: int, ranks: int = 1, tags: Sequence[str] = ()
+    device: str,
+    threads: int,
+    ranks: int = 1,
+    tags: Sequence[str] = (),
+    packages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Describe what the run runs on.
 
@@ -29,9 +33,10 @@ def environment(
             number.
         ranks: Processes that train together; at another number, results differ by rounding.
         tags: Words of the user's.
+        packages: More packages whose versions count, such as the one that its weights are from.
     """
     versions = {"fishr-exp": fishr_exp.__version__, "python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *packages):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

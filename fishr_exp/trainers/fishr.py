@@ -64,7 +64,7 @@ class Fishr(Penalty):
 
         objective = (1/D) Σ_e R_e + gamma · (1/D) Σ_e ‖v_e − v‖²,    v = (1/D) Σ_e v_e
 
-    where v_e is the element-wise, centred variance (1/n) of the per-sample gradients of domain e.
+    where v_e is the element-wise, centered variance (1/n) of the per-sample gradients of domain e.
 
     Args:
         gamma: Weight of the penalty, finite and >= 0, in the terms of `convention`; every
@@ -79,7 +79,7 @@ class Fishr(Penalty):
         anneal_steps: Steps before gamma acts.
         ema_decay: Of the moving average of the variances, in [0, 1); 0 is none.
         l2: Weight of Σ‖w‖² over all parameters, as in `Erm`.
-        statistic: What is matched in place of the variance: `second_moment` (not centred), `mean`
+        statistic: What is matched in place of the variance: `second_moment` (not centered), `mean`
             (gradient matching) or `covariance` (the whole matrix of each parameter).
         unbiased: Divide variance or covariance by n − 1 instead of n.
         within_classes: Match the statistic class by class, over the classes that have two samples

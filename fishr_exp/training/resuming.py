@@ -17,6 +17,7 @@ from torch import Tensor
 from fishr_exp.core import distributed, seeding
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.data.digests import changes
+from fishr_exp.models.weights import package_of
 from fishr_exp.runs.content import UnreadableError
 from fishr_exp.runs.environment import environment
 from fishr_exp.runs.names import SHARED
@@ -109,11 +110,13 @@ def _open(
         run_folder.checkpoints.mkdir(exist_ok=True)
         run_folder.write_data(prepared.data)
         prepared.model_facts.write(run_folder.path)
+        weights = package_of(prepared.arguments.config.get("model", {}).get("weights_file"))
         run_folder.write_environment(
             environment(
-                name, torch.get_num_threads(), distributed.world_size(), prepared.arguments.tags
+                name, torch.get_num_threads(), distributed.world_size(), prepared.arguments.tags,
+                [weights] if weights else [],
             )
-        )
+        )  # fmt: skip
         run_folder.keep_until(_evaluated(prepared, reached) if reached else 0)
     except OSError as error:
         raise TrainingError(f"{error}; records and checkpoints are in {run_folder.path}") from error

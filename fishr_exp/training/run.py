@@ -56,18 +56,17 @@ def run(arguments: Arguments, folder: Path) -> tuple[dict[str, Any], bool]:
         SharedStepsMade: If `arguments.share_steps` is `only`, and there is nothing left to share.
     """
     run_folder = RunFolder(folder)
-    earlier = _result_of_earlier(run_folder, arguments)
-    if earlier is not None:
+    if (earlier := _result_of_earlier(run_folder, arguments)) is not None:
         return earlier, False
     prepared = prepare(arguments)
-    log.info("%d steps on %s", prepared.total_steps, device_name(prepared.device))
+    steps, device = prepared.total_steps, device_name(prepared.device)
+    log.info("%d step%s on %s", steps, "s" * (steps != 1), device)
     training = prepared.training
     signals = Signals()
     with run_folder:
         distributed.from_first(run_folder.acquire)
         # Another process may have trained the run while this one prepared it.
-        earlier = _result_of_earlier(run_folder, arguments)
-        if earlier is not None:
+        if (earlier := _result_of_earlier(run_folder, arguments)) is not None:
             return earlier, False
         mirror = None
         if arguments.tracker and distributed.is_first():

@@ -27,7 +27,7 @@ from fishr_exp.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 # What every run begins with.
-ANNOUNCED = re.compile(r"trainer=\S+.* on dataset=|folder /|\d+ steps on ")
+ANNOUNCED = re.compile(r"trainer=\S+.* on dataset=|folder /|\d+ steps? on ")
 COMPOSED = composing._Kept()  # the files of `conf/` are read once for the commands of all tests
 TINY = ("model.hidden=8", "epochs=2", "steps_per_epoch=2", "tracker=none")
 

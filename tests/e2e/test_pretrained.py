@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -46,6 +47,8 @@ def test_a_sweep_on_domains_whose_classes_are_mapped(
 
     before, after = (json.loads(line)["losses"] for line in (ran.folder / "records.jsonl").open())
     assert (before["effective_gamma"], after["effective_gamma"] > 0) == (0, True)
+    versions = json.loads((ran.folder / "environment.json").read_text())["versions"]
+    assert versions[WEIGHTS] == importlib.metadata.version(WEIGHTS)
     model = load_model(ran.folder)
     assert model.classifier.out_features == 5
     assert model(torch.zeros(2, 3, 64, 64)).isfinite().all()

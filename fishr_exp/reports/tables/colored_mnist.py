@@ -115,18 +115,18 @@ def _table(noise: float, runs: Sequence[Run]) -> Comparison:
     name = f"label noise {noise:g}"
     reference = Reference(PROTOCOL, None)
     tables = build_tables(runs)  # several, if runs have different test domains
-    labelled = [
+    labeled = [
         pair for table in tables for pair in zip(table.rows, _labels(table.rows), strict=True)
     ]
     departing = [
         f"No verdict on {label}, which departs from the published runs: {'; '.join(found)}."
-        for row, label in labelled
+        for row, label in labeled
         if (found := departures(row.runs[0]))  # the others differ only in their seed
     ]
     published = {method_key(method): method for method in reference.methods(name)}
-    present = {method_key(_method(row)) for row, _ in labelled}
+    present = {method_key(_method(row)) for row, _ in labeled}
     by_method = [
-        (method_key(_method(row)), _row(row, label, reference, name)) for row, label in labelled
+        (method_key(_method(row)), _row(row, label, reference, name)) for row, label in labeled
     ]
     by_method += [
         (

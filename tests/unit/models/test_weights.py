@@ -50,7 +50,8 @@ def _install(site: Path, files: list[str]) -> None:
     info = site / "carried_weights-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: carried-weights\nVersion: 1.0\n")
-    (info / "RECORD").write_text("".join(f"carried/{name},,\n" for name in files))
+    beside = "carried_weights-nspkg.pth,,\n"  # paths for Python
+    (info / "RECORD").write_text(beside + "".join(f"carried/{name},,\n" for name in files))
 
 
 def test_weights_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
