@@ -160,9 +160,8 @@ def at_all_steps(measured: pd.DataFrame) -> pd.DataFrame:
     together = pd.concat(found)
     gammas = together.groupby(PAIR)["gamma"].transform("nunique")
     together = together[gammas == gammas.max()]
-    groups = len(together.groupby(PAIR))
     found_in = together.groupby("gamma")["name"].transform("nunique")
-    return together[found_in == groups]
+    return together[found_in == len(together.groupby(PAIR))]
 
 
 def correlations(compared: pd.DataFrame, column: str) -> list[float]:
@@ -188,8 +187,8 @@ def describe(compared: pd.DataFrame) -> str:
         ])  # fmt: skip
     measured = compared["relative_others"].notna()
     of = "" if measured.all() else f" ({measured.sum()} runs)"
-    headers = ["gamma", "runs", *QUANTITIES.values(),
-               f"relative distance, {PLACES['others']}{of}", "test accuracy", "Δ ERM"]  # fmt: skip
+    others = f"relative distance, {PLACES['others']}{of}"
+    headers = ["gamma", "runs", *QUANTITIES.values(), others, "test accuracy", "Δ ERM"]
     table = tabulate(
         rows, headers=headers, tablefmt="pipe", disable_numparse=True,
         colalign=["left", *["right"] * (len(headers) - 1)],
