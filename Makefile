@@ -28,7 +28,7 @@ run: $(READY)  ## a gamma sweep of Fishr with its ERM baseline on embedded data,
 ifeq ($(origin DATASET),command line)
 	$(if $(ROOT),,$(error add ROOT=DIR, the folder that holds the domains of DATASET=$(DATASET)))
 	$(if $(TEST),,$(error add TEST=DOMAIN, the domain of DATASET=$(DATASET) to leave out))
-	-$(BIN)/fishr-data check $(DATASET) "$(ROOT)" $(filter dataset.%,$(WORDS))
+	$(BIN)/fishr-data check $(DATASET) "$(ROOT)" $(filter dataset.%,$(WORDS)) || test $$? = 1
 	$(BIN)/fishr-exp --multirun experiment=images_quickstart output_dir=outputs/$(DATASET)_quickstart \
 	    dataset=$(DATASET) 'dataset.root="$(ROOT)"' 'test_domains=["$(TEST)"]' $(CACHE) $(WORDS)
 	$(BIN)/fishr-table outputs/$(DATASET)_quickstart

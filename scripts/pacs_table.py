@@ -1,13 +1,15 @@
 """The tables of `experiment=pacs_lite0`: methods in the four test domains, and what they cost.
 
-    python scripts/pacs_table.py DIR
+    python scripts/pacs_table.py DIR [--restarted DIR]
 
-Four tables, in Markdown, each with a line that says what it shows:
+Four tables, in Markdown, each with a line that says what it shows; a fifth one with the runs of ERM
+that get a new optimizer where Fishr does:
 
 1. the test domains, after the last step;
 2. the test domains, at the step that the training domains select;
 3. the validation parts of the training domains, after the last step;
-4. minutes of a run.
+4. minutes of a run;
+5. the test domains, after the last step, compared with ERM that gets a new optimizer.
 
 The oracle's gain is left out: it cannot be negative, since gamma 0 is among its choices. The pairs
 are not independent: runs with different test domains share two of three training domains, and four
@@ -33,6 +35,7 @@ from fishr_exp.runs.run_folder import RunFolder
 
 PAIR = ["test_domains", "seed"]
 ERM, SELECTED, ORACLE = "ERM", "Fishr, selected gamma", "Fishr, oracle's gamma"
+RESTARTED = "ERM, new optimizer"
 FIRST_STEP = 150  # the first evaluation after the penalty acts
 LEGEND = """\
 Accuracy in %, mean ± standard error over the seeds; *mean* is over the four domains. *Selected
@@ -55,6 +58,13 @@ ABOUT = {  # of each table
         "test domains, and the range."
     ),
 }
+OF_RESTARTED = """\
+### Compared with ERM that gets a new optimizer
+
+As in DomainBed, Fishr with a gamma above 0, IRM and V-REx get a new Adam, without history, when
+gamma begins to act, at step 100. Fishr with gamma 1e-9 is ERM with that. After the last step; Δ is
+the difference from it.
+"""
 Values = dict[tuple[str, int], float]  # (test domain, seed) -> accuracy in %
 
 
@@ -128,19 +138,20 @@ def _rank(name: str) -> tuple[int, float, str]:
     return {ERM: 0, SELECTED: 2, ORACLE: 2}.get(name, 3), float(name == ORACLE), name
 
 
-def table(values: dict[str, Values], biased: Sequence[str] = (ORACLE,)) -> str:
-    """Return a table in Markdown: a column for each test domain, their mean, and Δ ERM.
+def table(values: dict[str, Values], biased: Sequence[str] = (ORACLE,), baseline: str = ERM) -> str:
+    """Return a table in Markdown: a column for each test domain, their mean, and differences.
 
     Args:
         values: The values of each row.
         biased: Rows that are chosen by the values themselves, whose gain says nothing.
+        baseline: The row from which the others differ.
     """
     domains = sorted({domain for of in values.values() for domain, _ in of})
-    erm = values.get(ERM, {})
+    erm = values.get(baseline, {})
     gains = {
         name: [of[pair] - erm[pair] for pair in of if pair in erm]
         for name, of in values.items()
-        if name not in (ERM, *biased)
+        if name not in (baseline, *biased)
     }
     tested = {name: found for name, of in gains.items() if (found := compare(of))}
     corrected = dict(zip(tested, holm([found.p for found in tested.values()]), strict=True))
@@ -153,7 +164,8 @@ def table(values: dict[str, Values], biased: Sequence[str] = (ORACLE,)) -> str:
             f"[{found.low:+.1f}, {found.high:+.1f}]" if found else "–",
             f"{corrected[name]:.2g}" if found else "–",
         ])  # fmt: skip
-    headers = ["", *domains, "mean", "pairs", "Δ ERM", "95 % interval", "p"]
+    difference = "Δ ERM" if baseline == ERM else "Δ"
+    headers = ["", *domains, "mean", "pairs", difference, "95 % interval", "p"]
     align = ["left", *["right"] * (len(headers) - 1)]
     return tabulate(lines, headers, "pipe", disable_numparse=True, colalign=align)
 
@@ -177,8 +189,13 @@ def _shown(found: Estimate | None) -> str:
     return f"{found.mean:.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
-def tables(folder: Path) -> str:
-    """Return a legend and all tables, in Markdown, each with a heading."""
+def tables(folder: Path, restarted: Path | None = None) -> str:
+    """Return a legend and all tables, in Markdown, each with a heading.
+
+    Args:
+        folder: The runs.
+        restarted: Those of ERM that get a new optimizer where Fishr does, if they are to be shown.
+    """
     runs, records = read(folder)
     last = last_step(runs)
     shown = [
@@ -191,7 +208,21 @@ def tables(folder: Path) -> str:
         f"### {title}\n\n{about}\n\n{text}"
         for (title, about), text in zip(ABOUT.items(), shown, strict=True)
     ]
+    if restarted:
+        heading, _, about = OF_RESTARTED.strip().partition("\n\n")
+        compared = against_restarted(rows(last), last_step(read(restarted)[0]))
+        parts.append("\n\n".join([heading, about.replace("\n", " "), compared]))
     return "\n\n".join([LEGEND.replace("\n", " ").strip(), *parts])
+
+
+def against_restarted(values: dict[str, Values], restarted: pd.DataFrame) -> str:
+    """Return the table of what gets a new optimizer, and of ERM, beside ERM with a new one."""
+    with_new = {
+        name: of
+        for name, of in values.items()
+        if name.startswith((ERM, "Fishr, gamma", "IRM", "V-REx")) and not name.endswith("weights")
+    }
+    return table({RESTARTED: _values(restarted, "test"), **with_new}, baseline=RESTARTED)
 
 
 def costs(runs: pd.DataFrame) -> str:
@@ -216,7 +247,12 @@ def main(words: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="the runs")
-    print(tables(parser.parse_args(words).folder))
+    parser.add_argument(
+        "--restarted", metavar="DIR", type=Path,
+        help="runs of ERM that get a new optimizer where Fishr does (trainer.gamma=1e-9)",
+    )  # fmt: skip
+    arguments = parser.parse_args(words)
+    print(tables(arguments.folder, arguments.restarted))
     return 0
 
 

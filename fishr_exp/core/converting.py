@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # How types are called to people.
 _PLAIN = {
+    "float | torch.Tensor": "float",
     "torch.Tensor": "Tensor",
     "Mapping[str, Sequence[str]]": "{NAME:[WORD,...],...}",
     "Mapping[str, Mapping[str, Any]]": "{NAME:{KEY:VALUE,...},...}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from fishr_exp.core.secrets import masked, masked_value
 
+_NAMED = 5  # maximum number of names in a message
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -19,6 +21,13 @@ def printable(text: str) -> str:
     except UnicodeEncodeError:  # a surrogate that does not come from a name
         text = text.encode(errors="backslashreplace").decode()
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def some(names: Iterable[str], separator: str = ", ") -> str:
+    """Join the first five names, and say how many more there are: `a, b, c, d, e and 2 more`."""
+    listed = list(names)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return separator.join(listed[:_NAMED]) + more
 
 
 class ConfigError(ValueError):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fishr_exp.core.contracts import Domains, Loss, Minibatch, Model
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.errors import ConfigError, some
 from fishr_exp.data.digests import changes, digests
 from fishr_exp.data.minibatches import chunks
 from fishr_exp.gradient_variance import UnsupportedError
@@ -30,7 +30,6 @@ from fishr_exp.training.prepare import find_device, split_domains
 from fishr_exp.training.trained import trained_model
 
 log = logging.getLogger(__name__)
-_NAMED = 5  # maximum number of classes in a message
 
 
 class Sink(Protocol):
@@ -232,24 +231,19 @@ def _classes(
         return names or [str(number) for number in range(expected)], None, [note]
     if unknown := [name for name in theirs if name not in ours]:
         reason = (
-            f"has classes that {run.path} was not trained on ({_some(unknown)}), which knows "
-            f"{_some(ours)}"
+            f"has classes that {run.path} was not trained on ({some(unknown)}), which knows "
+            f"{some(ours)}"
         )
         hint = "pass data with the same classes, or map folders: dataset.class_map={CLASS:[FOLDER]}"
         raise ConfigError("dataset", data.name, reason, hint)
     absent = [name for name in ours if name not in theirs]
-    notes = [f"Classes that are not in these data: {_some(absent)}."] if absent else []
+    notes = [f"Classes that are not in these data: {some(absent)}."] if absent else []
     numbers = [ours.index(name) for name in theirs]
     return ours, torch.tensor(numbers), notes
 
 
 def _are_numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _beside_result(run: Run, found: Sequence[Evaluated]) -> str:

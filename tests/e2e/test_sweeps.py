@@ -367,7 +367,7 @@ def test_data_that_cannot_be_read_are_said_once(tmp_path: Path, images: Path) ->
     outcome = caller(tmp_path / "runs")(*words, "dataset.root=/nowhere")
     assert outcome.status == 2
     assert outcome.err.count("dataset.root=/nowhere: ") == 1
-    assert "3 more runs read the same data, and are not started" in outcome.err
+    assert "3 more runs read the same data, and will not be started" in outcome.err
     assert "4 runs: 0 trained, 1 failed, 3 without a result" in outcome.err
     outcome = caller(tmp_path / "runs")(*words, f"dataset.root=/nowhere,{images}")
     assert outcome.status == 2
@@ -376,7 +376,7 @@ def test_data_that_cannot_be_read_are_said_once(tmp_path: Path, images: Path) ->
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     waves = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweeper.max_batch_size=2")
     outcome = caller(tmp_path / "waves")(*words, "dataset.root=/nowhere", *waves)
-    assert "2 more runs read the same data, and are not started" in outcome.err
+    assert "2 more runs read the same data, and will not be started" in outcome.err
     assert "4 runs: 0 trained, 2 failed, 2 without a result" in outcome.err
 
 

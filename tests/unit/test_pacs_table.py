@@ -68,6 +68,22 @@ def test_differences_are_to_erm_of_the_seed_and_test_domain(module: ModuleType) 
     assert cells["CORAL"] == ["55.0", "", "", "1", "+5.0", "–", "–"]
 
 
+def test_differences_from_erm_with_a_new_optimizer(module: ModuleType) -> None:
+    restarted = found(
+        ("Fishr, gamma 1e-09", 1e-9, "a", 0, 51.0, 90.0),
+        ("Fishr, gamma 1e-09", 1e-9, "b", 0, 68.0, 90.0),
+    )
+    lines = module.against_restarted(module.rows(RUNS), restarted).splitlines()
+    cells = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines
+    }
+    assert list(cells)[2:] == ["ERM, new optimizer", "ERM", "Fishr, gamma 1", "Fishr, gamma 10"]
+    assert cells[""][4] == "Δ"
+    assert cells["ERM, new optimizer"] == ["51.0", "68.0", "59.5", "–", "–", "–", "–"]
+    assert cells["ERM"][3:5] == ["2", "+0.5"]  # 50 - 51 and 70 - 68
+    assert cells["Fishr, gamma 1"][3:5] == ["2", "+1.0"]
+
+
 def test_the_step_is_selected_after_the_penalty_acts(module: ModuleType) -> None:
     def evaluation(name: str, step: int, validation: float, test: float) -> dict[str, object]:
         return {

@@ -44,7 +44,8 @@ def _readable(pending: Sequence[SweptRun], tried: Sequence[SweptRun]) -> list[Sw
     bad = [run.data for run in tried if run.mistake and run.mistake.key == "dataset.root"]
     others = [other for other in pending if not other.data or other.data not in bad]
     if count := len(pending) - len(others):
-        log.error("%d more runs read the same data, and are not started", count)
+        which = "1 more run reads" if count == 1 else f"{count} more runs read"
+        log.error("%s the same data, and will not be started", which)
     return others
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fishr_exp.core.contracts import Domains
-from fishr_exp.core.errors import ConfigError, printable
+from fishr_exp.core.errors import ConfigError, printable, some
 from fishr_exp.data.datasets.layout import check_layout, refuse_one_class
 from fishr_exp.data.images.decoding import MAX_PIXELS
 from fishr_exp.data.images.folders import SUFFIXES, Folders, folders_in, images_of, root_folder
@@ -22,7 +22,6 @@ from fishr_exp.data.images.listed import (
 )
 
 _log = logging.getLogger(__name__)
-_NAMED = 5  # maximum number of names in a message; the rest are counted
 
 
 def image_folder(
@@ -142,7 +141,7 @@ def _listed(root: str, domains: Sequence[str] | None) -> dict[str, dict[str, lis
         if missing := [domain for domain in domains or () if domain not in there]:
             raise ConfigError(
                 "dataset.root", root, f"has no folder {', '.join(missing)}; it has "
-                f"{', '.join(list(there)[:_NAMED]) or 'none'}",
+                f"{some(there) or 'none'}",
                 "pass the folder that contains the domains, or their names as dataset.domains",
             )  # fmt: skip
         files: dict[str, dict[str, list[str]]] = {}
@@ -177,7 +176,7 @@ def _mapped(
         raise ConfigError(
             "dataset.class_map",
             f"{{{', '.join(class_map)}}}",
-            f"has no class for the folders {', '.join(unknown[:_NAMED])} of domain {domain}",
+            f"has no class for the folders {some(unknown)} of domain {domain}",
             "add each to the folders of its class, as in {car: [auto, vehicle]}",
         )
     return {
@@ -238,9 +237,4 @@ def _with_the_same_classes(
 
 def _difference(one: str, ones: Iterable[str], other: str, others: Iterable[str]) -> str:
     only = ((one, sorted(set(ones) - set(others))), (other, sorted(set(others) - set(ones))))
-    return ", ".join(
-        f"only {domain} has {' '.join(names[:_NAMED])}"
-        + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        for domain, names in only
-        if names
-    )
+    return ", ".join(f"only {domain} has {some(names, ' ')}" for domain, names in only if names)

@@ -6,12 +6,11 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from fishr_exp.core.errors import ConfigError
+from fishr_exp.core.errors import ConfigError, some
 from fishr_exp.data.images.listed import Images
 
 # Names of folders that are parts of a split, in lower case.
 _PARTS = {"train", "training", "val", "valid", "validation", "crossval", "dev", "test", "testing"}
-_NAMED = 3  # maximum number of folders in a message
 
 
 def check_layout(root: str, images: Images) -> None:
@@ -47,11 +46,10 @@ def refuse_one_class(root: str, images: Images) -> None:
     folder = os.path.join(os.path.abspath(os.path.expanduser(root)), domain, name)
     inner = _folders_with_images(folder, classes[name])
     if len(inner) > 1:
-        shown = ", ".join(inner[:_NAMED]) + (", ..." if len(inner) > _NAMED else "")
         hint = (
-            f"if {shown} are the classes, move them one level up, to {domain}/{inner[0]}, or pass "
-            f"a folder of links: ln -s {shlex.quote(folder)} LINKS/{domain}, and the same for the "
-            "other domains"
+            f"if {some(inner)} are the classes, move them one level up, to {domain}/{inner[0]}, or "
+            f"pass a folder of links: ln -s {shlex.quote(folder)} LINKS/{domain}, and the same for "
+            "the other domains"
         )
     raise ConfigError(
         "dataset.root", root, f"contains one class, {name}, and at least 2 are needed", hint

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fishr_exp.core.contracts import Domains
-from fishr_exp.core.errors import ConfigError, printable
+from fishr_exp.core.errors import ConfigError, printable, some
 from fishr_exp.data.digests import digest_of
 from fishr_exp.data.images.augmentation import NORMALIZATION
 from fishr_exp.data.images.decoding import fault
@@ -24,9 +24,6 @@ _log = logging.getLogger(__name__)
 
 Images = Mapping[str, Mapping[str, Sequence[str]]]
 """Domain -> class -> paths of its images, in order."""
-
-
-_NAMED = 5  # maximum number of classes in a message
 
 
 class Listed(NamedTuple):
@@ -63,10 +60,7 @@ def check_classes(key: str, value: object, images: Images, missing_classes: str)
     said = []
     for domain, classes in images.items():
         if lacking := [name for name, paths in classes.items() if not paths]:
-            more = f" and {len(lacking) - _NAMED} more" if len(lacking) > _NAMED else ""
-            said.append(
-                f"domain {domain} has no image of class {', '.join(lacking[:_NAMED])}{more}"
-            )
+            said.append(f"domain {domain} has no image of class {some(lacking)}")
     if said and missing_classes == "refuse":
         hint = "add images, or allow it: dataset.missing_classes=allow"
         raise ConfigError(key, value, "; ".join(said), hint)
