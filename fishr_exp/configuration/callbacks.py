@@ -27,7 +27,12 @@ from fishr_exp.configuration import (  # noqa: F401 - before anything is compose
 from fishr_exp.configuration.binding import check_output_dir
 from fishr_exp.configuration.messages import before_the_run, one_line
 from fishr_exp.core.errors import ConfigError, Stopped, UnfinishedError
-from fishr_exp.core.stopping import STOPPING, begin_job_process, leave_closed_terminal
+from fishr_exp.core.stopping import (
+    STOPPING,
+    begin_job_process,
+    leave_closed_terminal,
+    starting_jobs,
+)
 from fishr_exp.runs.run_folder import RunFolder
 
 _command = 0  # the number of the command's own process; a launcher may start others
@@ -157,6 +162,8 @@ class PassSignalsOn(Callback):
 
 def _end_jobs_with_command() -> None:
     """Let joblib's processes stop, each after a checkpoint, when the command is killed."""
+    from multiprocessing import resource_tracker
+
     from joblib import register_parallel_backend
     from joblib.parallel import BACKENDS
 
@@ -166,7 +173,17 @@ def _end_jobs_with_command() -> None:
         def configure(self, *arguments: Any, **keywords: Any) -> int:
             own = {"initializer": begin_job_process, "initargs": (os.getpid(),)}
             workers: int = super().configure(*arguments, **own, **keywords)
+            # Python starts it with the first process, and lets signals through again after that.
+            resource_tracker.ensure_running()
             return workers
+
+        def submit(self, *arguments: Any, **keywords: Any) -> Any:
+            with starting_jobs():  # with the first job, and where a process has ended
+                return super().submit(*arguments, **keywords)
+
+        def apply_async(self, *arguments: Any, **keywords: Any) -> Any:  # before joblib 1.5
+            with starting_jobs():
+                return super().apply_async(*arguments, **keywords)
 
     if not hasattr(BACKENDS["loky"], "ends_with_command"):
         register_parallel_backend("loky", Backend)

@@ -25,6 +25,22 @@ _waiting = 0  # a signal that asked this process to stop, between two jobs or in
 _in_job = False
 
 
+@contextlib.contextmanager
+def starting_jobs() -> Iterator[None]:
+    """In the block, start processes that get no signal before their `begin_job_process`.
+
+    One that is interrupted while it imports would end with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # processes inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def begin_job_process(parent: int) -> None:
     """Let this process, which runs the jobs of a launcher, stop as a command does.
 
@@ -37,6 +53,8 @@ def begin_job_process(parent: int) -> None:
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _note)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     stop_with(parent)
 
 

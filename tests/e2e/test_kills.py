@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from fishr_exp.cli import run as cli
 from fishr_exp.cli import table as table_cli
@@ -43,6 +45,7 @@ def forked(call: Callable[[], None], quiet: Path) -> int:
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        tqdm.set_lock(threading.RLock())  # a process that is killed would keep the common one
         out = os.open(quiet, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)

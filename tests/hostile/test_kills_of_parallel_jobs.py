@@ -99,7 +99,7 @@ def check_same_as_undisturbed(
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [KILL, INT], ids=lambda number: number.name)
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
 def test_a_parallel_sweep_whose_processes_are_starting(
     number: signal.Signals, seconds: float, tmp_path: Path
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -160,3 +162,18 @@ def test_a_signal_in_a_job_stops_it_and_the_next(monkeypatch: pytest.MonkeyPatch
     assert not went_on
     with pytest.raises(Stopped), stopping.stopping_jobs():
         pytest.fail("a job began")
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no such masks")
+def test_processes_that_are_started_get_signals_once_they_are_prepared() -> None:
+    ask = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    ready = f"from fishr_exp.core.stopping import *; begin_job_process({os.getpid()}); {ask}"
+
+    def blocked(code: str) -> str:
+        run = [sys.executable, "-c", code]
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+    with stopping.starting_jobs():
+        assert blocked(ask) == str(sorted(stopping.STOPPING))
+        assert blocked(ready) == "[]"
+    assert blocked(ask) == "[]"
