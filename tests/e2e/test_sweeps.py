@@ -360,23 +360,28 @@ def test_a_failed_run_is_named_and_not_started_again(tmp_path: Path) -> None:
     assert "2 runs: 2 trained" in once_more.err
 
 
-def test_data_that_cannot_be_read_are_said_once(tmp_path: Path, images: Path) -> None:
+def test_a_mistake_that_is_found_late_is_said_once(tmp_path: Path, images: Path) -> None:
     """Runs on other data are started."""
     words = ("-m", "dataset=image_folder", "test_domains=[sketch]", "dataset.image_size=8", ALONE,
              "model=mlp", "trainer=erm,fishr", "seed=0,1", "batch_size=4")  # fmt: skip
     outcome = caller(tmp_path / "runs")(*words, "dataset.root=/nowhere")
     assert outcome.status == 2
     assert outcome.err.count("dataset.root=/nowhere: ") == 1
-    assert "3 more runs read the same data, and will not be started" in outcome.err
+    assert "3 more runs have the same setting, and will not be started" in outcome.err
     assert "4 runs: 0 trained, 1 failed, 3 without a result" in outcome.err
     outcome = caller(tmp_path / "runs")(*words, f"dataset.root=/nowhere,{images}")
     assert outcome.status == 2
     assert "8 runs: 4 trained, 1 failed, 3 without a result" in outcome.err
     assert len(list((tmp_path / "runs").glob("*/done"))) == 4
+    for word, group in (("model=resnet18 model.weights_file=package:absent", "model.weights_file"),
+                        ("test_domains=[absent]", "test_domains")):  # fmt: skip
+        outcome = caller(tmp_path / group)(*words, f"dataset.root={images}", *word.split(), tiny=())
+        assert outcome.err.count(f"fishr-exp: {group}=") == 2, outcome.err  # of ERM, and of Fishr
+        assert outcome.err.count("1 more run has the same setting, and will not be started") == 2
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     waves = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweeper.max_batch_size=2")
     outcome = caller(tmp_path / "waves")(*words, "dataset.root=/nowhere", *waves)
-    assert "2 more runs read the same data, and will not be started" in outcome.err
+    assert "2 more runs have the same setting, and will not be started" in outcome.err
     assert "4 runs: 0 trained, 2 failed, 2 without a result" in outcome.err
 
 

@@ -36,16 +36,15 @@ def one_by_one(todo: Sequence[SweptRun], launch: Launch, progress: Progress) -> 
             continue
         if _attempt([run], launch, (), progress):
             pending.remove(run)
-            pending = _readable(pending, [run])
+            pending = _without_mistakes(pending, [run])
 
 
-def _readable(pending: Sequence[SweptRun], tried: Sequence[SweptRun]) -> list[SweptRun]:
-    """Leave out, of the runs to be trained, those whose data could not be read by runs tried."""
-    bad = [run.data for run in tried if run.mistake and run.mistake.key == "dataset.root"]
-    others = [other for other in pending if not other.data or other.data not in bad]
+def _without_mistakes(pending: Sequence[SweptRun], tried: Sequence[SweptRun]) -> list[SweptRun]:
+    """Leave out runs to be trained that would be refused as those were that have been tried."""
+    others = [run for run in pending if not any(map(run.has_mistake_of, tried))]
     if count := len(pending) - len(others):
-        which = "1 more run reads" if count == 1 else f"{count} more runs read"
-        log.error("%s the same data, and will not be started", which)
+        which = "1 more run has" if count == 1 else f"{count} more runs have"
+        log.error("%s the same setting, and will not be started", which)
     return others
 
 
@@ -69,7 +68,7 @@ def in_waves(
             log.info("training the steps that runs share: %d runs stop after them", len(first))
             made = _attempt(first, launch, ("share_steps=only",), progress)
             failed = [run for run in made if run.has_failed]
-            pending = _readable([run for run in pending if run not in failed], made)
+            pending = _without_mistakes([run for run in pending if run not in failed], made)
             continue
         free = [run for run in pending if _is_free(run, pending)]
         if not free:
@@ -77,7 +76,7 @@ def in_waves(
             continue
         wave = free[:most]
         made = _attempt(wave, launch, (), progress)
-        pending = _readable([run for run in pending if run not in made], made)
+        pending = _without_mistakes([run for run in pending if run not in made], made)
 
 
 def trunk_of(run: SweptRun) -> Path:

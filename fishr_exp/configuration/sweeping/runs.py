@@ -33,6 +33,14 @@ log = logging.getLogger(__name__)
 REPEATS = ("seed", "data_seed", "protocol.trial_seed")
 
 
+_DEPENDS = {  # a mistake's key, or its first word -> the parts of a run that it depends on
+    "dataset.root": ("dataset",),
+    "model": ("dataset", "model", "method"),
+    "test_domains": ("dataset", "test_domains", "method"),
+    "tracker": ("tracker",),
+}
+
+
 @dataclass
 class SweptRun:
     """One run of a sweep.
@@ -44,7 +52,7 @@ class SweptRun:
         varied: Those of its words that not all runs have.
         is_baseline: Whether it is the ERM baseline.
         kind: What runs of equal cost share.
-        data: What its dataset is read by; of runs with equal ones, all can read it, or none.
+        parts: What it is made of, as far as mistakes depend on it.
         mistake: What its configuration was refused for, once it was launched.
         candidates: The steps that it could share with others, the longest first.
         trunk: Those that it does share.
@@ -59,7 +67,7 @@ class SweptRun:
     varied: Sequence[str] = ()
     is_baseline: bool = False
     kind: tuple[object, ...] = ()
-    data: Mapping[str, object] = field(default_factory=dict)
+    parts: Mapping[str, object] = field(default_factory=dict)
     mistake: ConfigError | None = None
     candidates: Sequence[Trunk] = field(default_factory=list)
     trunk: Trunk | None = None
@@ -71,6 +79,14 @@ class SweptRun:
     def cell(self) -> tuple[str, ...]:
         """Its words, without those that repeat it."""
         return tuple(word for word in self.words if word.partition("=")[0] not in REPEATS)
+
+    def has_mistake_of(self, other: SweptRun) -> bool:
+        """Whether this run would be refused for what another one was refused for."""
+        if not (other.mistake and self.parts):
+            return False
+        key = other.mistake.key
+        depends = _DEPENDS.get(key) or _DEPENDS.get(key.partition(".")[0], ())
+        return bool(depends) and all(self.parts[on] == other.parts.get(on) for on in depends)
 
     @property
     def is_done(self) -> bool:
@@ -112,11 +128,17 @@ def describe(run: SweptRun, config: DictConfig, *, shares: bool) -> None:
     """
     from fishr_exp.training.prepare import check
 
-    run.folder, given, _ = bound(config)
+    run.folder, given, own = bound(config)
     trainer = check(given).trainer
     run.is_baseline = trainer.gamma == 0 or given.labels["trainer"] == "erm"
     run.kind = _kind(given, settings(given.config))
-    run.data = {k: v for k, v in given.config["dataset"].items() if k != "seed"}
+    run.parts = {
+        "dataset": {k: v for k, v in given.config["dataset"].items() if k != "seed"},
+        "model": given.config["model"],
+        "method": given.config["trainer"]["_target_"],
+        "test_domains": given.config["test_domains"],
+        "tracker": OmegaConf.to_container(own, resolve=False)["tracker"],  # type: ignore[call-overload, index]
+    }
     run.candidates = candidates(given, trainer, run.folder) if shares else []
 
 
