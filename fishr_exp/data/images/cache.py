@@ -143,10 +143,10 @@ def cached(files: Files, root: Path, name: str, folder: Path) -> Cached:
     Raises:
         ConfigError: If it cannot be written.
     """
-    folder, root = expanded(folder), expanded(root).resolve()
+    folder, root = expanded(folder), expanded(root)
     size = files.stored_size or "original"
     stem = re.sub(r"[^\w.-]", "_", name)
-    location = _sha256(f"{name} {root}")[:8]
+    location = _sha256(f"{name} {root.resolve()}")[:8]
     path = folder / f"{stem}-{size}-{location}.pixels"
     try:
         sources = _digest_of_sources(files, root)
@@ -188,8 +188,10 @@ def _digest_of_sources(files: Files, root: Path) -> bytes:
     digest = hashlib.sha256(f"{files.stored_size}\n".encode())
     if files.max_pixels != MAX_PIXELS:  # a key that came later
         digest.update(f"{files.max_pixels} pixels\n".encode())
-    for path in files.paths:
-        name = os.path.relpath(os.path.abspath(path), root)
+    given, resolved = os.path.join(os.path.abspath(root), ""), root.resolve()
+    for path in map(os.path.abspath, files.paths):
+        # Named from the root as it was given, so that a link to it has the cache of its target.
+        name = os.path.relpath(path, given if path.startswith(given) else resolved)
         try:
             status = os.stat(path)
             state = f"{status.st_size} {status.st_mtime_ns}"

@@ -46,8 +46,9 @@ def files(root, stored_size=None):
     return Files(sorted(map(str, root.rglob("art/*/*.png"))), stored_size)
 
 
-def store(root, stored_size=None):
-    return cached(files(root, stored_size), root, "some-art", root.parent / "cache")
+def store(root, stored_size=None, folder=None):
+    folder = folder or root.parent / "cache"
+    return cached(files(root, stored_size), root, "some-art", folder)
 
 
 def modified(path):
@@ -97,6 +98,15 @@ def test_a_cache_is_used_again_and_made_anew_when_an_image_changes(root):
     assert modified(store(root).path) != first
     changed.unlink()
     assert len(store(root)) == 5
+
+
+def test_a_link_to_the_images_has_their_cache(root, tmp_path_factory):
+    path = store(root).path
+    first = modified(path)
+    link = tmp_path_factory.mktemp("links") / "link"
+    link.symlink_to(root)
+    there = store(link, folder=path.parent)
+    assert (there.path, modified(path)) == (path, first)
 
 
 def test_sizes_have_files_of_their_own(root):
