@@ -68,12 +68,14 @@ def as_trainer(built: Any) -> Trainer:
     Raises:
         ConfigError: If it is no such module.
     """
-    if isinstance(built, Trainer):
-        return built
     kind = type(built)
-    if not isinstance(built, nn.Module) or not callable(getattr(built, "objective", None)):
+    objective = getattr(kind, "objective", None)
+    has_objective = callable(objective) and objective is not Trainer.objective
+    if isinstance(built, Trainer) and has_objective:
+        return built
+    if not (isinstance(built, nn.Module) and has_objective):
         raise ConfigError(
-            "trainer", kind.__name__, "is not a Trainer",
+            "trainer", kind.__name__, "is not a Trainer with an objective",
             "derive it from fishr_exp.contracts.Trainer, and give it an objective",
         )  # fmt: skip
     named = {"printed_name": getattr(kind, "printed_name", "")}

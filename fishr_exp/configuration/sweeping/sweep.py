@@ -124,7 +124,7 @@ class Sweep:
         with composing_once():
             bar = tqdm(self.words, desc="checking", unit="run", disable=None, leave=False, delay=2)
             for position, words in enumerate(bar, start=1):
-                varied = tuple(self._varied(words))
+                varied = self._varied(words) if len(self.words) > 1 else ()
                 run = SweptRun(tuple(words), self.folder / str(position), position, varied)
                 try:
                     known = None if self._decides(words) else index.find(words)

@@ -14,6 +14,7 @@ from fishr_exp.core._torchvision import torchvision
 from fishr_exp.core.contracts import Domains, Minibatch
 from fishr_exp.core.errors import ConfigError, TrainingError
 from fishr_exp.data.datasets.tensors import TensorDomain
+from fishr_exp.gradient_variance import per_sample_losses
 from fishr_exp.models.backbone import backbone
 from fishr_exp.models.mlp import mlp
 from fishr_exp.training.built import as_domains, as_model, as_trainer, check_fit, two_samples
@@ -112,6 +113,8 @@ def test_what_is_no_module_is_refused() -> None:
         as_model(3, torch.rand(2, *SMALL))
     with pytest.raises(ConfigError, match="trainer=Linear: is not a Trainer"):
         as_trainer(nn.Linear(1, 1))
+    with pytest.raises(ConfigError, match="Own: is not a Trainer with an objective"):
+        as_trainer(type("Own", (Trainer,), {})(per_sample_losses))
     with pytest.raises(ConfigError, match="dataset=list: is not a dataset with domains"):
         as_domains([1])
 
