@@ -41,7 +41,7 @@ test: $(READY)  ## all tests that need no long run, server or GPU
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the long ones too: servers, slow references, GPU where there is one
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m ''
 
 check: $(READY)  ## ruff (lint and format), types, and the import layering
 	$(BIN)/ruff check .

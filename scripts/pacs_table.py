@@ -40,8 +40,8 @@ FIRST_STEP = 150  # the first evaluation after the penalty acts
 LEGEND = """\
 Accuracy in %, mean ± standard error over the seeds; *mean* is over the four domains. *Selected
 gamma* is, for each seed and test domain, the gamma (0 is among them) with the highest accuracy on
-the validation parts of the training domains after the last step; *oracle's gamma* the one with the
-highest test accuracy, which nobody has in practice. Δ ERM is the mean of the differences from ERM
+the validation parts of the training domains, at the step that the table shows; *oracle's gamma* the
+one with the highest test accuracy, which nobody has in practice. Δ ERM is the mean of the differences from ERM
 with the same seed and test domain, in points, over so many pairs, with a bootstrap interval over
 the pairs and the p-value of a sign-flip test, corrected by Holm for the number of rows.
 """

@@ -192,7 +192,10 @@ def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _from_hub(library: str, name: str) -> Mapping[str, Tensor]:
-    hint = "download {0} on a machine with internet access and pass the path as model.weights_file"
+    hint = (
+        "download {0} on a machine with internet access and pass the path as model.weights_file, "
+        "or start without weights: model.pretrained=false"
+    )
     if library == "timm":
         try:
             return _timm().create_model(name, pretrained=True).state_dict()
