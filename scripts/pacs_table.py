@@ -41,9 +41,10 @@ LEGEND = """\
 Accuracy in %, mean ± standard error over the seeds; *mean* is over the four domains. *Selected
 gamma* is, for each seed and test domain, the gamma (0 is among them) with the highest accuracy on
 the validation parts of the training domains, at the step that the table shows; *oracle's gamma* the
-one with the highest test accuracy, which nobody has in practice. Δ ERM is the mean of the differences from ERM
-with the same seed and test domain, in points, over so many pairs, with a bootstrap interval over
-the pairs and the p-value of a sign-flip test, corrected by Holm for the number of rows.
+one with the highest test accuracy, which nobody has in practice. Δ ERM is the mean of the
+differences from ERM with the same seed and test domain, in points, over so many pairs, with a
+bootstrap interval over the pairs and the p-value of a sign-flip test, corrected by Holm for the
+number of rows.
 """
 ABOUT = {  # of each table
     "Test domains, after the last step": "On all samples of the test domain.",
