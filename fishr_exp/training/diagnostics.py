@@ -128,7 +128,8 @@ def _of_penalties(
     for key in keys:
         line = key.removeprefix("penalty").replace("_", "/", 1)
         found[f"penalty_share{line}"] = _share(objective.logs[key], objective.total)
-        found[f"gradient_cosine{line}"] = _cosine(of_risk, _gradient(weighed[key], parameters))
+        if key in weighed:  # a method may log something else at another weight
+            found[f"gradient_cosine{line}"] = _cosine(of_risk, _gradient(weighed[key], parameters))
     return found
 
 

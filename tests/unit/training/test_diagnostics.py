@@ -169,6 +169,23 @@ def test_any_method_that_logs_risk_and_penalty(model, batch):
     assert -1 <= found["gradient_cosine"] <= 1
 
 
+class Early(Other):
+    """It logs a penalty of its own before it has a weight, and another one afterwards."""
+
+    gamma = 0.0
+
+    def objective(self, model: Model, batch: Batch, step: int) -> Objective:
+        risk = self.loss(model(batch.x), batch.y).mean()
+        key = "penalty_late" if self.gamma else "penalty_early"
+        return Objective(risk, {"risk": risk, key: risk.detach() if not self.gamma else risk**2})
+
+
+def test_a_penalty_that_another_weight_does_not_have_has_a_share_only(model, batch):
+    found = diagnose(Early(per_sample_losses), model, batch, ["a", "b"], 0)
+    assert "penalty_share/early" in found
+    assert not [key for key in found if key.startswith("gradient_cosine")]
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_a_look_leaves_no_trace(batch, method):
     torch.manual_seed(0)
