@@ -327,8 +327,9 @@ def _pacs_page(work: Work, size: int, folder: Path, plan: dict[str, Any], seeds:
         f"{short}, of 32 samples of each training domain; the penalty acts from step "
         f"{steps // 3} on, and Fishr has a new Adam from there, as in DomainBed, which ERM (gamma "
         "0) has not. Gamma 1 was fixed before the runs. bfloat16, channels_last, last step. "
-        f"Whole seeds: {', '.join(map(str, seeds)) or 'none'}; {count} runs in {plan['seconds'] / 60:.1f} minutes, {plan['jobs']} at a time. The images were "
-        "read at the size at which they are in the folder, and resized.",
+        f"Whole seeds: {', '.join(map(str, seeds)) or 'none'}; {count} runs in "
+        f"{plan['seconds'] / 60:.1f} minutes, {plan['jobs']} at a time. The images were read at "
+        "the size at which they are in the folder, and resized.",
         "How the number of steps was chosen:", "\n".join(f"- {note}" for note in plan["notes"]),
         "Accuracy in % on all samples of the test domain after the last step, mean over the seeds:",
         _in_short(folder), (table / "table.md").read_text(),
