@@ -225,8 +225,8 @@ def test_a_cancelled_job_costs_shared_steps_or_its_own_run(
     # The run of the first array is made in the second one.
     assert head == "fishr-exp: 1 job without a result; the same command tries again:"
     assert line.startswith(f"fishr-exp:   {second}_2 trainer.gamma=100: CANCELLED by ")
-    assert "3 runs: 2 trained (1 of them with shared steps" in err
-    assert "1 failed" in err
+    # Gamma 1 takes steps over from gamma 0, unless both jobs of the array begin at once.
+    assert re.search(r"3 runs: 2 trained( \(1 of them with shared steps.*\))?, 1 failed", err), err
     again = process(*words)
     err = again.communicate()[1]
     assert again.returncode == 0, err
