@@ -53,6 +53,12 @@ def test_the_page_of_matching_has_the_numbers_of_the_records() -> None:
     compared = study.against_erm(study.read(records))
     assert f"\n## Numbers\n\n{study.describe(compared)}\n\n## Noise\n" in page
     assert page.endswith(f"\n## Noise\n\n{study.describe_noise(records)}\n")
+    restarted = study.read(RESULTS / "records" / "pacs_lite0_restarted")
+    assert f"ERM that gets one has {restarted['relative'].mean():.2f}, and" in page
+    gammas = compared[compared["gamma"].isin([0.1, 1.0, 10.0])]
+    both = gammas.merge(restarted, on=study.PAIR, suffixes=("", "_new"))
+    assert len(both) == 36
+    assert (both["relative"] < both["relative_new"]).all()
 
 
 def test_the_table_of_the_quickstart_is_the_one_of_its_records(
