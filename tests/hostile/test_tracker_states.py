@@ -69,6 +69,7 @@ class Said:
         assert "Traceback" not in err.getvalue()
 
     def one_line(self, *parts: str) -> None:
+        assert len(self.lines) == 1, self.lines
         (line,) = self.lines
         assert all(part in line for part in parts), line
 

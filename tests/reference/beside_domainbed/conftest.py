@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 import types
@@ -41,7 +42,8 @@ class DomainBed:
     """Its algorithms, and a comparison of updates."""
 
     def __init__(self, path: str) -> None:
-        sys.modules.setdefault("timm", types.ModuleType("timm"))  # imported, and not used here
+        if importlib.util.find_spec("timm") is None:  # imported, and not used here
+            sys.modules["timm"] = types.ModuleType("timm")
         sys.path.insert(0, path)
         self.algorithms: Any = importlib.import_module("domainbed.algorithms")
         self.registry: Any = importlib.import_module("domainbed.hparams_registry")
