@@ -162,8 +162,6 @@ class PassSignalsOn(Callback):
 
 def _end_jobs_with_command() -> None:
     """Let joblib's processes stop, each after a checkpoint, when the command is killed."""
-    from multiprocessing import resource_tracker
-
     from joblib import register_parallel_backend
     from joblib.parallel import BACKENDS
 
@@ -173,8 +171,6 @@ def _end_jobs_with_command() -> None:
         def configure(self, *arguments: Any, **keywords: Any) -> int:
             own = {"initializer": begin_job_process, "initargs": (os.getpid(),)}
             workers: int = super().configure(*arguments, **own, **keywords)
-            # Python starts it with the first process, and lets signals through again after that.
-            resource_tracker.ensure_running()
             return workers
 
         def submit(self, *arguments: Any, **keywords: Any) -> Any:

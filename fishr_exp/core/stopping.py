@@ -34,6 +34,10 @@ def starting_jobs() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    from multiprocessing import resource_tracker  # which takes time to import
+
+    # Python starts it with the first process, and lets signals through again after that.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # processes inherit it
     try:
         yield

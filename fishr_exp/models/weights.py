@@ -104,8 +104,9 @@ def _in_package(name: str, weights_file: str) -> Path:
         raise ConfigError(
             "model.weights_file", weights_file, "this package is not installed", hint
         ) from error
-    # Files beside the packages are Python's own; there, a .pth is a list of folders.
-    found = [file for file in files if file.suffix in _SUFFIXES and len(file.parts) > 1]
+    # A .pth beside the packages is Python's own, a list of folders.
+    own = [file for file in files if file.suffix == ".pth" and len(file.parts) == 1]
+    found = [file for file in files if file.suffix in _SUFFIXES and file not in own]
     if len(found) != 1:
         problem = f"this package has {len(found) or 'no'} files of weights, and one is needed"
         raise ConfigError("model.weights_file", weights_file, problem, "pass the path of a file")

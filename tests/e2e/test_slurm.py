@@ -212,7 +212,8 @@ def test_a_cancelled_job_costs_shared_steps_or_its_own_run(
     slurm: tuple[str, ...], tmp_path: Path
 ) -> None:
     runs, name = tmp_path / "runs", slurm[1].partition("=")[2]
-    words = (*SHARED, *slurm, f"output_dir={runs}")
+    one = "hydra.launcher.array_parallelism=1"  # else gamma 1 may begin beside gamma 0, and alone
+    words = (*SHARED, *slurm, one, f"output_dir={runs}")
     sweep = process(*words)
     first, second = submitted(name, sweep)
     subprocess.run(["scancel", first], check=True)
@@ -225,8 +226,8 @@ def test_a_cancelled_job_costs_shared_steps_or_its_own_run(
     # The run of the first array is made in the second one.
     assert head == "fishr-exp: 1 job without a result; the same command tries again:"
     assert line.startswith(f"fishr-exp:   {second}_2 trainer.gamma=100: CANCELLED by ")
-    # Gamma 1 takes steps over from gamma 0, unless both jobs of the array begin at once.
-    assert re.search(r"3 runs: 2 trained( \(1 of them with shared steps.*\))?, 1 failed", err), err
+    assert "3 runs: 2 trained (1 of them with shared steps" in err
+    assert "1 failed" in err
     again = process(*words)
     err = again.communicate()[1]
     assert again.returncode == 0, err

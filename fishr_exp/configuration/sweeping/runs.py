@@ -137,7 +137,7 @@ def describe(run: SweptRun, config: DictConfig, *, shares: bool) -> None:
         "model": given.config["model"],
         "method": given.config["trainer"]["_target_"],
         "test_domains": given.config["test_domains"],
-        "tracker": OmegaConf.to_container(own, resolve=False)["tracker"],  # type: ignore[call-overload, index]
+        "tracker": str(own.tracker),  # as it is written
     }
     run.candidates = candidates(given, trainer, run.folder) if shares else []
 
